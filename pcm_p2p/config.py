@@ -1,0 +1,124 @@
+"""The settings of one daemon: ``config.toml`` in its state folder, decoded once into frozen objects.
+
+``pcm-p2p enroll join`` writes the file; an admin may edit it. Each default says where it comes from: (spec) an issue or
+DESIGN.md, (measured) research notes, (choice) ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from pcm_p2p.errors import InputError, UntrustedBytes
+from pcm_p2p.ids import check_name
+from pcm_p2p.toml_document import load_toml
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Device(_Table):
+    """``labels`` are what policy selectors match; ``site`` is where the device is enrolled."""
+
+    site: str = "default"
+    labels: tuple[str, ...] = ()
+    role: Literal["device", "collector", "relay"] = "device"
+
+
+class Listen(_Table):
+    """Where peers connect. Port 0: the system chooses, and the choice is kept in the state folder."""
+
+    addresses: tuple[str, ...] = ("0.0.0.0",)  # noqa: S104 - narrowed by [listen] and by mutual TLS
+    port: Port = 8741
+
+
+class Discovery(_Table):
+    """``seeds`` are ``host:port``. mDNS only introduces; ``interfaces`` are addresses (empty: all)."""
+
+    mdns: bool = True
+    interfaces: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
+    settle_s: float = 3.0  # choice: no WAN fetch until the roster was quiet for this long, see swarm.ownership
+
+
+class Origin(_Table):
+    """The static tree. Further mirrors are tried in order. ``poll_s``: 30 min from research/distribution.md 3."""
+
+    urls: tuple[str, ...] = ()
+    poll_s: float = 1_800.0
+    connect_timeout_s: float = 10.0  # choice
+    rate_bytes_per_s_min: NotNegative = 1_000  # choice: slower than this for stall_s counts as stalled
+    stall_s: float = 30.0  # measured: research/distribution.md 3, timeouts
+
+
+class Limits(_Table):
+    """Rates in bytes a second; 0 is without limit. LAN is unlimited by default (research/distribution.md 3)."""
+
+    wan_in_bytes_per_s: NotNegative = 0
+    lan_in_bytes_per_s: NotNegative = 0
+    lan_out_bytes_per_s: NotNegative = 0
+    upload_slots: Positive = 2  # measured: research/gossip-scale.md 1.4
+    wan_weight: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8  # choice; 0 for metered links
+
+
+class Store(_Table):
+    """0: min(20 % of free disk, 20 GiB), always leaving 10 % of the disk free (DESIGN.md 6)."""
+
+    quota_bytes_max: NotNegative = 0
+
+
+class Apply(_Table):
+    """``root`` is where packages, archives and files go; another root than ``/`` is a private root (lab, tests, images)."""
+
+    root: str = "/"
+    interval_s: float = 60.0  # choice: retry of what waits
+
+
+class Assess(_Table):
+    interval_s: float = 7_200.0  # spec: a couple of hours
+
+
+class Collectors(_Table):
+    """Only overrides: addresses come from the signed fleet document. ``direct`` false: never dial, always be carried."""
+
+    direct: bool = True
+    interval_s: float = 60.0  # choice: look for a route this often while something is in the outbox
+
+
+class Config(_Table):
+    device: Device = msgspec.field(default_factory=Device)
+    listen: Listen = msgspec.field(default_factory=Listen)
+    discovery: Discovery = msgspec.field(default_factory=Discovery)
+    origin: Origin = msgspec.field(default_factory=Origin)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    store: Store = msgspec.field(default_factory=Store)
+    apply: Apply = msgspec.field(default_factory=Apply)
+    assess: Assess = msgspec.field(default_factory=Assess)
+    collectors: Collectors = msgspec.field(default_factory=Collectors)
+
+
+def load_config(path: Path) -> Config:
+    """Read and check ``config.toml``. Raises ``InputError`` that names the file, the line and the key."""
+    config = load_toml(path, Config)
+    for key, name in [("site", config.device.site), *(("labels", label) for label in config.device.labels)]:
+        try:
+            check_name(name, key)
+        except UntrustedBytes as error:
+            raise InputError(error.message, path=path, key=f"device.{key}") from None
+    for url in config.origin.urls:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(
+                f"{url!r} is not an http or https address", path=path, key="origin.urls", remedy="Start it with https://."
+            )
+    for seed in config.discovery.seeds:
+        host, _, port = seed.rpartition(":")
+        if not host or not port.isdigit():
+            raise InputError(f"{seed!r} is not host:port", path=path, key="discovery.seeds", remedy="Write '10.0.0.5:8741'.")
+    return config
