@@ -115,10 +115,15 @@ def load_config(path: Path) -> Config:
     for url in config.origin.urls:
         if not url.startswith(("http://", "https://")):
             raise InputError(
-                f"{url!r} is not an http or https address", path=path, key="origin.urls", remedy="Start it with https://."
+                f"{url!r} is not an http or https address",
+                path=path,
+                key="origin.urls",
+                remedy="Start it with https://.",
             )
     for seed in config.discovery.seeds:
         host, _, port = seed.rpartition(":")
         if not host or not port.isdigit():
-            raise InputError(f"{seed!r} is not host:port", path=path, key="discovery.seeds", remedy="Write '10.0.0.5:8741'.")
+            raise InputError(
+                f"{seed!r} is not host:port", path=path, key="discovery.seeds", remedy="Write '10.0.0.5:8741'."
+            )
     return config

@@ -39,7 +39,9 @@ class _FixedBytes(bytes):
     def parse(cls, text: str) -> Self:
         """Read the hexadecimal form; raises ``UntrustedBytes`` on anything else."""
         if len(text) != 2 * cls.size_bytes or not re.fullmatch(r"[0-9a-f]+", text):
-            raise UntrustedBytes(f"{cls.__name__} is {2 * cls.size_bytes} lower-case hexadecimal digits, not {text[:80]!r}")
+            raise UntrustedBytes(
+                f"{cls.__name__} is {2 * cls.size_bytes} lower-case hexadecimal digits, not {text[:80]!r}"
+            )
         return cls(bytes.fromhex(text))
 
     @property

@@ -75,7 +75,11 @@ def _explain(message: str, schema: type[Any], path: Path | str, text: str) -> In
         key = unknown.group(1)
         known = sorted(_field_names(schema))
         near = difflib.get_close_matches(key, known, n=1)
-        remedy = f"Did you mean '{near[0]}'?" if near else "Remove it, or check the spelling; known keys: " + ", ".join(known)
+        remedy = (
+            f"Did you mean '{near[0]}'?"
+            if near
+            else "Remove it, or check the spelling; known keys: " + ", ".join(known)
+        )
         return InputError(f"unknown key{_inside(place)}", path=path, line=_line_of(key, text), key=key, remedy=remedy)
     if missing:
         key = missing.group(1)

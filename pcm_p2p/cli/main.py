@@ -1,0 +1,84 @@
+"""The application: mounts the command groups, and turns every ``PcmError`` into a message, a remedy and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pcm_p2p import __version__
+from pcm_p2p.cli import collector, enroll, fleet, key, lab, node, origin, policy, release, signing
+from pcm_p2p.errors import PcmError, exit_statuses
+
+EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
+
+app = typer.Typer(
+    name="pcm-p2p",
+    help="Peer-to-peer patch and configuration management: one WAN download per office, signed policy, honest compliance.",
+    epilog=EXIT_STATUS_HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(fleet.app, name="fleet")
+app.add_typer(key.app, name="key")
+app.add_typer(release.app, name="release")
+app.add_typer(policy.app, name="policy")
+signing.mount(app)
+app.add_typer(origin.app, name="origin")
+app.add_typer(enroll.app, name="enroll")
+node.mount(app)
+collector.mount(app)
+app.add_typer(lab.app, name="lab")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pcm-p2p {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``pcm-p2p`` script."""
+    try:
+        app(args=arguments, prog_name="pcm-p2p")
+    except PcmError as error:
+        report(error)
+        sys.exit(error.exit_status)
+    except BaseExceptionGroup as group:
+        # trio nurseries wrap what a task raised; the person wants the cause, not the tree.
+        inner = _first(group)
+        if isinstance(inner, PcmError):
+            report(inner)
+            sys.exit(inner.exit_status)
+        raise
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def report(error: PcmError) -> None:
+    sys.stderr.write(f"pcm-p2p: {error.message}\n")
+    if error.remedy:
+        sys.stderr.write(f"  {error.remedy}\n")
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,187 @@
+"""``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``: one endpoint, run and asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pcm_p2p.cli.output import Json, err, out, print_facts, print_json, print_table, size
+from pcm_p2p.daemon.control import ask
+
+State = Annotated[
+    Path,
+    typer.Option("--state", envvar="PCM_P2P_STATE", help="State folder of the daemon.", show_default=True),
+]
+DEFAULT_STATE = Path("/var/lib/pcm-p2p")
+STATES = ("pass", "fail", "error", "not_run", "not_applicable", "manual")
+
+
+def mount(app: typer.Typer) -> None:
+    for command in (daemon, status, peers, why, doctor, assess):
+        app.command()(command)
+
+
+def daemon(
+    state: State = DEFAULT_STATE,
+    json_log: Annotated[bool, typer.Option("--json-log", help="One JSON object per log line.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log debugging details too.")] = False,
+) -> None:
+    """Run this endpoint's daemon until SIGTERM or Ctrl-C; both end it in order, with exit status 0.
+
+    EXIT STATUS: 0 ended on request; 2 config.toml is wrong; 5 the identity is missing or refused; 6 the state folder is
+    in use by another daemon or cannot be written.
+    """
+    from pcm_p2p.daemon.node import run_daemon
+
+    run_daemon(state, json_log=json_log, verbose=verbose)
+
+
+def status(state: State = DEFAULT_STATE, json: Json = False) -> None:
+    """What this device has, is doing, and is waiting for.
+
+    EXIT STATUS: 0 all well; 1 something needs attention (listed as a problem); 3 no daemon answers.
+    """
+    facts = ask(state, "status")
+    if json:
+        print_json(facts)
+    else:
+        _print_status(facts)
+    if facts["problems"]:
+        raise typer.Exit(1)
+
+
+def _print_status(facts: dict[str, Any]) -> None:
+    trust, reports, store = facts["trust"], facts["reports"], facts["store"]
+    counts = ", ".join(f"{facts['compliance'][name]} {name}" for name in STATES if facts["compliance"][name])
+    print_facts(
+        {
+            "device": f"{facts['device']}  (site {facts['site']}, {facts['role']})",
+            "trust": f"{trust['state']}: root {trust['root']}, timestamp {trust['timestamp']}, targets {trust['targets']}"
+            + (f"  ({trust['reason']})" if trust["reason"] else ""),
+            "changes": "allowed"
+            if facts["activation"]["allowed"]
+            else f"not allowed: {facts['activation']['why_not']}",
+            "peers": f"{facts['peers']['site']} at this site, {facts['peers']['sessions']} sessions",
+            "transfer": f"WAN in {size(facts['transfer']['wan_in_bytes'])}, LAN in {size(facts['transfer']['lan_in_bytes'])}, "
+            f"LAN out {size(facts['transfer']['lan_out_bytes'])}",
+            "store": f"{store['chunks']} chunks, {size(store['bytes'])} of {size(store['quota_bytes_max'])}",
+            "reports": f"{reports['outbox']} waiting, {reports['acknowledged']} acknowledged, {reports['carried']} carried "
+            f"for others; collector {reports['route']}",
+            "checks": counts or "none",
+        }
+    )
+    if facts["releases"]:
+        out().print()
+        print_table(
+            ("RELEASE", "VERSION", "STATE", "CHUNKS", "WAN", "LAN", "DETAIL"),
+            (
+                (
+                    row["name"],
+                    row["version"],
+                    row["state"],
+                    f"{row['chunks_have']}/{row['chunks_total']}",
+                    size(row["wan_bytes"]),
+                    size(row["lan_bytes"]),
+                    row["detail"],
+                )
+                for row in facts["releases"]
+            ),
+        )
+    for problem in facts["problems"]:
+        err().print(f"[bold]problem[/bold]: {problem}")
+
+
+def peers(state: State = DEFAULT_STATE, json: Json = False) -> None:
+    """The devices this one knows, and the sessions it has.
+
+    EXIT STATUS: 0; 3 no daemon answers.
+    """
+    rows = ask(state, "peers")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("DEVICE", "SITE", "ADDRESS", "STATUS", "SESSION", "IN", "OUT"),
+        (
+            (
+                row["device"][:8],
+                row["site"],
+                row["address"],
+                row["status"],
+                row["session"],
+                size(row["bytes_in"]),
+                size(row["bytes_out"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def why(
+    release: Annotated[str, typer.Argument(help="NAME or NAME@VERSION of a release; a check's id is explained too.")],
+    state: State = DEFAULT_STATE,
+    json: Json = False,
+) -> None:
+    """Why a release is where it is: each segment, its source and the reason; or why a check has its state.
+
+    EXIT STATUS: 0; 2 nothing of that name is known here; 3 no daemon answers.
+    """
+    facts = ask(state, "why", name=release)
+    if json:
+        print_json(facts)
+        return
+    print_facts(facts["facts"])
+    if facts["rows"]:
+        out().print()
+        print_table(tuple(name.upper() for name in facts["columns"]), facts["rows"])
+
+
+def assess(
+    state: State = DEFAULT_STATE,
+    json: Json = False,
+    all_findings: Annotated[bool, typer.Option("--all", help="Show the passing checks too.")] = False,
+) -> None:
+    """Run every assigned check now, report the result, and print it.
+
+    EXIT STATUS: 0 all pass; 1 a check fails, has an error or was not run; 3 no daemon answers.
+    """
+    findings = ask(state, "assess")
+    if json:
+        print_json(findings)
+    else:
+        shown = [row for row in findings if all_findings or row["state"] not in ("pass", "not_applicable")]
+        print_table(
+            ("CHECK", "STATE", "SEVERITY", "EXPECTED", "ACTUAL", "MESSAGE"),
+            (
+                (
+                    f"{row['policy']}/{row['check']}",
+                    row["state"],
+                    row["severity"],
+                    row["expected"],
+                    row["actual"],
+                    row["message"],
+                )
+                for row in shown
+            ),
+        )
+        out().print(f"{len(findings)} checks, {len(findings) - len(shown)} not shown" if not all_findings else "")
+    if any(row["state"] in ("fail", "error", "not_run") for row in findings):
+        raise typer.Exit(1)
+
+
+def doctor(state: State = DEFAULT_STATE, json: Json = False) -> None:
+    """Check this device's set-up without changing anything: identity, clock, folder, trust, peers, origin, collector.
+
+    EXIT STATUS: 0 every item is well; 1 an item needs attention; each comes with its next step.
+    """
+    from pcm_p2p.daemon.doctor import examine
+
+    items = examine(state)
+    if json:
+        print_json([item.facts() for item in items])
+    else:
+        print_table(("ITEM", "STATE", "WHAT", "NEXT STEP"), ((i.name, i.state, i.what, i.next_step) for i in items))
+    if any(item.state == "bad" for item in items):
+        raise typer.Exit(1)

@@ -1,0 +1,58 @@
+"""How facts are printed: a table or lines for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def out() -> Console:
+    """Standard output; rich itself honours NO_COLOR and pipes."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(facts: object) -> None:
+    sys.stdout.write(json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    table = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out().print(table)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Aligned ``name  value`` lines."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(f"[dim]{name}[/dim]", str(value))
+    out().print(grid)
+
+
+def note(text: str) -> None:
+    """A line for the person, on standard error."""
+    err().print(text)
+
+
+def size(count_bytes: float) -> str:
+    """Bytes for people: 3 significant digits, decimal units as network people use them."""
+    value = float(count_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

@@ -1,0 +1,52 @@
+"""Where a passphrase comes from: a file, a file descriptor, or the person, never the command line or the environment.
+
+An argument is visible in the process list and in shell history; an environment variable is inherited by every child.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcm_p2p.errors import InputError
+
+File = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="Read the passphrase from the first line of this file.")
+]
+Descriptor = Annotated[
+    int | None, typer.Option("--passphrase-fd", help="Read the passphrase from this open file descriptor.")
+]
+LENGTH_MAX = 1_024
+
+
+def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False) -> bytes:
+    """The passphrase for ``what``. Asks without echo when neither source is given; raises ``InputError``."""
+    if file is not None:
+        try:
+            with file.open("rb") as opened:
+                line = opened.readline(LENGTH_MAX + 2)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+    elif descriptor is not None:
+        try:
+            line = os.read(descriptor, LENGTH_MAX + 2)
+        except OSError as error:
+            raise InputError(f"file descriptor {descriptor} cannot be read: {error.strerror}") from None
+        line = line.split(b"\n", 1)[0]
+    else:
+        if not sys.stdin.isatty():
+            raise InputError(
+                f"a passphrase is needed for {what}, and there is no terminal to ask on",
+                remedy="Pass --passphrase-file FILE or --passphrase-fd N.",
+            )
+        line = typer.prompt(f"Passphrase for {what}", hide_input=True, confirmation_prompt=confirm, err=True).encode()
+    passphrase = line.rstrip(b"\r\n")
+    if not passphrase:
+        raise InputError("the passphrase is empty", path=file, remedy="Put it on the first line.")
+    if len(passphrase) > LENGTH_MAX:
+        raise InputError(f"the passphrase is longer than {LENGTH_MAX} bytes", path=file)
+    return passphrase

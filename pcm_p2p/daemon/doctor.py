@@ -1,0 +1,135 @@
+"""A read-only look at one device's set-up: each item with its state and the next step. Quick, changes nothing.
+
+Local items (folder, settings, identity, clock) need no daemon; the rest is asked of it. ``bad`` needs attention now, ``warn``
+soon, ``skip`` could not be examined and says why.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pcm_p2p.config import load_config
+from pcm_p2p.daemon.control import ask
+from pcm_p2p.errors import PcmError
+
+ItemState = Literal["ok", "warn", "bad", "skip"]
+CERTIFICATE_WARN_DAYS = 30
+"""Choice: a month is enough for a person to act; renewal itself starts far earlier (DESIGN.md 7)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    state: ItemState
+    what: str
+    next_step: str = ""
+
+    def facts(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def examine(state: Path) -> list[Item]:
+    """Every item, in the order in which a person would fix them."""
+    items = [_folder(state), _settings(state), *_identity(state), _disk(state)]
+    try:
+        facts = ask(state, "status", timeout_s=5.0)
+    except PcmError as error:
+        return [*items, Item("daemon", "bad", error.message, error.remedy)]
+    return [*items, Item("daemon", "ok", f"answers, up {facts['uptime_s']:.0f} s"), *_asked(facts)]
+
+
+def _folder(state: Path) -> Item:
+    if not state.is_dir():
+        return Item(
+            "state folder", "bad", f"{state} is not a folder", "Enrol with 'pcm-p2p enroll join TOKEN --state DIR'."
+        )
+    mode = stat.S_IMODE(state.stat().st_mode)
+    if mode & 0o022:
+        return Item("state folder", "bad", f"{state} can be written by others ({mode:o})", f"chmod go-w {state}")
+    return Item("state folder", "ok", str(state))
+
+
+def _settings(state: Path) -> Item:
+    try:
+        load_config(state / "config.toml")
+    except PcmError as error:
+        return Item("config.toml", "bad", error.message, error.remedy)
+    return Item("config.toml", "ok", "read")
+
+
+def _identity(state: Path) -> list[Item]:
+    from pcm_p2p.trust.identity import DeviceIdentity
+
+    folder = state / "identity"
+    try:
+        identity = DeviceIdentity.load(folder)
+    except (PcmError, OSError) as error:
+        return [Item("identity", "bad", str(error), "Enrol again with a new token.")]
+    key = folder / "device.key"
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if mode & 0o077:
+        return [Item("identity", "bad", f"{key} can be read by others ({mode:o})", f"chmod 600 {key}")]
+    days = (identity.not_valid_after - datetime.now(UTC)).days
+    text = f"{identity.role} {identity.device_id.short}, certificate valid for {days} more days"
+    if days < 0:
+        return [Item("identity", "bad", "the certificate has expired", "Enrol again with a new token.")]
+    if days < CERTIFICATE_WARN_DAYS:
+        return [Item("identity", "warn", text, "Enrol again before it expires.")]
+    return [Item("identity", "ok", text)]
+
+
+def _disk(state: Path) -> Item:
+    if not state.is_dir():
+        return Item("disk", "skip", "there is no state folder")
+    usage = shutil.disk_usage(state)
+    free_pct = 100 * usage.free / usage.total
+    if free_pct < 10:
+        return Item("disk", "warn", f"{free_pct:.0f} % free", "Free space: the store leaves the last 10 % to others.")
+    return Item("disk", "ok", f"{free_pct:.0f} % free")
+
+
+def _asked(facts: dict[str, Any]) -> list[Item]:
+    trust, reports = facts["trust"], facts["reports"]
+    items = []
+    if trust["state"] == "none":
+        items.append(
+            Item("trust", "bad", "no signed metadata yet", "Check that the origin or a neighbour is reachable.")
+        )
+    elif trust["state"] == "fresh":
+        items.append(Item("trust", "ok", f"fresh, timestamp {trust['timestamp']}"))
+    else:
+        items.append(Item("trust", "warn", f"{trust['state']}: {trust['reason']}", "Check the way to the origin."))
+    allowed = facts["activation"]["allowed"]
+    items.append(
+        Item("activation", "ok", "changes are allowed")
+        if allowed
+        else Item(
+            "activation", "warn", facts["activation"]["why_not"], "An authority signs it: 'pcm-p2p fleet activate'."
+        )
+    )
+    site = facts["peers"]["site"]
+    items.append(
+        Item("neighbours", "ok", f"{site} at this site")
+        if site
+        else Item("neighbours", "warn", "none at this site", "Check mDNS (UDP 5353) and the peer port between devices.")
+    )
+    items.append(
+        Item("collector", "ok", f"route {reports['route']}, {reports['outbox']} reports waiting")
+        if reports["route"] != "none"
+        else Item(
+            "collector", "warn", f"no route, {reports['outbox']} reports waiting", "Reports are kept until one exists."
+        )
+    )
+    ahead = facts.get("clock_ms", 0) / 1000 - time.time()
+    if abs(ahead) > 2:
+        items.append(
+            Item("clock", "warn", f"the daemon's clock differs by {ahead:.0f} s", "Check time synchronisation.")
+        )
+    items += [Item("problem", "bad", text, "See 'pcm-p2p status' and 'pcm-p2p why'.") for text in facts["problems"]]
+    return items
