@@ -23,7 +23,7 @@ Descriptor = Annotated[
 LENGTH_MAX = 1_024
 
 
-def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False) -> bytes:
+def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False) -> str:
     """The passphrase for ``what``. Asks without echo when neither source is given; raises ``InputError``."""
     if file is not None:
         try:
@@ -44,9 +44,12 @@ def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: boo
                 remedy="Pass --passphrase-file FILE or --passphrase-fd N.",
             )
         line = typer.prompt(f"Passphrase for {what}", hide_input=True, confirmation_prompt=confirm, err=True).encode()
-    passphrase = line.rstrip(b"\r\n")
+    try:
+        passphrase = line.rstrip(b"\r\n").decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("the passphrase is not UTF-8", path=file) from None
     if not passphrase:
         raise InputError("the passphrase is empty", path=file, remedy="Put it on the first line.")
     if len(passphrase) > LENGTH_MAX:
-        raise InputError(f"the passphrase is longer than {LENGTH_MAX} bytes", path=file)
+        raise InputError(f"the passphrase is longer than {LENGTH_MAX} characters", path=file)
     return passphrase

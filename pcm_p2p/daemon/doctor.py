@@ -75,7 +75,7 @@ def _identity(state: Path) -> list[Item]:
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return [Item("identity", "bad", f"{key} can be read by others ({mode:o})", f"chmod 600 {key}")]
-    days = (identity.not_valid_after - datetime.now(UTC)).days
+    days = (identity.not_after - datetime.now(UTC)).days
     text = f"{identity.role} {identity.device_id.short}, certificate valid for {days} more days"
     if days < 0:
         return [Item("identity", "bad", "the certificate has expired", "Enrol again with a new token.")]

@@ -1,0 +1,139 @@
+"""``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet refresh``: an authority's fleet folder."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcm_p2p.cli import passphrase
+from pcm_p2p.cli.key import Derivation
+from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
+
+app = typer.Typer(help="The fleet folder: where an authority keeps keys and what it publishes.", no_args_is_help=True)
+
+Fleet = Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
+    name: Annotated[str, typer.Option(help="What people call the fleet.")],
+    owner: Annotated[list[str] | None, typer.Option(help="A person who gets a root and a targets key; repeat it.")] = None,
+    root_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a new root needs.")] = 1,
+    targets_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a release or policy needs.")] = 1,
+    kdf: Annotated[Derivation, typer.Option(help="Cost of trying a passphrase.")] = Derivation.moderate,
+    passphrase_file: passphrase.File = None,
+    passphrase_fd: passphrase.Descriptor = None,
+    json: Json = False,
+) -> None:
+    """Make a fleet: keys for each owner, the publisher's keys, the certificate authority, and the first signed root.
+
+    All key files of the new folder get the same passphrase; give each its own by making keys with 'pcm-p2p key new'.
+
+    EXIT STATUS: 0; 2 the folder holds a fleet already, or the thresholds cannot be met.
+    """
+    from pcm_p2p.trust.keyfile import read_public
+    from pcm_p2p.trust.repository import FleetFolder
+
+    words = passphrase.obtain(passphrase_file, passphrase_fd, what=f"the keys of fleet {name}", confirm=True)
+    fleet = FleetFolder.init(
+        folder,
+        name=name,
+        passphrase=words,
+        owners=tuple(owner or ["admin"]),
+        root_threshold=root_threshold,
+        targets_threshold=targets_threshold,
+        preset=kdf.value,
+    )
+    keys = [read_public(path) for path in sorted((folder / "keys").glob("*.key"))]
+    if json:
+        print_json(
+            {
+                "schema": "pcm.fleet-init/1",
+                "fleet": fleet.fleet_id,
+                "name": name,
+                "folder": str(folder),
+                "keys": [
+                    {"path": str(key.path), "role": key.role, "owner": key.owner, "fingerprint": key.fingerprint}
+                    for key in keys
+                ],
+            }
+        )
+        return
+    print_facts({"fleet": f"{name}  ({fleet.fleet_id})", "folder": folder})
+    for key in keys:
+        out().print(f"  {key.role:<10} {key.owner:<16} {key.fingerprint}  [dim]{key.path.name}[/dim]")
+    note("Next: edit fleet.toml (origins, sites), then 'pcm-p2p fleet stage', 'sign' and 'publish'.")
+    note("Move root keys to an offline place. Nothing is changed on any device before 'pcm-p2p fleet activate' is signed.")
+
+
+@app.command()
+def stage(fleet: Fleet) -> None:
+    """Stage fleet.toml as it stands, for signing: origins, collectors, sites.
+
+    EXIT STATUS: 0; 2 fleet.toml is wrong.
+    """
+    from pcm_p2p.trust.repository import FleetFolder
+
+    out().print(f"staged {FleetFolder.open(fleet).stage_fleet_document()}")
+
+
+@app.command()
+def activate(
+    fleet: Fleet,
+    everyone: Annotated[bool, typer.Option("--all", help="Every device.")] = False,
+    site: Annotated[list[str] | None, typer.Option(help="Devices of this site; repeat it.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Devices with this label; repeat it.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="This device id; repeat it.")] = None,
+    not_before: Annotated[str, typer.Option(help="Moment with offset, such as 2026-03-01T06:00:00+01:00.")] = "",
+) -> None:
+    """Stage the activation: from then on, once signed and published, policies in mode enforce may change these devices.
+
+    EXIT STATUS: 0; 2 the scope or the moment cannot be used.
+    """
+    from pcm_p2p.errors import InputError
+    from pcm_p2p.policy.activation import TARGET_PATH, decode_activation
+    from pcm_p2p.trust.repository import FleetFolder
+
+    folder = FleetFolder.open(fleet)
+    moment = not_before or datetime.now(UTC).replace(microsecond=0).isoformat()
+    lines = ['schema = "pcm.activation/1"', f"not_before = {moment}"]
+    if everyone:
+        lines.append('scope = "all"')
+    for key, names in (("sites", site), ("labels", label), ("devices", device)):
+        if names:
+            lines.append(f"{key} = [{', '.join(_quoted(name) for name in names)}]")
+    if len(lines) == 2:
+        raise InputError("nobody would be activated", remedy="Pass --all, --site, --label or --device.")
+    document = ("\n".join(lines) + "\n").encode()
+    decode_activation(document, "the activation")
+    out().print(f"staged {folder.stage_file(TARGET_PATH, document)}")
+
+
+@app.command()
+def refresh(
+    fleet: Fleet,
+    to: Annotated[Path, typer.Option("--to", help="The origin tree.")],
+    passphrase_file: passphrase.File = None,
+    passphrase_fd: passphrase.Descriptor = None,
+    json: Json = False,
+) -> None:
+    """Sign the timestamp anew (and the snapshot when half of its life is over): run it daily where no desk runs.
+
+    EXIT STATUS: 0; 2 nothing was published yet; 5 refused, with the reason.
+    """
+    from pcm_p2p.trust.publish import OnlineKeys, refresh_online
+    from pcm_p2p.trust.repository import FleetFolder
+
+    folder = FleetFolder.open(fleet)
+    words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
+    published = refresh_online(folder, to, OnlineKeys.open(folder, words))
+    facts = {"timestamp": published.versions.timestamp, "expires": published.expires.isoformat()}
+    print_json(facts) if json else print_facts(facts)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

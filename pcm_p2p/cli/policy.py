@@ -1,0 +1,93 @@
+"""``policy check``, ``policy put``: what devices should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.output import Json, note, out, print_json
+
+if TYPE_CHECKING:
+    from pcm_p2p.policy.document import Policy
+
+app = typer.Typer(help="Policies: what devices should be.", no_args_is_help=True)
+
+
+@app.command()
+def check(files: Annotated[list[Path], typer.Argument(help="Policy files.")], json: Json = False) -> None:
+    """Read policies as a device would, and say what is wrong with them: file, line, key and remedy.
+
+    EXIT STATUS: 0 all can be used; 2 the first that cannot, with its error.
+    """
+    policies = [_read(path)[0] for path in files]
+    facts = [
+        {
+            "id": policy.id,
+            "version": policy.version,
+            "mode": policy.mode,
+            "assignments": len(policy.assignments),
+            "checks": len(policy.checks),
+        }
+        for policy in policies
+    ]
+    if json:
+        print_json(facts)
+        return
+    for path, fact in zip(files, facts, strict=True):
+        out().print(
+            f"{path}: {fact['id']} version {fact['version']}, mode {fact['mode']}, "
+            f"{fact['assignments']} assignments, {fact['checks']} checks"
+        )
+
+
+@app.command()
+def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fleet) -> None:
+    """Stage a policy for signing, in place of the one with the same id.
+
+    EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, or it assigns an unknown release.
+    """
+    from pcm_p2p.errors import InputError
+    from pcm_p2p.policy.document import decode_policy
+    from pcm_p2p.trust.index import policy_path
+    from pcm_p2p.trust.repository import FleetFolder
+
+    folder = FleetFolder.open(fleet)
+    policy, document = _read(file)
+    try:
+        before = folder.read_target(policy_path(policy.id))
+    except InputError:
+        before = None
+    if before is not None and before != document:
+        version = decode_policy(before, policy.id).version
+        if version >= policy.version:
+            raise InputError(
+                f"is version {policy.version}, and version {version} is staged or published",
+                path=file,
+                key="version",
+                remedy=f"Raise it to {version + 1}.",
+            )
+    known = {(release.name, release.version) for release in folder.releases()}
+    for assignment in policy.assignments:
+        if (assignment.release, assignment.version) not in known:
+            raise InputError(
+                f"assigns {assignment.release} {assignment.version}, which is not a release of this fleet",
+                path=file,
+                key="assign",
+                remedy="Add it first with 'pcm-p2p release add', or correct the version.",
+            )
+    out().print(f"staged {folder.stage_policy(policy.id, document)}")
+    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+
+
+def _read(path: Path) -> tuple[Policy, bytes]:
+    from pcm_p2p.errors import InputError
+    from pcm_p2p.policy.document import decode_policy
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path, remedy="Check the path.") from None
+    return decode_policy(data, str(path)), data
