@@ -1,0 +1,29 @@
+"""Policy: what a device should be, as signed documents say it, and whether it may be changed at all.
+
+Participants: an **author** writes TOML; the **trust** room hands over bytes that the authority signed; this room makes them
+frozen objects and decides, per device and moment, which releases and checks apply. Everything here is pure: no I/O, no
+clock, no chance. ``now`` is an argument.
+
+=============  ==============================================================================================
+condition      what is asked of one attribute: operators by type (``eq``, ``ge``, ``matches``, ``at_most`` …)
+selector       whom a document speaks about: everyone, or sites, labels, devices
+resource       what a release becomes on a device: package, archive, file, service
+document       the policy document: assignments, the six checks with their remedies, transfer limits
+activation     the document without which nothing is changed anywhere
+desired        all of the above for one device at one moment, and the ``Authorisation`` that ``apply`` asks for
+=============  ==============================================================================================
+
+Goals
+    A document that decodes is meaningful: unknown keys, operators that do not fit a type, checks that ask nothing and
+    remedies that do not exist are refused with file, line, key and remedy, before they are signed and again on each
+    device. The same policies give the same decision on every device, in whatever order they arrive. A new fleet
+    changes nothing until a signed activation.
+
+Non-goals
+    Probing the device (``compliance``), changing it (``apply``), signatures (``trust``). Rings, windows and waivers are
+    not in schema 1.
+
+Modes: ``observe`` assesses only; ``notify`` also fetches and says what waits; ``enforce`` also changes. Freshness: a stale
+policy stays in force; with a frozen one nothing new is installed. Two policies that assign different versions of one
+release are a conflict: the policy with the higher version wins, then the higher id, and the conflict is reported.
+"""
