@@ -2,8 +2,8 @@
 
 Used for everything a person writes: the daemon's configuration, policies, scenarios, the fleet document. ``tomllib`` parses,
 ``msgspec`` checks types and refuses unknown keys; this module only translates their complaints into ``InputError`` and finds
-the line, because ``tomllib`` keeps no positions: the line reported is the first one on which the offending key stands as a
-key or table, which is exact unless the same key occurs in several tables.
+the line, because ``tomllib`` keeps no positions: it follows the place of the complaint (``check[2].path``) through the
+table headers of the text, which is exact unless tables are written in an unusual order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -50,9 +50,9 @@ def decode_toml(data: bytes, schema: type[T], path: Path | str) -> T:
         message = str(error)
         at = re.search(r"\(at line (\d+), column (\d+)\)", message)
         end = text.count("\n") + 1 if "end of document" in message else None
-        line = int(at.group(1)) if at else end
+        place = int(at.group(1)) if at else end
         raise InputError(
-            f"is not TOML: {message}", path=path, line=line, remedy="See https://toml.io for the syntax."
+            f"is not TOML: {message}", path=path, line=place, remedy="See https://toml.io for the syntax."
         ) from None
     except RecursionError:
         raise InputError("is nested too deeply", path=path) from None
@@ -73,43 +73,64 @@ def _explain(message: str, schema: type[Any], path: Path | str, text: str) -> In
     missing = re.search(r"missing required field `([^`]+)`", what)
     if unknown:
         key = unknown.group(1)
-        known = sorted(_field_names(schema))
+        known = sorted(_known(schema, "fields"))
         near = difflib.get_close_matches(key, known, n=1)
         remedy = (
             f"Did you mean '{near[0]}'?"
             if near
             else "Remove it, or check the spelling; known keys: " + ", ".join(known)
         )
-        return InputError(f"unknown key{_inside(place)}", path=path, line=_line_of(key, text), key=key, remedy=remedy)
+        line = line_of(f"{place}.{key}", text)
+        return InputError(f"unknown key{_inside(place)}", path=path, line=line, key=key, remedy=remedy)
     if missing:
         key = missing.group(1)
-        last = re.sub(r"\[[^\]]*\]", "", place).split(".")[-1]
         return InputError(
-            f"is missing{_inside(place)}", path=path, line=_line_of(last, text), key=key, remedy=f"Add '{key} = …'."
+            f"is missing{_inside(place)}", path=path, line=line_of(place, text), key=key, remedy=f"Add '{key} = …'."
         )
-    key = re.sub(r"\[[^\]]*\]", "", place).split(".")[-1]
-    return InputError(what[:1].lower() + what[1:], path=path, line=_line_of(key, text), key=place or None)
+    choice = re.match(r"Invalid (?:enum )?value '([^']*)'$", what)
+    near = difflib.get_close_matches(choice.group(1), _known(schema, "choices"), n=1) if choice else []
+    return InputError(
+        what[:1].lower() + what[1:],
+        path=path,
+        line=line_of(place, text),
+        key=place or None,
+        remedy=f"Did you mean '{near[0]}'?" if near else None,
+    )
 
 
 def _inside(place: str) -> str:
     return f" in {place}" if place else ""
 
 
-def _line_of(key: str, text: str) -> int | None:
-    if not key:
-        return None
-    word = re.escape(key)
-    pattern = re.compile(rf'(^\s*\[*[^=#"]*\b{word}\b"?\s*(=|\.|\]))|([{{,]\s*"?{word}"?\s*=)')
-    for number, line in enumerate(text.splitlines(), start=1):
-        if pattern.search(line):
-            return number
-    return None
+def line_of(place: str, text: str) -> int | None:
+    """The line, counted from 1, of ``place`` (such as ``check[2].path``) in the TOML ``text``; None where it is not found.
+
+    Each part is searched from where the part before it was found; ``name[2]`` is the third ``[[…name]]`` header from there,
+    or the key ``name`` where the list is written inline.
+    """
+    lines, at, found = text.splitlines(), 0, None
+    for part in filter(None, place.split(".")):
+        name, _, index = part.rstrip("]").partition("[")
+        word = re.escape(name)
+        header = re.compile(rf'^\s*\[\[[^\]]*\b{word}"?\s*\]\]')
+        key = re.compile(rf'(^\s*\[*[^=#"]*\b{word}\b"?\s*(=|\.|\]))|([{{,]\s*"?{word}"?\s*=)')
+        headers = (
+            [number for number in range(at, len(lines)) if header.search(lines[number])] if index.isdigit() else []
+        )
+        if headers and int(index) < len(headers):
+            hit: int | None = headers[int(index)]
+        else:
+            hit = next((number for number in range(at, len(lines)) if key.search(lines[number])), None)
+        if hit is None:
+            break
+        at = found = hit
+    return None if found is None else found + 1
 
 
-def _field_names(schema: type[Any], seen: set[type[Any]] | None = None) -> set[str]:
-    """Every key that the schema knows anywhere: a wrong key is often a right one in the wrong table."""
-    seen = set() if seen is None else seen
-    names: set[str] = set()
+def _known(schema: type[Any], what: Literal["fields", "choices"]) -> set[str]:
+    """Every key, or every word of a fixed choice, that the schema knows anywhere: a wrong key is often a right one elsewhere."""
+    seen: set[type[Any]] = set()
+    known: set[str] = set()
     pending: list[Any] = [msgspec.inspect.type_info(schema)]
     while pending:
         info = pending.pop()
@@ -117,13 +138,18 @@ def _field_names(schema: type[Any], seen: set[type[Any]] | None = None) -> set[s
             if info.cls in seen:
                 continue
             seen.add(info.cls)
+            if what == "choices" and isinstance(info.tag, str):
+                known.add(info.tag)
             for field in info.fields:
-                names.add(field.encode_name)
+                if what == "fields":
+                    known.add(field.encode_name)
                 pending.append(field.type)
+        elif isinstance(info, msgspec.inspect.LiteralType) and what == "choices":
+            known.update(value for value in info.values if isinstance(value, str))
         for attribute in ("types", "item_types"):
             pending.extend(getattr(info, attribute, ()))
         for attribute in ("item_type", "key_type", "value_type"):
             inner = getattr(info, attribute, None)
             if inner is not None:
                 pending.append(inner)
-    return names
+    return known
