@@ -28,7 +28,20 @@ import msgspec
 
 Type = Literal["bool", "text", "version", "number", "mode", "options"]
 Operator = Literal[
-    "eq", "ne", "lt", "le", "gt", "ge", "in", "between", "matches", "contains", "at_most", "includes", "excludes", "subset_of"
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "in",
+    "between",
+    "matches",
+    "contains",
+    "at_most",
+    "includes",
+    "excludes",
+    "subset_of",
 ]
 Value = bool | int | str | tuple[int | str, ...]
 

@@ -180,12 +180,9 @@ def _settle_places(
         reason = why_not
         if mode != "enforce":
             reason = f"Policy {policy.id} is in mode {mode}, which changes nothing."
-        for resource in assignment.resources:
-            holder = held.get(resource.key)
-            if holder is not None and _fight(holder[0], resource):
-                reason = f"{resource.key} is already managed by release {holder[1]}."
-                conflicts.append(f"Release {assignment.release}: {reason}")
-                break
+        elif rival := _rival(assignment, held):
+            reason = rival
+            conflicts.append(f"Release {assignment.release}: {reason}")
         else:
             for resource in assignment.resources:
                 held.setdefault(resource.key, (resource, assignment.release))
@@ -195,6 +192,14 @@ def _settle_places(
             )
         )
     return tuple(sorted(releases, key=lambda release: release.name))
+
+
+def _rival(assignment: Assignment, held: dict[str, tuple[Resource, str]]) -> str:
+    for resource in assignment.resources:
+        holder = held.get(resource.key)
+        if holder is not None and _fight(holder[0], resource):
+            return f"{resource.key} is already managed by release {holder[1]}."
+    return ""
 
 
 def _fight(one: Resource, other: Resource) -> bool:

@@ -165,7 +165,9 @@ class FileCheck(Check, frozen=True, tag="file", kw_only=True):
     def remedy(self) -> tuple[Resource, ...]:
         """Sets mode (to ``at_most`` itself where that is asked), owner and group (the first one allowed)."""
         self._only("mode", "owner", "group")
-        wanted = {row.attribute: row.value[0] if isinstance(row.value, tuple) else row.value for row in self.conditions()}
+        wanted = {
+            row.attribute: row.value[0] if isinstance(row.value, tuple) else row.value for row in self.conditions()
+        }
         return (msgspec.convert({"kind": "file", "path": self.path, **wanted}, FileResource),)
 
 
@@ -221,7 +223,9 @@ class SysctlCheck(Check, frozen=True, tag="sysctl", kw_only=True):
         self._only("live", "persisted")
         values = {row.value for row in self.conditions() if row.operator == "eq"}
         if self.persisted is None or len(values) != 1:
-            raise ValueError("a sysctl is remedied by persisting one value; ask 'persisted' for exactly one, or remove remediate")
+            raise ValueError(
+                "a sysctl is remedied by persisting one value; ask 'persisted' for exactly one, or remove remediate"
+            )
         key = self.key.replace("/", ".")
         drop_in = f"/etc/sysctl.d/90-pcm_p2p-{key}.conf"
         return (
@@ -291,7 +295,9 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     release: str
     version: str
     to: Selector = EVERYONE
-    resources: Annotated[tuple[Resource, ...], msgspec.Meta(max_length=1_024)] = msgspec.field(name="resource", default=())
+    resources: Annotated[tuple[Resource, ...], msgspec.Meta(max_length=1_024)] = msgspec.field(
+        name="resource", default=()
+    )
 
     def __post_init__(self) -> None:
         named(self.release, "release")
@@ -318,7 +324,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str = ""
     mode: Mode = "observe"
     applies_to: Selector = EVERYONE
-    assignments: Annotated[tuple[Assignment, ...], msgspec.Meta(max_length=4_096)] = msgspec.field(name="assign", default=())
+    assignments: Annotated[tuple[Assignment, ...], msgspec.Meta(max_length=4_096)] = msgspec.field(
+        name="assign", default=()
+    )
     checks: Annotated[tuple[AnyCheck, ...], msgspec.Meta(max_length=10_000)] = msgspec.field(name="check", default=())
     transfer: Transfer = Transfer()
 
