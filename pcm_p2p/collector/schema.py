@@ -1,0 +1,82 @@
+"""The tables of the archive; what a row of each means is in the room's page. Applied scripts are never edited, only followed."""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('changes', 0);
+    CREATE TABLE report (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL, received_ms INTEGER NOT NULL, carrier TEXT NOT NULL,
+        hash BLOB NOT NULL, previous BLOB NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (device, epoch, seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX report_by_age ON report (created_ms);
+    CREATE TABLE stream (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL,
+        contiguous INTEGER NOT NULL, head BLOB NOT NULL, highest INTEGER NOT NULL,
+        PRIMARY KEY (device, epoch)
+    ) WITHOUT ROWID;
+    CREATE TABLE conflict (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
+        received_ms INTEGER NOT NULL, carrier TEXT NOT NULL,
+        PRIMARY KEY (device, epoch, seq, hash)
+    ) WITHOUT ROWID;
+    CREATE TABLE device (
+        device TEXT PRIMARY KEY, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+        site TEXT NOT NULL, hostname TEXT NOT NULL, agent_version TEXT NOT NULL,
+        os TEXT NOT NULL, os_version TEXT NOT NULL, arch TEXT NOT NULL,
+        created_ms INTEGER NOT NULL, received_ms INTEGER NOT NULL, reported_ms INTEGER NOT NULL, carrier TEXT NOT NULL,
+        trust_state TEXT NOT NULL, trust_reason TEXT NOT NULL, trust_root INTEGER NOT NULL, trust_timestamp INTEGER NOT NULL,
+        trust_snapshot INTEGER NOT NULL, trust_targets INTEGER NOT NULL,
+        passed INTEGER NOT NULL, failed INTEGER NOT NULL, errors INTEGER NOT NULL, not_run INTEGER NOT NULL,
+        not_applicable INTEGER NOT NULL, manual INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX device_by_site ON device (site);
+    CREATE TABLE device_policy (
+        device TEXT NOT NULL, policy TEXT NOT NULL, version INTEGER NOT NULL, mode TEXT NOT NULL,
+        PRIMARY KEY (device, policy)
+    ) WITHOUT ROWID;
+    CREATE TABLE finding (
+        device TEXT NOT NULL, policy TEXT NOT NULL, check_id TEXT NOT NULL, policy_version INTEGER NOT NULL,
+        state TEXT NOT NULL, severity TEXT NOT NULL, title TEXT NOT NULL,
+        expected TEXT NOT NULL, actual TEXT NOT NULL, message TEXT NOT NULL,
+        decided TEXT NOT NULL, decided_at_ms INTEGER NOT NULL, last_attempt_ms INTEGER NOT NULL,
+        PRIMARY KEY (device, policy, check_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX finding_by_check ON finding (policy, check_id, state);
+    CREATE TABLE release (
+        device TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, state TEXT NOT NULL, since_ms INTEGER NOT NULL,
+        detail TEXT NOT NULL, size_bytes INTEGER NOT NULL, needed_bytes INTEGER NOT NULL,
+        wan_in_bytes INTEGER NOT NULL, lan_in_bytes INTEGER NOT NULL,
+        PRIMARY KEY (device, name, version)
+    ) WITHOUT ROWID;
+    CREATE INDEX release_by_name ON release (name, version, state);
+    CREATE TABLE usage (
+        device TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL, site TEXT NOT NULL, needed_bytes INTEGER NOT NULL,
+        wan INTEGER NOT NULL, lan_in INTEGER NOT NULL, lan_out INTEGER NOT NULL,
+        new_wan INTEGER NOT NULL, new_lan_in INTEGER NOT NULL, new_lan_out INTEGER NOT NULL,
+        PRIMARY KEY (device, name, version, epoch, seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX usage_by_release ON usage (name, version, site, at_ms);
+    CREATE TABLE completion (
+        device TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
+        epoch INTEGER NOT NULL, seq INTEGER NOT NULL, at_ms INTEGER NOT NULL, site TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+        PRIMARY KEY (device, name, version)
+    ) WITHOUT ROWID;
+    CREATE INDEX completion_by_release ON completion (name, version, site, at_ms);
+    CREATE TABLE change (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        PRIMARY KEY (device, epoch, seq, ordinal)
+    ) WITHOUT ROWID;
+    CREATE INDEX change_by_time ON change (at_ms);
+    CREATE TABLE sighting (
+        device TEXT PRIMARY KEY, site TEXT NOT NULL, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
+        seen_by TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
