@@ -46,7 +46,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages."""
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, tag=1):
     """``port`` is where I listen (0: nowhere); ``incarnation`` grows at each start and is persisted; ``weight`` is my wish
     to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay (the certificate is what counts)."""
 
@@ -60,11 +60,11 @@ class Hello(Message, tag=1):
     agent: Text
 
 
-class Ping(Message, tag=2):
+class Ping(Message, frozen=True, tag=2):
     nonce: U32
 
 
-class Pong(Message, tag=3):
+class Pong(Message, frozen=True, tag=3):
     nonce: U32
 
 
@@ -78,11 +78,11 @@ class RosterEntry(msgspec.Struct, frozen=True, array_like=True):
     weight: U32
 
 
-class Roster(Message, tag=4):
+class Roster(Message, frozen=True, tag=4):
     entries: Annotated[tuple[RosterEntry, ...], msgspec.Meta(max_length=512)]
 
 
-class Digest(Message, tag=5):
+class Digest(Message, frozen=True, tag=5):
     """Versions of the four top-level roles that I trust, and SHA-256 of my timestamp's signed bytes."""
 
     root: U32
@@ -92,7 +92,7 @@ class Digest(Message, tag=5):
     timestamp_sha256: Bytes32
 
 
-class Holdings(Message, tag=6):
+class Holdings(Message, frozen=True, tag=6):
     """Bit ``i`` of ``bits`` (least significant first) is chunk ``i`` of the manifest's table."""
 
     manifest: Bytes32
@@ -100,12 +100,12 @@ class Holdings(Message, tag=6):
     bits: Annotated[bytes, msgspec.Meta(max_length=8_192)]
 
 
-class Have(Message, tag=7):
+class Have(Message, frozen=True, tag=7):
     manifest: Bytes32
     positions: Annotated[tuple[U32, ...], msgspec.Meta(max_length=4_096)]
 
 
-class Drop(Message, tag=8):
+class Drop(Message, frozen=True, tag=8):
     manifest: Bytes32
     positions: Annotated[tuple[U32, ...], msgspec.Meta(max_length=4_096)]
 
@@ -115,7 +115,7 @@ class ClaimedSegment(msgspec.Struct, frozen=True, array_like=True):
     done_pct: Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
-class Claim(Message, tag=9):
+class Claim(Message, frozen=True, tag=9):
     """All segments of ``manifest`` that ``claimant`` is fetching now (none: it stopped). Relayed once, by ``hops`` = 1."""
 
     manifest: Bytes32
@@ -125,28 +125,28 @@ class Claim(Message, tag=9):
     segments: Annotated[tuple[ClaimedSegment, ...], msgspec.Meta(max_length=256)]
 
 
-class SegmentFailed(Message, tag=10):
+class SegmentFailed(Message, frozen=True, tag=10):
     manifest: Bytes32
     index: U32
     reason: Text
     wait_ms: U32
 
 
-class Route(Message, tag=11):
+class Route(Message, frozen=True, tag=11):
     collector_reachable: bool
 
 
-class ChunkGet(Message, tag=16):
+class ChunkGet(Message, frozen=True, tag=16):
     request: U32
     chunk: Bytes32
 
 
-class FileGet(Message, tag=17):
+class FileGet(Message, frozen=True, tag=17):
     request: U32
     path: Text
 
 
-class RecordsPut(Message, tag=18):
+class RecordsPut(Message, frozen=True, tag=18):
     request: U32
     records: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=64)]
 
@@ -158,18 +158,18 @@ class RecordsTaken(msgspec.Struct, frozen=True, array_like=True):
     acks: tuple[bytes, ...] = ()
 
 
-class AcksPut(Message, tag=19):
+class AcksPut(Message, frozen=True, tag=19):
     acks: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=64)]
 
 
-class Refused(Message, tag=31):
+class Refused(Message, frozen=True, tag=31):
     """``reason`` is one of: missing, busy, limit, denied, error."""
 
     request: U32
     reason: Text
 
 
-class Bye(Message, tag=32):
+class Bye(Message, frozen=True, tag=32):
     reason: Text
 
 

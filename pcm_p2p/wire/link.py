@@ -1,0 +1,182 @@
+"""Links: authenticated streams. TCP, mutual TLS 1.3, and who is at the other end; nothing is said before that is known.
+
+The TLS contexts refuse every certificate that the fleet CA did not sign; ``verify`` then reads the peer's certificate and
+checks what TLS cannot (SAN against key, fleet, role). Both are built by ``trust.identity``; this module needs only their shape.
+
+Connections that have not proven themselves are bounded: ``HANDSHAKES_MAX`` at once, each for ``HANDSHAKE_TIMEOUT_S``; what comes
+on top is closed at once.
+
+Fact to know (research/trust.md 8): with TLS 1.3 a *refused* client sees its handshake succeed and learns the truth at its
+first read. Hence a link is not a promise; the Hello of the session above is.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from pcm_p2p.errors import PcmError, TransferError
+from pcm_p2p.ids import DeviceId
+
+CONNECT_TIMEOUT_S = 5.0
+"""Choice: a neighbour on a LAN answers in milliseconds or not at all."""
+HANDSHAKE_TIMEOUT_S = 5.0
+HANDSHAKES_MAX = 16
+"""Choice: 1.5 ms of work each, so even a full set is done in a blink; more than that is not a LAN's normal life."""
+
+_log = logging.getLogger(__name__)
+
+
+class PeerIdentity(Protocol):
+    """What a certificate says, once it is verified (``trust.identity.PeerIdentity``)."""
+
+    @property
+    def device_id(self) -> DeviceId: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def fleet(self) -> str: ...
+
+
+Verify = Callable[[bytes], PeerIdentity]
+
+
+class LinkFailed(TransferError):
+    """No authenticated stream came about; the message says at which step and why."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """An authenticated stream. ``host`` and ``port`` are the peer's end of the connection, not where it listens."""
+
+    stream: trio.SSLStream[trio.SocketStream]
+    device: DeviceId
+    role: str
+    host: str
+    port: int
+    dialled: bool
+
+
+@dataclass(frozen=True)
+class LinkSecurity:
+    """What is needed to make links. ``verify`` takes a certificate in DER and raises a ``PcmError`` to refuse it."""
+
+    server_context: ssl.SSLContext
+    client_context: ssl.SSLContext
+    verify: Verify
+    fleet: str
+
+
+async def dial(host: str, port: int, security: LinkSecurity) -> Link:
+    """Connect and authenticate. Raises ``LinkFailed`` within ``CONNECT_TIMEOUT_S`` plus ``HANDSHAKE_TIMEOUT_S``."""
+    stream: trio.SocketStream | None = None
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError) as error:
+        raise LinkFailed(f"{host}:{port}: cannot connect: {_reason(error)}") from None
+    assert stream is not None
+    return await _authenticate(stream, security, dialled=True)
+
+
+async def _authenticate(tcp: trio.SocketStream, security: LinkSecurity, *, dialled: bool) -> Link:
+    context = security.client_context if dialled else security.server_context
+    tls = trio.SSLStream(tcp, context, server_side=not dialled, https_compatible=True)
+    host, port = "?", 0
+    try:
+        host, port = tcp.socket.getpeername()[:2]
+        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            await tls.do_handshake()
+        certificate = tls.getpeercert(binary_form=True)
+        if not certificate:
+            raise LinkFailed(f"{host}:{port}: no certificate")
+        identity = security.verify(certificate)
+        if identity.fleet != security.fleet:
+            raise LinkFailed(f"{host}:{port}: a certificate of another fleet")
+        return Link(tls, identity.device_id, identity.role, host, port, dialled)
+    except LinkFailed:
+        await trio.aclose_forcefully(tls)
+        raise
+    except (PcmError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+        await trio.aclose_forcefully(tls)
+        raise LinkFailed(f"{host}:{port}: refused: {_reason(error)}") from None
+    except BaseException:
+        await trio.aclose_forcefully(tls)
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return "no answer in time"
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason or str(cause)
+    return str(error) or type(error).__name__
+
+
+async def open_listeners(addresses: Sequence[str], port: int) -> list[trio.SocketListener]:
+    """Listen on each address, all on one port; port 0 lets the system choose it. Raises ``OSError``."""
+    listeners: list[trio.SocketListener] = []
+    try:
+        for address in addresses:
+            opened = await trio.open_tcp_listeners(port, host=address)
+            listeners += opened
+            port = port or opened[0].socket.getsockname()[1]
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+async def serve_links(
+    listeners: Sequence[trio.SocketListener],
+    security: LinkSecurity,
+    use: Callable[[Link], Awaitable[object]],
+    *,
+    links_max: int = 1_024,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accept for ever; ``use(link)`` runs for each connection that proved itself, at most ``links_max`` at once.
+
+    ``use`` owns its link and must not raise; what it leaves open is closed behind it.
+    """
+    handshakes = links = 0
+    refused_logged: dict[str, int] = {}
+
+    async def accept(tcp: trio.SocketStream) -> None:
+        nonlocal handshakes, links
+        if handshakes >= HANDSHAKES_MAX or links >= links_max:
+            await trio.aclose_forcefully(tcp)
+            return
+        handshakes += 1
+        try:
+            link = await _authenticate(tcp, security, dialled=False)
+        except LinkFailed as error:
+            _log_refusal(refused_logged, error.message)
+            return
+        finally:
+            handshakes -= 1
+        links += 1
+        try:
+            await use(link)
+        finally:
+            links -= 1
+            await trio.aclose_forcefully(link.stream)
+
+    await trio.serve_listeners(accept, list(listeners), task_status=task_status)
+
+
+def _log_refusal(counts: dict[str, int], message: str) -> None:
+    """A scanner that knocks all day must not fill the log: the 1st, 10th, 100th … refusal of one host is a line."""
+    host = message.split(":", 1)[0]
+    if len(counts) > 1_024:
+        counts.clear()
+    counts[host] = count = counts.get(host, 0) + 1
+    if count in (1, 10, 100, 1_000) or count % 10_000 == 0:
+        _log.warning("refused a connection from %s (%d from this host so far)", message, count)
