@@ -1,0 +1,42 @@
+"""The swarm room: how an office gets the bytes of a release, each of them over the WAN once.
+
+Participants: the devices of one site that want the same manifest. Each runs one ``Fetcher`` (what I still need), one
+``Seeder`` (what I serve) and one ``OriginClient``. There is no coordinator: every device computes the same owner of a
+segment from the same few facts, and claims make it exact where views differ.
+
+Flow of one release: ``Fetcher.want(manifest)`` looks into the store, announces ``Holdings``, waits until the roster
+is quiet, then owners start segments and say so (``Claim``, each second, with progress). A fetched segment is decoded
+in a thread; each chunk is announced (``Have``, within 10 ms) while the rest is still being decoded. All others take
+chunks from holders on the LAN.
+
+Goals
+- WAN bytes of the office ÷ bytes that the office needed once ≤ 1.05, with 6 and with 20 devices started together.
+- Locality is a rule: no chunk crosses the WAN while a device of the site that holds it is online and serving.
+- An owner that stalls, crashes or lies is replaced within seconds; nobody waits for one neighbour for ever.
+- SIGKILL at any point costs at most the piece in flight: partial segments and stored chunks are on disk.
+- Every wait has a reason that a person can read: ``progress().waiting`` and ``why()``.
+
+Non-goals: trust in bytes (chunk ids do that), which releases to want (policy), sessions (gossip), the WAN between sites.
+
+===============  =====  =================================================================================================
+module           kind   what it holds
+===============  =====  =================================================================================================
+events           noun   what happens to an exchange, and what it wants done
+holdings         core   who in the office has which chunk: one int per device as a bit field
+announcements    core   Holdings, Have, Drop, Claim, SegmentFailed: to and from their messages, checked against a manifest
+rendezvous       core   weighted highest-random-weight hashing in integers
+ownership        core   which segment I fetch over the WAN, and when: claims, leases, stealing, contests, failures
+picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging
+conduct          core   strikes of neighbours that serve badly, and the ban that follows
+exchange         core   one manifest: folds events through the four above; what the daemon and the simulation both run
+pace             both   token bucket, and the shell that waits for it
+mirrors          core   which mirror of the origin to ask next, back-off, blame
+origin           shell  HTTP client: range resume, deadlines, minimum rate, counters
+origin_server    shell  a static tree over HTTP with ranges, for fleets without a web server, and for the lab
+peers            noun   what this room needs from others: sessions and the chunk store, as protocols
+workers          shell  threads for store writes and decoding
+transfer         shell  one wanted manifest in the fetcher: its tasks, its counters, what people are told about it
+fetcher          shell  runs exchanges in trio: timers, requests, segment tasks, progress
+seeder           shell  answers ``ChunkGet`` from the store within upload slots and pace
+===============  =====  =================================================================================================
+"""

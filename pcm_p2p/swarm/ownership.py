@@ -1,0 +1,515 @@
+"""Which segment of one manifest I fetch over the WAN, and when. Core.
+
+Two stages, both by rendezvous hashing over the *candidates* (me, and neighbours that announced holdings of this manifest
+and whose weight is not 0): at most ``FETCHERS_MAX`` fetchers for the manifest, and for each segment an order among them,
+then among the rest. Rank 0 is the owner. All devices compute the same, as far as they know the same; claims mend the
+difference.
+
+Rules (after research/gossip-scale.md 1.5, where the figures come from; what differs says why):
+
+1. Nothing starts before the roster is settled: quiet for ``settle_ms``, or ``SETTLE_MS_MAX`` after it was looked at
+   first. A device without any neighbour always waits for the latter, counted from the start of its daemon: at a
+   simultaneous start all are alone for a moment.
+2. A segment is *needed* while the office lacks one of its chunks. It is never fetched otherwise, and a fetch of it is
+   aborted when neighbours that have delivered before have come to hold the rest. A boast alone stops nothing.
+3. The owner claims after a jitter. Claims are renewed each second and after every change; a live claim of anybody
+   keeps all others away, whatever their rank, so that late joiners with another view change nothing.
+4. When two claim the same segment (claims crossed), one aborts: who is ``AHEAD_PCT`` or more behind, else who comes
+   later in the unweighted order. Both compute it from the pair alone, and progress only grows, so never both abort.
+   (The research has a limit at half of the segment; comparing progress wastes less.) Who has a part of an open
+   segment on disk starts it first, and claims it with that progress.
+5. A claim lapses when its renewals stop (``QUIET_MS``), when its progress stops for its lease, or when the session
+   ends. The segment is then open, and the lapsed device comes last for it; its claim counts again when it has made
+   progress. Two lapses in ``LAPSE_MEMORY_MS``: weight 0 for as long.
+6. An idle fetcher steals: rank r takes an unclaimed segment after r × ``STEAL_MS`` if its owner is busy with another
+   one, and after r × ``LADDER_MS`` if the owner is silent. Outside the fetchers the latter holds always.
+7. A failure at the origin is told to all: the segment rests for a time that doubles with each failure, and who failed
+   comes last for it, so that one device behind a broken firewall does not hold it and an outage does not bring N ×
+   retries.
+
+A device fetches ``SEGMENTS_MAX`` segments at once while there are few fetchers, else one: small pieces in flight are
+what a crash costs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pcm_p2p.ids import DeviceId, ManifestId
+from pcm_p2p.swarm import rendezvous
+from pcm_p2p.swarm.announcements import claim_message, failure_message
+from pcm_p2p.swarm.events import (
+    AbortSegment,
+    Banned,
+    Broadcast,
+    ClaimHeard,
+    Effect,
+    Event,
+    FailureHeard,
+    Paused,
+    PeerDown,
+    PeerUp,
+    Resumed,
+    SegmentDone,
+    SegmentFailedHere,
+    SegmentProgress,
+    Send,
+    StartSegment,
+)
+from pcm_p2p.swarm.holdings import OfficeHoldings
+from pcm_p2p.wire.messages import Claim, ClaimedSegment
+
+FETCHERS_MAX = 8  # measured: research/gossip-scale.md 1.5
+SEGMENTS_MAX = 2
+FEW_FETCHERS = 3  # choice
+SETTLE_MS_MAX = 10_000  # gossip-scale.md 1.5: a peer counts as settled after 10 s
+JITTER_MS = 100  # gossip-scale.md 1.5 rule 1
+STEAL_MS = 100  # choice: claims cross an office in a few ms
+LADDER_MS = 5_000  # gossip-scale.md 1.5 rule 4: the shortest lease
+HURRY_MS = 50  # choice
+RENEW_MS = 1_000  # gossip-scale.md 1.5
+QUIET_MS = 5_000  # five renewals
+RELAYED_QUIET_MS = 60_000  # choice: where sessions form a full mesh only changes are relayed
+LEASE_MS_MIN, LEASE_MS_MAX = 5_000, 120_000  # gossip-scale.md 1.5 rule 4; the ceiling is what a liar can cost, once
+LEASE_MS_FIRST = 12_000  # connecting may take 10 s
+LEASE_MS_DECODE = 20_000  # choice: a busy laptop
+MOVED_MS = 3_000  # choice: without a byte for so long I do not ask for patience any more
+AHEAD_PCT = 10  # choice: claims are a second old at most
+LAPSES_MAX, LAPSE_MEMORY_MS = 2, 600_000  # gossip-scale.md 1.5 rule 8
+REST_MS_FIRST, REST_MS_MAX = 2_000, 30_000  # choice; a neighbour cannot make a segment rest longer
+RELAY_FROM_PEERS = 20  # DESIGN.md 8: about 20 sessions; below that everybody hears a claim first-hand
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRun:
+    """A full segment as ownership sees it: its index in the manifest, its id as hash key, its chunks as a bit field."""
+
+    index: int
+    key: bytes
+    bits: int
+
+
+@dataclass(slots=True)
+class _Claim:
+    done_pct: int
+    heard_ms: int
+    progressed_ms: int
+    lease_ms: int
+    source: DeviceId
+    first_hand: bool
+
+    def lapsed(self, now_ms: int) -> bool:
+        if not self.first_hand:
+            return now_ms - self.heard_ms > RELAYED_QUIET_MS
+        if now_ms - self.heard_ms > QUIET_MS:
+            return True
+        shortest_ms = LEASE_MS_MIN
+        if self.done_pct in (0, 100):
+            shortest_ms = LEASE_MS_FIRST if self.done_pct == 0 else LEASE_MS_DECODE
+        return now_ms - self.progressed_ms > min(max(self.lease_ms, shortest_ms), LEASE_MS_MAX)
+
+
+@dataclass(slots=True)
+class _Mine:
+    started_ms: int
+    moved_ms: int
+    done_pct: int
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What went wrong with a segment: who failed or lapsed how often, until when it rests, and why."""
+
+    failures: dict[DeviceId, int] = field(default_factory=dict)
+    rest_until_ms: int = 0
+    reason: str = ""
+
+
+class Slots:
+    """How many segments the daemon fetches over the WAN at once, over all manifests."""
+
+    def __init__(self, count: int = SEGMENTS_MAX) -> None:
+        self.count = count
+        self.taken = 0
+
+
+class Ownership:
+    """Fold events, get effects; ``next_ms`` says when to call with ``Tick`` at the latest.
+
+    ``started_ms``: when the daemon started; ``roster_changed_ms``: when a neighbour last came or went. ``holdings`` is
+    shared with the exchange, which has updated it before an event arrives here. ``partial_pct``: segments of which a
+    part is on disk already.
+    """
+
+    def __init__(
+        self,
+        me: DeviceId,
+        weight: int,
+        manifest: ManifestId,
+        segments: Sequence[SegmentRun],
+        holdings: OfficeHoldings,
+        slots: Slots,
+        rng: random.Random,
+        *,
+        settle_ms: int,
+        started_ms: int,
+        roster_changed_ms: int,
+        now_ms: int,
+        partial_pct: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        self._me, self._weight, self._manifest = me, weight, manifest
+        self._segments = {segment.index: segment for segment in segments}
+        self._holdings, self._slots = holdings, slots
+        self._settle_ms, self._started_ms = settle_ms, started_ms
+        self._roster_changed_ms, self._created_ms = roster_changed_ms, now_ms
+        self._settled = False
+        self._site: dict[DeviceId, int] = {}
+        self._claims: dict[int, dict[DeviceId, _Claim]] = {}
+        self._lapsed_pct: dict[tuple[int, DeviceId], int] = {}
+        self._mine: dict[int, _Mine] = {}
+        self._partial_pct = dict(partial_pct)
+        self._trouble: dict[int, _Trouble] = {}
+        self._open_since_ms: dict[int, int] = {}
+        self._jitter_ms = {segment.index: rng.randrange(JITTER_MS) for segment in segments}
+        self._lapses: dict[DeviceId, list[int]] = {}
+        self._told: dict[DeviceId, frozenset[int]] = {}
+        self._paused = ""
+        self._origin_rests_until_ms = 0
+        self._origin_reason = ""
+        self._claimed_ms = now_ms
+        self.next_ms: int = now_ms
+
+    def meet(self, device: DeviceId, weight: int) -> None:
+        """A neighbour that was there before this manifest: it does not unsettle the roster."""
+        self._site[device] = weight
+
+    def hurry(self, now_ms: int) -> None:
+        """Neighbours gained chunks: look soon whether my fetches are still needed, but not at each announcement."""
+        if self._mine:
+            self.next_ms = min(self.next_ms, now_ms + HURRY_MS)
+
+    # -- events ---------------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        changed = False
+        match event:
+            case PeerUp():
+                self._site[event.device] = event.weight
+                self._roster_changed_ms = now_ms
+                if self._mine:
+                    effects.append(Send(event.device, self._claim(now_ms)))
+            case PeerDown() | Banned():
+                if self._site.pop(event.device, None) is not None:
+                    self._roster_changed_ms = now_ms
+                self._told.pop(event.device, None)
+                for key in [key for key in self._lapsed_pct if key[1] == event.device]:
+                    del self._lapsed_pct[key]
+                for index in list(self._claims):
+                    self._drop_claim(index, event.device, now_ms)
+            case Paused():
+                self._paused = event.reason
+                changed = bool(self._mine)
+                effects.extend(self._abort(index, event.reason) for index in list(self._mine))
+            case Resumed():
+                self._paused = ""
+            case ClaimHeard():
+                effects.extend(self._claim_heard(event, now_ms))
+            case FailureHeard():
+                if event.device in self._claims.get(event.index, {}):
+                    self._failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
+                    self._drop_claim(event.index, event.device, now_ms)
+            case SegmentProgress():
+                mine = self._mine.get(event.index)
+                if mine is not None:
+                    mine.done_pct, mine.moved_ms = event.done_pct, now_ms
+                if now_ms < self.next_ms:
+                    return []
+            case SegmentDone():
+                changed = self._finish(event.index)
+            case SegmentFailedHere():
+                changed = self._finish(event.index)
+                if changed:
+                    effects.append(self._failed_here(event, now_ms))
+            case _:
+                pass
+        effects.extend(self._decide(now_ms, changed=changed))
+        return effects
+
+    def _claim_heard(self, event: ClaimHeard, now_ms: int) -> list[Effect]:
+        claimant = event.claimant
+        first_hand = event.device == claimant
+        if claimant == self._me or (not first_hand and claimant in self._site):
+            return []  # its own word comes over its own session
+        heard = {segment.index: segment.done_pct for segment in event.segments if segment.index in self._segments}
+        for index in list(self._claims):
+            if index not in heard:
+                self._drop_claim(index, claimant, now_ms)
+        for index, done_pct in heard.items():
+            if self._suspended(event.device, now_ms) or done_pct <= self._lapsed_pct.get((index, claimant), -1):
+                continue
+            claims = self._claims.setdefault(index, {})
+            claim = claims.get(claimant)
+            if claim is None:
+                claims[claimant] = _Claim(done_pct, now_ms, now_ms, event.lease_ms, event.device, first_hand)
+                continue
+            if done_pct > claim.done_pct:
+                claim.done_pct, claim.progressed_ms = done_pct, now_ms
+            claim.heard_ms, claim.lease_ms = now_ms, event.lease_ms
+            claim.source, claim.first_hand = event.device, first_hand
+        if event.hops != 1 or not first_hand:
+            return []
+        if len(self._site) < RELAY_FROM_PEERS and self._told.get(claimant, frozenset()) == heard.keys():
+            return []
+        self._told[claimant] = frozenset(heard)
+        relayed = claim_message(self._manifest, claimant, event.lease_ms, event.segments, hops=0)
+        return [Broadcast(relayed, besides=claimant)]
+
+    def _failed_here(self, event: SegmentFailedHere, now_ms: int) -> Effect:
+        wait_ms = self._failed(event.index, self._me, event.reason, event.wait_ms, now_ms)
+        self._open_since_ms[event.index] = now_ms + wait_ms
+        if event.whole_origin:
+            self._origin_rests_until_ms, self._origin_reason = now_ms + wait_ms, event.reason
+        return Broadcast(failure_message(self._manifest, event.index, event.reason, wait_ms))
+
+    def _failed(self, index: int, device: DeviceId, reason: str, wait_ms: int, now_ms: int) -> int:
+        trouble = self._trouble.setdefault(index, _Trouble())
+        times = sum(trouble.failures.values())
+        trouble.failures[device] = trouble.failures.get(device, 0) + 1
+        wait_ms = min(max(wait_ms, REST_MS_FIRST << min(times, 10)), REST_MS_MAX)
+        trouble.rest_until_ms, trouble.reason = max(trouble.rest_until_ms, now_ms + wait_ms), reason
+        return wait_ms
+
+    def _drop_claim(self, index: int, device: DeviceId, now_ms: int) -> None:
+        claims = self._claims.get(index, {})
+        if claims.pop(device, None) is not None and not claims:
+            del self._claims[index]
+            self._open_since_ms[index] = max(now_ms, self._rests_until_ms(index))
+
+    def _finish(self, index: int) -> bool:
+        mine = self._mine.pop(index, None)
+        if mine is None:
+            return False
+        self._partial_pct[index] = mine.done_pct
+        self._slots.taken -= 1
+        return True
+
+    def _abort(self, index: int, reason: str) -> Effect:
+        self._finish(index)
+        return AbortSegment(index, reason)
+
+    # -- decision -------------------------------------------------------------------------------------------------------------
+
+    def _decide(self, now_ms: int, *, changed: bool) -> list[Effect]:
+        effects: list[Effect] = []
+        self._expire(now_ms)
+        for index in list(self._mine):
+            reason = self._abort_reason(index)
+            if reason:
+                effects.append(self._abort(index, reason))
+                changed = True
+        times = [now_ms + RENEW_MS] if self._mine or self._claims else []
+        if self._may_start(now_ms, times):
+            started = self._start(now_ms, times)
+            effects.extend(started)
+            changed = changed or bool(started)
+        if changed or (self._mine and now_ms - self._claimed_ms >= RENEW_MS):
+            self._claimed_ms = now_ms
+            effects.append(Broadcast(self._claim(now_ms)))
+        self.next_ms = min(times, default=now_ms + 60_000)
+        return effects
+
+    def _expire(self, now_ms: int) -> None:
+        for index, claims in list(self._claims.items()):
+            for device, claim in list(claims.items()):
+                if not claim.lapsed(now_ms):
+                    continue
+                self._drop_claim(index, device, now_ms)
+                self._lapsed_pct[index, device] = claim.done_pct
+                trouble = self._trouble.setdefault(index, _Trouble())
+                trouble.failures[device] = trouble.failures.get(device, 0) + 1
+                # Who passes on claims that nobody keeps is as bad as who makes them.
+                lapses = self._lapses.setdefault(claim.source, [])
+                lapses.append(now_ms)
+                del lapses[:-LAPSES_MAX]
+
+    def _abort_reason(self, index: int) -> str:
+        mine = self._mine[index]
+        if mine.done_pct >= 100:
+            return ""
+        if not self._segments[index].bits & ~(self._holdings.mine | self._holdings.proven_lan()):
+            return "neighbours hold it now"
+        for device, claim in self._claims.get(index, {}).items():
+            if self._loses(index, mine.done_pct, device, claim.done_pct):
+                return f"{device.short} fetches it too and goes first"
+        return ""
+
+    def _loses(self, index: int, my_pct: int, other: DeviceId, other_pct: int) -> bool:
+        if abs(other_pct - my_pct) >= AHEAD_PCT:
+            return other_pct > my_pct
+        key = self._segments[index].key
+        return (rendezvous.cost(other, key), other) < (rendezvous.cost(self._me, key), self._me)
+
+    def _needed(self, index: int) -> bool:
+        return bool(self._segments[index].bits & ~self._holdings.office)
+
+    def _may_start(self, now_ms: int, times: list[int]) -> bool:
+        """Whether a segment may be started at all; else puts into ``times`` when to look again."""
+        if self._paused or self._weight == 0 or not self._holdings.missing:
+            return False
+        if not self._settled:
+            settled_ms = self._settled_at_ms()
+            if now_ms < settled_ms:
+                times.append(settled_ms)
+                return False
+            self._settled = True
+            self._open_since_ms.clear()
+        if now_ms < self._origin_rests_until_ms:
+            times.append(self._origin_rests_until_ms)
+            return False
+        return True
+
+    def _settled_at_ms(self) -> int:
+        quiet_ms = self._roster_changed_ms + self._settle_ms if self._site else self._started_ms + SETTLE_MS_MAX
+        return min(quiet_ms, max(self._created_ms, self._started_ms) + SETTLE_MS_MAX)
+
+    def _start(self, now_ms: int, times: list[int]) -> list[Effect]:
+        open_now = [
+            segment
+            for segment in self._segments.values()
+            if segment.index not in self._claims
+            and segment.index not in self._mine
+            and segment.bits & ~self._holdings.office
+        ]
+        # What is no longer open starts its clock anew when it opens again.
+        self._open_since_ms = {
+            segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now
+        }
+        if not open_now:
+            return []
+        candidates = self._candidates(now_ms)
+        fetchers = set(rendezvous.ranking(candidates, self._manifest)[:FETCHERS_MAX])
+        limit = SEGMENTS_MAX if len(fetchers) <= FEW_FETCHERS else 1
+        busy = {device for claims in self._claims.values() for device in claims}
+        ready: list[tuple[int, int, int]] = []
+        for segment in open_now:
+            order = self._order(segment, candidates, fetchers)
+            rank, start_ms = order.index(self._me), self._open_since_ms[segment.index]
+            rests_until_ms = self._rests_until_ms(segment.index)
+            if self._goes_on(segment.index, order[0]):
+                rank = -1
+            elif rank > 0:
+                steals = self._me in fetchers and order[0] in busy
+                start_ms += rank * (STEAL_MS if steals else LADDER_MS) + self._jitter_ms[segment.index]
+            else:
+                start_ms += self._jitter_ms[segment.index]
+            start_ms = max(start_ms, rests_until_ms)
+            if start_ms <= now_ms:
+                ready.append((rank, rendezvous.cost(self._me, segment.key), segment.index))
+            else:
+                times.append(start_ms)
+        effects: list[Effect] = []
+        for rank, _, index in sorted(ready):
+            if len(self._mine) >= limit or self._slots.taken >= self._slots.count or (rank > 0 and self._mine):
+                times.append(now_ms + RENEW_MS)
+                break
+            self._mine[index] = _Mine(now_ms, now_ms, min(self._partial_pct.get(index, 0), 99))
+            self._slots.taken += 1
+            effects.append(StartSegment(index))
+        return effects
+
+    def _candidates(self, now_ms: int) -> dict[DeviceId, int]:
+        """Weights of all who may fetch; me among them (the caller has seen to it that my weight is not 0)."""
+        candidates = {
+            device: weight
+            for device, weight in self._site.items()
+            if weight > 0 and device in self._holdings.peers and not self._suspended(device, now_ms)
+        }
+        candidates[self._me] = self._weight
+        return candidates
+
+    def _order(
+        self, segment: SegmentRun, candidates: Mapping[DeviceId, int], fetchers: set[DeviceId]
+    ) -> list[DeviceId]:
+        failures = self._failures(segment.index)
+        return sorted(
+            candidates,
+            key=lambda device: (
+                failures.get(device, 0),
+                device not in fetchers,
+                rendezvous.cost(device, segment.key, candidates[device]),
+                device,
+            ),
+        )
+
+    def _goes_on(self, index: int, owner: DeviceId) -> bool:
+        """I have a part of it, and have not failed more often than who would be its owner."""
+        failures = self._failures(index)
+        return self._partial_pct.get(index, 0) > 0 and failures.get(self._me, 0) <= failures.get(owner, 0)
+
+    def _failures(self, index: int) -> Mapping[DeviceId, int]:
+        trouble = self._trouble.get(index)
+        return trouble.failures if trouble else {}
+
+    def _suspended(self, device: DeviceId, now_ms: int) -> bool:
+        lapses = self._lapses.get(device, [])
+        return len(lapses) >= LAPSES_MAX and now_ms - lapses[0] < LAPSE_MEMORY_MS
+
+    def _rests_until_ms(self, index: int) -> int:
+        trouble = self._trouble.get(index)
+        return trouble.rest_until_ms if trouble else 0
+
+    # -- claims and words -----------------------------------------------------------------------------------------------------
+
+    def _claim(self, now_ms: int) -> Claim:
+        lease_ms = LEASE_MS_MIN
+        for mine in self._mine.values():
+            if now_ms - mine.moved_ms <= MOVED_MS:
+                lease_ms = max(lease_ms, 4 * (now_ms - mine.started_ms) // max(mine.done_pct, 1))
+        segments = tuple(ClaimedSegment(index=index, done_pct=mine.done_pct) for index, mine in self._mine.items())
+        return claim_message(self._manifest, self._me, min(lease_ms, LEASE_MS_MAX), segments)
+
+    @property
+    def fetching(self) -> dict[int, int]:
+        """My segments and how many percent of each are here."""
+        return {index: mine.done_pct for index, mine in self._mine.items()}
+
+    def claimants(self, index: int) -> dict[DeviceId, int]:
+        """Neighbours that fetch this segment, and how far they say they are (percent)."""
+        return {device: claim.done_pct for device, claim in self._claims.get(index, {}).items()}
+
+    def waiting_for(self, index: int, now_ms: int) -> str:
+        """Why I am not fetching this needed segment; empty when nothing speaks against it."""
+        if self._paused:
+            return self._paused
+        claims = self.claimants(index)
+        if claims:
+            device, done_pct = next(iter(claims.items()))
+            return f"neighbour {device.short} fetches it ({done_pct} %)"
+        trouble = self._trouble.get(index)
+        if trouble and trouble.reason and self._needed(index):
+            wait_ms = max(trouble.rest_until_ms, self._origin_rests_until_ms) - now_ms
+            return f"{trouble.reason}; next try {f'in {_seconds(wait_ms)} s' if wait_ms > 0 else 'is due'}"
+        if now_ms < self._origin_rests_until_ms:
+            return f"{self._origin_reason}; next try in {_seconds(self._origin_rests_until_ms - now_ms)} s"
+        if self._weight == 0:
+            return "this device does not fetch over the WAN ([limits] wan_weight = 0); waiting for a neighbour that does"
+        if not self._settled and now_ms < self._settled_at_ms():
+            return f"looking for neighbours first, {_seconds(self._settled_at_ms() - now_ms)} s more"
+        return ""
+
+    def waiting(self, now_ms: int) -> str:
+        """The first reason that holds for any segment that the office lacks and I am not fetching."""
+        for index in self._segments:
+            if index not in self._mine and self._needed(index):
+                reason = self.waiting_for(index, now_ms)
+                if reason:
+                    return reason
+        return self._paused
+
+
+def _seconds(wait_ms: int) -> int:
+    return -(-wait_ms // 1000)
