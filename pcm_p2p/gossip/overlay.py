@@ -1,0 +1,601 @@
+"""The overlay: this device's sessions with its neighbours. A shell around ``membership`` and ``beacon``.
+
+It listens, dials whom the membership core names, keeps one session per device, passes messages to those who registered for
+them, and tells them who came and went. What messages mean is not its matter, rosters excepted.
+
+One session per device: when both dial each other, the connection dialled by the lower id stays; a peer with a higher
+incarnation has restarted, so its new connection replaces the old one; a device never dials a second time itself.
+
+Order that handlers can rely on: ``PeerUp`` before any message of that peer, messages one after the other, ``PeerDown`` after the
+last, and a replaced session is ``PeerDown`` and ``PeerUp``.
+
+Shutdown: ``leave()`` says Bye to everybody, so that they need not suspect; cancelling ``run`` alone is a crash to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+import trio
+
+from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.gossip import beacon
+from pcm_p2p.gossip.membership import (
+    Address,
+    Dial,
+    DialFailed,
+    Dialled,
+    Effect,
+    Event,
+    Introduced,
+    Membership,
+    NetworkChanged,
+    Refute,
+    RosterHeard,
+    SessionDown,
+    SessionUp,
+    Tell,
+    Tick,
+    WeightChanged,
+)
+from pcm_p2p.gossip.roster_file import Remembered, RosterFile, next_incarnation
+from pcm_p2p.ids import ChunkId, DeviceId
+from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
+from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, FileGet, Hello, Message, Roster
+from pcm_p2p.wire.session import RATE_BYTES_PER_S_MIN, Pace, Session, SessionClosed
+
+TICK_S = 1.0
+SESSIONS_MAX = 40
+"""Twice the degree: in a large site those who come later are let in by those who have enough."""
+FOREIGN_SESSIONS_MAX = 4
+"""Choice: neighbours of other sites carry metadata and reports, not chunks; a few are enough."""
+ROLES = ("device", "collector", "relay")
+BEACON_INTERVAL_S = 60.0
+BEACON_START_S_MAX = 0.5
+SAVE_INTERVAL_S = 60.0
+FETCH_TIMEOUT_S = 15.0
+LEAVING = "leaving"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OverlaySettings:
+    """``seeds`` are (host, port); ``port`` 0 lets the system choose and remembers the choice in ``roster_file``."""
+
+    site: str
+    role: str = "device"
+    agent: str = ""
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    port: int = 0
+    seeds: tuple[tuple[str, int], ...] = ()
+    weight: int = 8
+    sessions_max: int = SESSIONS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """A peer with a live session. ``same_site`` says whether its bytes are cheap; ``weight`` is its wish to use the WAN."""
+
+    device_id: DeviceId
+    host: str
+    site: str
+    role: str
+    weight: int
+    same_site: bool
+    agent: str
+    round_trip_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    peer: PeerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    device_id: DeviceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayStatistics:
+    """Bulk bytes are answers (chunks, files), control bytes are messages; both since the start, closed sessions included."""
+
+    sessions: int
+    site_peers: int
+    control_in_bytes: int
+    control_out_bytes: int
+    bulk_in_bytes: int
+    bulk_out_bytes: int
+
+
+class Introducer(Protocol):
+    """What the overlay needs of ``discovery.Discovery``."""
+
+    async def run(
+        self,
+        port: int,
+        introduce: Callable[[Any], None],
+        network_changed: Callable[[], None],
+        *,
+        task_status: trio.TaskStatus[None] = ...,
+    ) -> None: ...
+
+    async def announce(self, wanted: bool) -> None: ...
+
+
+Handler = Callable[[DeviceId, Any], Awaitable[None]]
+Server = Callable[[DeviceId, Any], Awaitable["bytes | memoryview"]]
+Watcher = Callable[["PeerUp | PeerDown"], Awaitable[None]]
+
+
+class Overlay:
+    """Register handlers first, then ``run`` in a nursery; ``run`` reports as started with the (host, port) it listens on."""
+
+    def __init__(
+        self,
+        device: DeviceId,
+        security: LinkSecurity,
+        settings: OverlaySettings,
+        *,
+        rng: Random,
+        introducer: Introducer | None = None,
+        roster_file: RosterFile | None = None,
+        pace_in: Pace | None = None,
+        pace_out: Pace | None = None,
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.device = device
+        self.listening: tuple[tuple[str, int], ...] = ()
+        self._security = security
+        self._settings = settings
+        self._rng = rng
+        self._introducer = introducer
+        self._roster_file = roster_file or RosterFile(None)
+        self._pace_in, self._pace_out = pace_in, pace_out
+        self._remembered = self._roster_file.load()
+        self._membership = Membership(
+            device,
+            site=settings.site,
+            port=settings.port,
+            incarnation=next_incarnation(self._remembered.incarnation, int(wall_clock_s())),
+            weight=settings.weight,
+            rng=rng,
+        )
+        self._handlers: dict[type[Message], list[Handler]] = {}
+        self._servers: dict[type[Message], Callable[[Session, Any], Awaitable[bytes | memoryview]]] = {}
+        self._watchers: list[Watcher] = []
+        self._sessions: dict[DeviceId, Session] = {}
+        self._hosts: dict[DeviceId, str] = {}
+        self._dialling: set[DeviceId] = set()
+        self._closed_bytes = [0, 0, 0, 0]
+        self._nursery: trio.Nursery | None = None
+        self._leaving = False
+        self._saved_s = 0.0
+
+    # Before run
+
+    def register(self, message_type: type[Message], handler: Handler) -> None:
+        """``await handler(device, message)`` for each message of this type; several handlers run in the order registered.
+
+        A handler must not wait for an answer of the same peer: what that peer sends waits behind it.
+        """
+        self._handlers.setdefault(message_type, []).append(handler)
+
+    def serve(self, request_type: type[Message], server: Server) -> None:
+        """``await server(device, request)`` gives the answer's bytes, or raises ``wire.session.Refuse``."""
+
+        async def answer(session: Session, request: Any) -> bytes | memoryview:
+            return await server(session.device, request)
+
+        self._servers[request_type] = answer
+
+    def watch(self, watcher: Watcher) -> None:
+        """``await watcher(PeerUp | PeerDown)``, in order. Same limits as ``register``."""
+        self._watchers.append(watcher)
+
+    # While it runs
+
+    def peers(self) -> list[PeerInfo]:
+        """All peers with a live session, by id."""
+        return [self._info(self._sessions[device]) for device in sorted(self._sessions)]
+
+    def site_peers(self) -> list[PeerInfo]:
+        """The peers of my site whose bytes are cheap: those that the swarm may count on."""
+        return [peer for peer in self.peers() if peer.same_site and peer.role != "collector"]
+
+    def known(self) -> list[DeviceId]:
+        """Devices of this site that are believed to be alive, with a session or not."""
+        return self._membership.alive()
+
+    async def send(self, device: DeviceId, message: Message) -> None:
+        """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
+        await self._session(device).send(message)
+
+    async def broadcast(
+        self, message: Message, except_: Collection[DeviceId] = (), *, site_only: bool = False
+    ) -> None:
+        """Queue a message to all peers; those whose session ends meanwhile are skipped."""
+        for device, session in list(self._sessions.items()):
+            if device in except_ or (site_only and session.peer_hello.site != self._settings.site):
+                continue
+            with contextlib.suppress(SessionClosed):
+                session.post(message)
+        await trio.lowlevel.checkpoint()
+
+    async def fetch(
+        self,
+        device: DeviceId,
+        make_request: Callable[[int], Message],
+        size_bytes_max: int,
+        timeout_s: float = FETCH_TIMEOUT_S,
+        rate_bytes_per_s_min: int = RATE_BYTES_PER_S_MIN,
+    ) -> bytes:
+        """One request to one peer; see ``Session.fetch`` for how it can end."""
+        return await self._session(device).fetch(make_request, size_bytes_max, timeout_s, rate_bytes_per_s_min)
+
+    async def fetch_chunk(self, device: DeviceId, chunk: ChunkId, size_bytes_max: int) -> bytes:
+        """The sealed form of a chunk, unverified."""
+        return await self.fetch(device, lambda number: ChunkGet(number, bytes(chunk)), size_bytes_max)
+
+    async def fetch_file(self, device: DeviceId, path: str, size_bytes_max: int) -> bytes:
+        """A file of the peer's trusted metadata or targets, unverified."""
+        return await self.fetch(device, lambda number: FileGet(number, path), size_bytes_max)
+
+    def introduce(self, host: str, port: int, device: DeviceId | None = None) -> None:
+        """Somebody may listen there."""
+        self._fold(Introduced(Address(host, port), device))
+
+    def set_weight(self, weight: int) -> None:
+        """My wish to fetch over the WAN changed (0: never)."""
+        if weight != self._membership.weight:
+            self._fold(WeightChanged(weight))
+
+    def network_changed(self) -> None:
+        """Forget all back-offs and try everybody again."""
+        self._fold(NetworkChanged())
+
+    def statistics(self) -> OverlayStatistics:
+        control_in, control_out, bulk_in, bulk_out = self._closed_bytes
+        for session in self._sessions.values():
+            now = session.statistics()
+            control_in += now.control_in_bytes
+            control_out += now.control_out_bytes
+            bulk_in += now.bulk_in_bytes
+            bulk_out += now.bulk_out_bytes
+        return OverlayStatistics(
+            len(self._sessions), len(self.site_peers()), control_in, control_out, bulk_in, bulk_out
+        )
+
+    @contextlib.asynccontextmanager
+    async def dial(self, host: str, port: int, role: str) -> AsyncIterator[Session]:
+        """A session of its own with the node at this address, closed at the end; used for collectors.
+
+        Registered handlers and servers serve it too; it does not count as a peer. Raises ``LinkFailed`` (also when the
+        node's certificate names another role) or ``SessionClosed``.
+        """
+        link = await dial(host, port, self._security)
+        if link.role != role:
+            await trio.aclose_forcefully(link.stream)
+            raise LinkFailed(f"{host}:{port}: its certificate says {link.role}, not {role}")
+        if self._nursery is None:
+            await trio.aclose_forcefully(link.stream)
+            raise SessionClosed("the overlay is not running")
+        session = self._new_session(link, self._deliver, None)
+        await self._nursery.start(self._run_on_the_side, session)
+        try:
+            yield session
+        finally:
+            with trio.CancelScope(shield=True):
+                await session.close("done")
+
+    async def leave(self) -> None:
+        """Say Bye to all peers and stop dialling; at most a second. Call before cancelling ``run``."""
+        self._leaving = True
+        self._save()
+        async with trio.open_nursery() as nursery:
+            for session in list(self._sessions.values()):
+                nursery.start_soon(session.close, LEAVING)
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, dial and serve until cancelled. Raises ``OSError`` if it cannot listen."""
+        listeners = await self._listen()
+        self.listening = tuple(listener.socket.getsockname()[:2] for listener in listeners)
+        self._membership.port = self.listening[0][1] if self.listening else 0
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await nursery.start(self._serve_links, listeners)
+                self._fold(Tick())
+                for host, port in self._settings.seeds:
+                    self._fold(Introduced(Address(host, port), seed=True))
+                for entry in self._remembered.entries:
+                    if entry.host and entry.device != self.device and entry.site == self._settings.site:
+                        self._fold(Introduced(Address(entry.host, entry.port), DeviceId(entry.device)))
+                nursery.start_soon(self._keep_time)
+                if self._introducer is not None:
+                    await nursery.start(
+                        self._introducer.run, self._membership.port, self._introduce_candidate, self.network_changed
+                    )
+                    nursery.start_soon(self._keep_beacon, self._introducer)
+                task_status.started(self.listening)
+        finally:
+            self._nursery = None
+            self._save()
+
+    # Inside
+
+    async def _listen(self) -> list[trio.SocketListener]:
+        if self._settings.port == 0 and self._remembered.port:
+            with contextlib.suppress(OSError):
+                return await open_listeners(self._settings.addresses, self._remembered.port)
+        return await open_listeners(self._settings.addresses, self._settings.port)
+
+    async def _serve_links(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        await serve_links(
+            listeners,
+            self._security,
+            self._use,
+            links_max=self._settings.sessions_max + FOREIGN_SESSIONS_MAX,
+            task_status=task_status,
+        )
+
+    def _introduce_candidate(self, candidate: Any) -> None:
+        self.introduce(candidate.host, candidate.port, candidate.device)
+
+    def _now_ms(self) -> int:
+        return int(trio.current_time() * 1_000)
+
+    def _fold(self, event: Event) -> None:
+        for effect in self._membership.handle(event, self._now_ms()):
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Dial(address):
+                if self._nursery is None or self._leaving:
+                    return
+                self._nursery.start_soon(self._dial, address)
+            case Tell(entries, None):
+                for session in list(self._sessions.values()):
+                    if session.peer_hello.site == self._settings.site:
+                        self._post(session, Roster(entries))
+            case Tell(entries, device) if device in self._sessions:
+                self._post(self._sessions[device], Roster(entries))
+            case Refute():
+                self._save()
+
+    @staticmethod
+    def _post(session: Session, message: Message) -> None:
+        with contextlib.suppress(SessionClosed):
+            session.post(message)
+
+    async def _keep_time(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self._fold(Tick())
+            if trio.current_time() - self._saved_s > SAVE_INTERVAL_S:
+                self._save()
+
+    def _save(self) -> None:
+        self._saved_s = trio.current_time()
+        others = self._membership.roster()[1:]
+        entries = others or self._remembered.entries  # alone for a while: do not forget the neighbours
+        self._roster_file.save(Remembered(self._membership.incarnation, self._membership.port, entries))
+
+    async def _keep_beacon(self, introducer: Introducer) -> None:
+        tag = beacon.group_tag(self._security.fleet)
+        announced = False
+        await trio.sleep(self._rng.uniform(0, BEACON_START_S_MAX))
+        while True:
+            announced = beacon.should_announce(self.device, self.known(), tag, announced=announced)
+            await introducer.announce(announced)
+            await trio.sleep(BEACON_INTERVAL_S * self._rng.uniform(0.75, 1.25))
+
+    async def _dial(self, address: Address) -> None:
+        reached: DeviceId | None = None
+        try:
+            link = await dial(address.host, address.port, self._security)
+        except LinkFailed as error:
+            _log.debug("%s", error)
+            self._fold(DialFailed(address))
+            return
+        try:
+            self._fold(Dialled(address, link.device))
+            existing = self._sessions.get(link.device)
+            if (
+                link.device == self.device
+                or link.device in self._dialling
+                or (existing is not None and existing.dialled)
+            ):
+                return
+            reached = link.device
+            self._dialling.add(reached)
+            if not await self._use(link):
+                self._fold(DialFailed(address))
+        finally:
+            if reached is not None:
+                self._dialling.discard(reached)
+            await trio.aclose_forcefully(link.stream)
+
+    def _new_session(
+        self,
+        link: Link,
+        on_message: Callable[[Session, Message], Awaitable[None]],
+        on_start: Callable[[Session], Awaitable[None]] | None,
+    ) -> Session:
+        me = self._membership
+        hello = Hello(
+            PROTOCOL,
+            self._security.fleet,
+            self._settings.site,
+            self._settings.role,
+            me.port,
+            me.incarnation,
+            me.weight,
+            self._settings.agent,
+        )
+        return Session(
+            link.stream,
+            hello,
+            device=link.device,
+            role=link.role,
+            dialled=link.dialled,
+            serve=self._servers,
+            on_message=on_message,
+            on_start=on_start,
+            pace_in=self._pace_in,
+            pace_out=self._pace_out,
+        )
+
+    async def _use(self, link: Link) -> bool:
+        """Run a session over the link to its end; returns whether it was admitted."""
+        if link.role not in ROLES or self._leaving:
+            return False
+        self._hosts.setdefault(link.device, link.host)
+        admitted = False
+
+        async def admit(session: Session) -> None:
+            nonlocal admitted
+            self._dialling.discard(link.device)
+            refusal = self._refusal(session)
+            if refusal:
+                await session.close(refusal)
+                return
+            admitted = True
+            self._hosts[link.device] = link.host
+            await self._admit(session)
+
+        session = self._new_session(link, self._dispatch, admit)
+        try:
+            reason = await session.run()
+        except SessionClosed as error:
+            reason = error.message
+        except Exception:  # a fault of ours that one peer brought about must not end the sessions with all others
+            _log.exception("the session with %s failed", link.device.short)
+            reason = "internal error"
+        self._count(session)
+        if self._sessions.get(link.device) is session:
+            _log.info("session with %s ended: %s", link.device.short, reason)
+            await self._dismiss(session, reason)
+        elif link.device not in self._sessions:
+            self._hosts.pop(link.device, None)
+        return admitted
+
+    def _refusal(self, session: Session) -> str:
+        """Why this session is not wanted; empty if it is."""
+        device, site = session.device, session.peer_hello.site
+        if device == self.device:
+            return "myself"
+        if self._leaving:
+            return LEAVING
+        existing = self._sessions.get(device)
+        if existing is not None:
+            return "" if self._prefers(session, existing) else "duplicate"
+        if len(self._sessions) >= self._settings.sessions_max:
+            return "full"
+        foreign = sum(1 for other in self._sessions.values() if other.peer_hello.site != self._settings.site)
+        if site != self._settings.site and self._settings.role == "device" and foreign >= FOREIGN_SESSIONS_MAX:
+            return "full"
+        return ""
+
+    def _prefers(self, new: Session, old: Session) -> bool:
+        if new.peer_hello.incarnation != old.peer_hello.incarnation:
+            return new.peer_hello.incarnation > old.peer_hello.incarnation
+        if new.dialled == old.dialled:
+            return True
+        return (self.device if new.dialled else new.device) == min(self.device, new.device)
+
+    async def _admit(self, session: Session) -> None:
+        device, hello = session.device, session.peer_hello
+        old = self._sessions.get(device)
+        self._sessions[device] = session
+        if old is not None:
+            if self._nursery is not None:
+                self._nursery.start_soon(old.close, "replaced")
+            await self._tell_watchers(PeerDown(device, "replaced"))
+            if self._sessions.get(device) is not session:
+                return
+        address = Address(self._hosts[device], hello.port) if hello.port else None
+        self._fold(SessionUp(device, address, hello.site, hello.incarnation, hello.weight))
+        _log.info("session with %s (%s, site %s) at %s", device.short, session.role, hello.site, self._hosts[device])
+        await self._tell_watchers(PeerUp(self._info(session)))
+
+    async def _dismiss(self, session: Session, reason: str) -> None:
+        del self._sessions[session.device]
+        self._hosts.pop(session.device, None)
+        self._fold(SessionDown(session.device, session.bye_reason == LEAVING))
+        await self._tell_watchers(PeerDown(session.device, reason))
+
+    async def _run_on_the_side(
+        self, session: Session, *, task_status: trio.TaskStatus[Hello] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            await session.run(task_status=task_status)
+        finally:
+            self._count(session)
+
+    async def _tell_watchers(self, event: PeerUp | PeerDown) -> None:
+        for watcher in self._watchers:
+            try:
+                await watcher(event)
+            except SessionClosed:
+                continue  # the watcher spoke to a session that has just ended
+            except Exception:
+                _log.exception("a watcher of peers failed at %s", event)
+
+    async def _dispatch(self, session: Session, message: Message) -> None:
+        if self._sessions.get(session.device) is session:
+            if isinstance(message, Roster):
+                self._fold(RosterHeard(session.device, message.entries))
+            else:
+                await self._deliver(session, message)
+
+    async def _deliver(self, session: Session, message: Message) -> None:
+        for handler in self._handlers.get(type(message), ()):
+            try:
+                await handler(session.device, message)
+            except UntrustedBytes as error:
+                _log.warning("%s sent a bad %s: %s", session.device.short, type(message).__name__, error)
+                raise
+
+    def _session(self, device: DeviceId) -> Session:
+        session = self._sessions.get(device)
+        if session is None:
+            raise SessionClosed(f"no session with {device.short}")
+        return session
+
+    def _info(self, session: Session) -> PeerInfo:
+        hello = session.peer_hello
+        member = self._membership.members.get(session.device)
+        return PeerInfo(
+            session.device,
+            self._hosts.get(session.device, "?"),
+            hello.site,
+            session.role,
+            min(member.weight if member is not None else hello.weight, 16),
+            hello.site == self._settings.site,
+            hello.agent,
+            session.statistics().round_trip_s,
+        )
+
+    def _count(self, session: Session) -> None:
+        last = session.statistics()
+        for index, value in enumerate(
+            (last.control_in_bytes, last.control_out_bytes, last.bulk_in_bytes, last.bulk_out_bytes)
+        ):
+            self._closed_bytes[index] += value
