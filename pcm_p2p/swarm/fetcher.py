@@ -1,0 +1,452 @@
+"""The shell around exchanges: timers, chunk requests, segment tasks, and what people are told about them.
+
+Wiring (the daemon does it): ``peer_up`` and ``peer_down`` for sessions with devices of my site, ``on_message`` for their
+``Holdings``, ``Have``, ``Drop``, ``Claim`` and ``SegmentFailed``. ``want`` a manifest and it gets complete; it keeps
+being announced and repaired until ``unwant``. All methods are to be called in the trio thread; ``run`` owns every task.
+
+Effects are performed in order: messages go into one queue that one task empties, requests and segments become tasks.
+Storing and decoding happen in worker threads, a few at once. Nothing here waits for ever: chunk requests have a deadline
+that follows their size, the origin client has its own.
+
+When the disk is full everything that would store is paused, with the reason in ``progress``; after ``RETRY_STORE_S`` it is
+tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import trio
+
+from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX
+from pcm_p2p.content.manifest import Manifest, Segment
+from pcm_p2p.content.segment import decode_full_untrusted
+from pcm_p2p.errors import StorageError, TransferError, UntrustedBytes
+from pcm_p2p.ids import ChunkId, DeviceId, ManifestId, SegmentId
+from pcm_p2p.swarm.announcements import manifest_named_untrusted
+from pcm_p2p.swarm.conduct import Conduct
+from pcm_p2p.swarm.events import (
+    AbortSegment,
+    Banned,
+    Blame,
+    Broadcast,
+    ChunkArrived,
+    ChunkFailed,
+    ChunkFailure,
+    Effect,
+    Event,
+    Gained,
+    Lost,
+    Paused,
+    PeerDown,
+    PeerUp,
+    RequestChunk,
+    Resumed,
+    SegmentDone,
+    SegmentFailedHere,
+    SegmentProgress,
+    Send,
+    StartSegment,
+    Tick,
+)
+from pcm_p2p.swarm.exchange import Exchange
+from pcm_p2p.swarm.origin import OriginFailed
+from pcm_p2p.swarm.ownership import Slots
+from pcm_p2p.swarm.peers import ChunkNotServed, Peers, Store
+from pcm_p2p.swarm.picker import Budget
+from pcm_p2p.swarm.transfer import FetchProgress, Transfer, WhyRow
+from pcm_p2p.swarm.workers import Workers
+from pcm_p2p.wire.messages import Message
+
+REQUEST_TIMEOUT_S = 10.0
+REQUEST_BYTES_PER_S_MIN = 64 << 10
+"""Choice: four times what a session calls too slow, since several answers share it; hedging is quicker than either."""
+RETRY_STORE_S = 15.0
+STORE_WATCH_S = 5.0
+OUTBOX_MAX = 4_096
+PROGRESS_MS = 1_000
+"""An owner shows that bytes move at least this often, also while a percent takes longer."""
+
+_log = logging.getLogger(__name__)
+
+
+class SegmentSource(Protocol):
+    """The part of ``origin.OriginClient`` that is used here."""
+
+    async def fetch_segment(self, segment: Segment, progress: Callable[[int, int], None], /) -> bytes: ...
+    async def discard(self, segment: SegmentId, /) -> None: ...
+    async def part_size(self, segment: SegmentId, /) -> int: ...
+
+
+class Fetcher:
+    """``weight``: my wish to fetch over the WAN (0 never … 16), the same that my ``Hello`` says."""
+
+    def __init__(
+        self,
+        store: Store,
+        peers: Peers,
+        origin: SegmentSource,
+        me: DeviceId,
+        *,
+        weight: int = 8,
+        settle_s: float = 3.0,
+        rng: random.Random | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        self._store, self._peers, self._origin, self._me = store, peers, origin, me
+        self._weight, self._settle_ms = weight, int(settle_s * 1000)
+        self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
+        self._workers = workers or Workers()
+        self._conduct, self._slots, self._budget = Conduct(), Slots(), Budget()
+        self._site: dict[DeviceId, int] = {}
+        self._transfers: dict[ManifestId, Transfer] = {}
+        self._blamed: dict[DeviceId, str] = {}
+        self._outbox: deque[Send | Broadcast] = deque()
+        self._outbox_filled = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._started_ms = self._roster_changed_ms = 0
+        self._sleeps_until_ms = 0
+        self._wake = trio.Event()
+        self._paused = ""
+        self._lan_bytes = self._wan_bytes = 0
+
+    # -- what others call -----------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._started_ms = self._roster_changed_ms = _now_ms()
+            nursery.start_soon(self._empty_outbox)
+            nursery.start_soon(self._watch_store)
+            for transfer in list(self._transfers.values()):
+                self._begin(transfer)
+            task_status.started()
+            try:
+                await self._keep_time()
+            finally:
+                self._nursery = None
+
+    async def want(self, manifest: Manifest) -> None:
+        """Get it complete and keep it so. Returns once it is known what is here; wanting it twice changes nothing."""
+        held = await self._workers.run(self._look, manifest)
+        partial_pct = await self._partial(manifest, held)
+        if manifest.manifest_id in self._transfers:
+            return
+        transfer = Transfer(manifest, held, partial_pct)
+        self._transfers[manifest.manifest_id] = transfer
+        if self._nursery is not None:
+            self._begin(transfer)
+
+    def unwant(self, manifest: ManifestId) -> None:
+        """Stop fetching and announcing it. Chunks stay in the store."""
+        transfer = self._transfers.pop(manifest, None)
+        if transfer is None:
+            return
+        if transfer.exchange is not None:
+            # Ends its segments and says so; frees the shared slots and the shared budget.
+            self._event(transfer, Paused("no longer wanted"))
+            for device in self._site:
+                transfer.exchange.picker.peer_left(device)
+        transfer.closed = True
+        transfer.changed()
+
+    @property
+    def wanted(self) -> Mapping[ManifestId, Manifest]:
+        return {manifest_id: transfer.manifest for manifest_id, transfer in self._transfers.items()}
+
+    def peer_up(self, device: DeviceId, weight: int) -> None:
+        """A session with a device of my site."""
+        self._site[device] = weight
+        self._roster_changed_ms = _now_ms()
+        self._each(PeerUp(device, weight))
+
+    def peer_down(self, device: DeviceId) -> None:
+        self._site.pop(device, None)
+        self._roster_changed_ms = _now_ms()
+        self._each(PeerDown(device))
+
+    async def on_message(self, device: DeviceId, message: Message) -> None:
+        """An announcement of a neighbour; those about manifests that I do not want are passed over."""
+        manifest = manifest_named_untrusted(message)
+        transfer = self._transfers.get(manifest) if manifest is not None else None
+        if transfer is not None and transfer.exchange is not None and self._nursery is not None:
+            self._perform(transfer, transfer.exchange.receive_untrusted(device, message, _now_ms()))
+
+    def lost(self, chunks: Iterable[ChunkId]) -> None:
+        """Chunks that were found absent or rotten: they are fetched again where they are wanted."""
+        gone = [chunk for chunk in chunks if not self._store.has(chunk)]
+        for transfer in list(self._transfers.values()):
+            positions = transfer.positions_of(gone)
+            if positions:
+                self._event(transfer, Lost(positions))
+
+    async def wait_complete(self, manifest: ManifestId) -> None:
+        """Return when every chunk is in the store. Raises ``KeyError`` if it is not, or no longer, wanted."""
+        while not self._transfers[manifest].complete:
+            await self._transfers[manifest].has_changed.wait()
+
+    def progress(self, manifest: ManifestId) -> FetchProgress:
+        """Raises ``KeyError`` for a manifest that is not wanted."""
+        return self._transfers[manifest].progress(_now_ms())
+
+    def why(self, manifest: ManifestId) -> list[WhyRow]:
+        """One row a segment: where it came from, or comes from, or what it waits for. Raises ``KeyError``."""
+        return self._transfers[manifest].why(self._me, _now_ms())
+
+    @property
+    def lan_in_bytes(self) -> int:
+        """Sealed bytes that neighbours sent since the start, good or not."""
+        return self._lan_bytes
+
+    @property
+    def wan_in_bytes(self) -> int:
+        """Segment bytes from the origin since the start, retries included."""
+        return self._wan_bytes
+
+    @property
+    def blamed(self) -> Mapping[DeviceId, str]:
+        """Devices banned since the start, and why."""
+        return dict(self._blamed)
+
+    # -- events in, effects out -----------------------------------------------------------------------------------------------
+
+    def _begin(self, transfer: Transfer) -> None:
+        now_ms = _now_ms()
+        transfer.exchange = exchange = Exchange(
+            transfer.manifest,
+            transfer.held,
+            self._me,
+            weight=self._weight,
+            conduct=self._conduct,
+            slots=self._slots,
+            budget=self._budget,
+            rng=self._rng,
+            settle_ms=self._settle_ms,
+            started_ms=self._started_ms,
+            roster_changed_ms=self._roster_changed_ms,
+            now_ms=now_ms,
+            partial_pct=transfer.partial_pct,
+        )
+        for device, weight in self._site.items():
+            exchange.meet(device, weight, now_ms)
+        self._perform(transfer, exchange.begin())
+        self._event(transfer, Paused(self._paused) if self._paused else Tick())
+
+    def _each(self, event: Event) -> None:
+        for transfer in list(self._transfers.values()):
+            self._event(transfer, event)
+
+    def _event(self, transfer: Transfer, event: Event) -> None:
+        if transfer.exchange is not None and not transfer.closed and self._nursery is not None:
+            self._perform(transfer, transfer.exchange.handle(event, _now_ms()))
+
+    def _perform(self, transfer: Transfer, effects: list[Effect]) -> None:
+        exchange, nursery = transfer.exchange, self._nursery
+        assert exchange is not None
+        assert nursery is not None
+        for effect in effects:
+            match effect:
+                case RequestChunk():
+                    nursery.start_soon(self._request, transfer, effect.device, effect.position)
+                case StartSegment():
+                    scope = transfer.scopes[effect.index] = trio.CancelScope()
+                    nursery.start_soon(self._fetch_segment, transfer, effect.index, scope)
+                case AbortSegment():
+                    _log.info("%s: segment %d aborted: %s", transfer.manifest.title, effect.index, effect.reason)
+                    aborted = transfer.scopes.pop(effect.index, None)
+                    if aborted is not None:
+                        aborted.cancel()
+                case Send() | Broadcast():
+                    self._say(effect)
+                case Blame():
+                    _log.warning("device %s is banned: it %s", effect.device, effect.reason)
+                    self._blamed[effect.device] = effect.reason
+                    nursery.start_soon(self._ban, effect.device)
+        transfer.note(_now_ms())
+        if exchange.next_ms < self._sleeps_until_ms:
+            self._wake.set()
+
+    async def _ban(self, device: DeviceId) -> None:
+        """In a task of its own: the exchange that blamed is in the middle of an event."""
+        self._each(Banned(device))
+        await trio.lowlevel.checkpoint()
+
+    async def _keep_time(self) -> None:
+        while True:
+            now_ms = _now_ms()
+            for transfer in list(self._transfers.values()):
+                if transfer.exchange is not None and transfer.exchange.next_ms <= now_ms:
+                    self._event(transfer, Tick())
+            due = [transfer.exchange.next_ms for transfer in self._transfers.values() if transfer.exchange is not None]
+            self._wake = trio.Event()
+            self._sleeps_until_ms = min(due, default=now_ms + 60_000)
+            # At least a ms, and to the end of it: waking a fraction early would spin.
+            with trio.move_on_after(max(1, self._sleeps_until_ms - now_ms) / 1000):
+                await self._wake.wait()
+
+    def _say(self, message: Send | Broadcast) -> None:
+        if len(self._outbox) >= OUTBOX_MAX:
+            # Sessions are not taking anything; the holdings of each minute repair what is dropped here.
+            self._outbox.popleft()
+        self._outbox.append(message)
+        self._outbox_filled.set()
+
+    async def _empty_outbox(self) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled = trio.Event()
+            while self._outbox:
+                item = self._outbox.popleft()
+                if isinstance(item, Send):
+                    await self._peers.send(item.device, item.message)
+                else:
+                    await self._peers.broadcast(item.message, besides=item.besides)
+
+    # -- chunks from neighbours -----------------------------------------------------------------------------------------------
+
+    async def _request(self, transfer: Transfer, device: DeviceId, position: int) -> None:
+        chunk, size = transfer.manifest.chunks[position], transfer.manifest.sizes[position]
+        why = await self._take_chunk(transfer, device, chunk, size)
+        if why is not None:
+            self._event(transfer, ChunkFailed(device, position, why))
+            return
+        transfer.came_from(position, device)
+        self._event(transfer, ChunkArrived(device, position))
+        self._share(transfer, chunk, device)
+
+    async def _take_chunk(self, transfer: Transfer, device: DeviceId, chunk: ChunkId, size: int) -> ChunkFailure | None:
+        """Fetch, verify, store; returns why not."""
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_S + size / REQUEST_BYTES_PER_S_MIN):
+                sealed = await self._peers.fetch_chunk(device, chunk, SEALED_SIZE_BYTES_MAX)
+        except trio.TooSlowError:
+            return "slow"
+        except ChunkNotServed as error:
+            return error.why
+        except TransferError:
+            return "slow" if device in self._site else "gone"
+        except UntrustedBytes as error:
+            _log.warning("device %s sent nonsense for chunk %s: %s", device, chunk.short, error)
+            return "wrong"
+        self._lan_bytes += len(sealed)
+        transfer.lan_bytes += len(sealed)
+        try:
+            await self._workers.run(self._store.put_sealed, chunk, sealed)
+        except UntrustedBytes as error:
+            _log.warning("device %s sent wrong bytes for chunk %s: %s", device, chunk.short, error)
+            return "wrong"
+        except StorageError as error:
+            self._pause(error.message)
+            return "gone"
+        return None
+
+    def _share(self, transfer: Transfer, chunk: ChunkId, source: DeviceId) -> None:
+        """Another manifest may want the same chunk."""
+        for other in list(self._transfers.values()):
+            if other is not transfer:
+                for position in other.positions_of((chunk,)):
+                    other.came_from(position, source)
+                    self._event(other, Gained((position,)))
+
+    # -- segments from the origin ---------------------------------------------------------------------------------------------
+
+    async def _fetch_segment(self, transfer: Transfer, index: int, scope: trio.CancelScope) -> None:
+        with scope:
+            ended = await self._segment(transfer, index, scope)
+            transfer.scopes.pop(index, None)
+            if ended is not None:
+                self._event(transfer, ended)
+
+    async def _segment(self, transfer: Transfer, index: int, scope: trio.CancelScope) -> Event | None:
+        """Fetch, decode, store; returns how it ended, None if everything pauses."""
+        segment = transfer.manifest.segments[index]
+        shown_pct, shown_ms = -1, 0
+
+        def progress(done_bytes: int, new_bytes: int) -> None:
+            nonlocal shown_pct, shown_ms
+            self._wan_bytes += new_bytes
+            transfer.wan_bytes += new_bytes
+            done_pct, now_ms = min(99, 100 * done_bytes // segment.size), _now_ms()
+            if (done_pct != shown_pct or now_ms - shown_ms >= PROGRESS_MS) and not scope.cancel_called:
+                shown_pct, shown_ms = done_pct, now_ms
+                self._event(transfer, SegmentProgress(index, done_pct))
+
+        try:
+            blob = await self._origin.fetch_segment(segment, progress)
+            self._event(transfer, SegmentProgress(index, 100))
+            await self._workers.run(self._decode, transfer, segment, blob)
+            await self._origin.discard(segment.segment_id)
+        except OriginFailed as error:
+            _log.warning("%s: segment %d: %s", transfer.manifest.title, index, error)
+            return SegmentFailedHere(index, error.message, error.wait_ms, error.whole_origin)
+        except StorageError as error:
+            self._pause(error.message)
+            return None
+        except UntrustedBytes as error:
+            # The blob is what the authorities signed, so it is the release that is broken, for everybody.
+            _log.error("%s: segment %d does not yield its chunks: %s", transfer.manifest.title, index, error)
+            return SegmentFailedHere(index, "the published segment does not yield its chunks", 60_000, whole_origin=False)
+        return SegmentDone(index)
+
+    def _decode(self, transfer: Transfer, segment: Segment, blob: bytes) -> None:
+        """In a worker thread: each chunk is in the store and announced before the next one is looked at."""
+        manifest, positions = transfer.manifest, segment.positions
+        ids, sizes = manifest.chunks[positions.start : positions.stop], manifest.sizes[positions.start : positions.stop]
+        for position, chunk in zip(positions, decode_full_untrusted(blob, ids, sizes), strict=True):
+            self._store.put(chunk)
+            self._workers.tell(self._decoded, transfer, position)
+
+    def _decoded(self, transfer: Transfer, position: int) -> None:
+        transfer.came_from(position, self._me)
+        self._event(transfer, Gained((position,)))
+        self._share(transfer, transfer.manifest.chunks[position], self._me)
+
+    async def _partial(self, manifest: Manifest, held: int) -> dict[int, int]:
+        """Segments of which a killed process left a part, in percent; parts that are of no use any more go."""
+        partial_pct: dict[int, int] = {}
+        for index, segment in manifest.full_segments():
+            size = await self._origin.part_size(segment.segment_id)
+            if size and all(held >> position & 1 for position in segment.positions):
+                await self._origin.discard(segment.segment_id)
+            elif size:
+                partial_pct[index] = min(99, 100 * size // segment.size)
+        return partial_pct
+
+    # -- the store ------------------------------------------------------------------------------------------------------------
+
+    def _look(self, manifest: Manifest) -> int:
+        bits = bytearray((len(manifest.chunks) + 7) // 8)
+        for position, chunk in enumerate(manifest.chunks):
+            if self._store.has(chunk):
+                bits[position >> 3] |= 1 << (position & 7)
+        return int.from_bytes(bits, "little")
+
+    def _pause(self, reason: str) -> None:
+        if self._paused or self._nursery is None:
+            return
+        _log.error("fetching pauses: %s", reason)
+        self._paused = f"paused: {reason}"
+        self._nursery.start_soon(self._resume_later)
+        self._each(Paused(self._paused))
+
+    async def _resume_later(self) -> None:
+        await trio.sleep(RETRY_STORE_S)
+        self._paused = ""
+        self._each(Resumed())
+
+    async def _watch_store(self) -> None:
+        """What the store evicted or found rotten is told to neighbours, and fetched again where it is wanted."""
+        while True:
+            await trio.sleep(STORE_WATCH_S)
+            removed = list(self._store.take_removed())
+            if removed:
+                self.lost(removed)
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)

@@ -1,0 +1,179 @@
+"""One wanted manifest in the fetcher: its exchange, its tasks' cancel scopes, its counters, and what people are told."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.ids import ChunkId, DeviceId
+from pcm_p2p.swarm.exchange import Exchange
+from pcm_p2p.swarm.holdings import positions_of
+
+RATE_WINDOW_MS = 10_000
+RATE_SAMPLE_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """``bytes_*`` are of chunks (uncompressed); ``lan_bytes`` and ``wan_bytes`` as received, retries included.
+
+    ``fetching``: my segments on the WAN and how many percent of each are here; ``requests``: chunks on their way from
+    neighbours. ``waiting``: why nothing moves, empty when something does. ``rate_bytes_per_s`` is over the last ten
+    seconds, of chunks; ``eta_s`` follows from it.
+    """
+
+    chunks_total: int
+    chunks_have: int
+    bytes_total: int
+    bytes_have: int
+    lan_bytes: int
+    wan_bytes: int
+    fetching: tuple[tuple[int, int], ...]
+    requests: int
+    waiting: str
+    rate_bytes_per_s: int
+    eta_s: float | None
+
+    @property
+    def complete(self) -> bool:
+        return self.chunks_have == self.chunks_total
+
+
+@dataclass(frozen=True, slots=True)
+class WhyRow:
+    """``source``: installed/store, lan:<short id>, wan:<short id of who fetches or fetched it>, or waiting."""
+
+    segment: int
+    source: str
+    reason: str
+
+
+class Transfer:
+    """``held`` are the chunks that the store had at the start (a bit field); ``partial_pct`` segments partly on disk."""
+
+    def __init__(self, manifest: Manifest, held: int, partial_pct: dict[int, int]) -> None:
+        self.manifest, self.held, self.partial_pct = manifest, held, partial_pct
+        self.exchange: Exchange | None = None
+        self.scopes: dict[int, trio.CancelScope] = {}
+        self.closed = False
+        self.lan_bytes = self.wan_bytes = 0
+        self.has_changed = trio.Event()
+        self._complete = self.complete
+        self._sources: dict[int, DeviceId] = {}
+        self._bytes_total = sum(manifest.sizes)
+        self._counted_mine, self._counted_bytes = 0, 0
+        self._samples: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_MS // RATE_SAMPLE_MS + 1)
+
+    @property
+    def mine(self) -> int:
+        return self.held if self.exchange is None else self.exchange.holdings.mine
+
+    @property
+    def complete(self) -> bool:
+        return self.mine.bit_count() == len(self.manifest.sizes)
+
+    def changed(self) -> None:
+        """Let everybody look again who waits for completion."""
+        self.has_changed.set()
+        self.has_changed = trio.Event()
+
+    def note(self, now_ms: int) -> None:
+        """After each event: wake waiters when completeness changed, and sample the rate."""
+        complete = self.complete
+        if complete != self._complete:
+            self._complete = complete
+            self.changed()
+        if not self._samples or now_ms - self._samples[-1][0] >= RATE_SAMPLE_MS:
+            self._samples.append((now_ms, self._bytes_have()))
+
+    def came_from(self, position: int, device: DeviceId) -> None:
+        self._sources[position] = device
+
+    def positions_of(self, chunks: Iterable[ChunkId]) -> tuple[int, ...]:
+        places = self.manifest.position_of
+        return tuple(places[chunk] for chunk in chunks if chunk in places)
+
+    def progress(self, now_ms: int) -> FetchProgress:
+        exchange, bytes_have = self.exchange, self._bytes_have()
+        recent = [sample for sample in self._samples if now_ms - sample[0] <= RATE_WINDOW_MS]
+        rate = 0
+        if recent and now_ms > recent[0][0] and not self.complete:
+            rate = max(0, bytes_have - recent[0][1]) * 1000 // (now_ms - recent[0][0])
+        fetching = tuple(exchange.ownership.fetching.items()) if exchange else ()
+        requests = exchange.picker.asked if exchange else 0
+        waiting = ""
+        if not self.complete and not fetching and not requests:
+            waiting = self._waiting(now_ms)
+        return FetchProgress(
+            chunks_total=len(self.manifest.sizes),
+            chunks_have=self.mine.bit_count(),
+            bytes_total=self._bytes_total,
+            bytes_have=bytes_have,
+            lan_bytes=self.lan_bytes,
+            wan_bytes=self.wan_bytes,
+            fetching=fetching,
+            requests=requests,
+            waiting=waiting,
+            rate_bytes_per_s=rate,
+            eta_s=(self._bytes_total - bytes_have) / rate if rate else None,
+        )
+
+    def _waiting(self, now_ms: int) -> str:
+        exchange = self.exchange
+        if exchange is None:
+            return "not started"
+        reason = exchange.paused or exchange.ownership.waiting(now_ms)
+        if reason:
+            return reason
+        if exchange.holdings.missing & exchange.holdings.lan:
+            return "neighbours that hold the rest are busy"
+        return "the owner of the next segment is about to start"
+
+    def why(self, me: DeviceId, now_ms: int) -> list[WhyRow]:
+        return [self._why(index, me, now_ms) for index, _ in self.manifest.full_segments()]
+
+    def _why(self, index: int, me: DeviceId, now_ms: int) -> WhyRow:
+        segment, mine, exchange = self.manifest.segments[index], self.mine, self.exchange
+        missing = [position for position in segment.positions if not mine >> position & 1]
+        if not missing:
+            return self._why_here(index, me)
+        count = f"{segment.count - len(missing)} of {segment.count} chunks here"
+        if exchange is None:
+            return WhyRow(index, "waiting", f"{count}; not started")
+        fetching = exchange.ownership.fetching.get(index)
+        if fetching is not None:
+            return WhyRow(index, f"wan:{me.short}", f"{count}; this device fetches it ({fetching} %)")
+        claims = exchange.ownership.claimants(index)
+        if claims:
+            device, done_pct = next(iter(claims.items()))
+            return WhyRow(index, f"wan:{device.short}", f"{count}; neighbour {device.short} fetches it ({done_pct} %)")
+        holders = Counter(device for position in missing for device in exchange.holdings.holders(position))
+        if all(exchange.holdings.lan >> position & 1 for position in missing) and not exchange.paused:
+            device, _ = holders.most_common(1)[0]
+            return WhyRow(index, f"lan:{device.short}", f"{count}; the rest comes from neighbours")
+        reason = exchange.ownership.waiting_for(index, now_ms) or "its owner is about to start"
+        return WhyRow(index, "waiting", f"{count}; {reason}")
+
+    def _why_here(self, index: int, me: DeviceId) -> WhyRow:
+        segment = self.manifest.segments[index]
+        sources = Counter(self._sources[position] for position in segment.positions if position in self._sources)
+        if not sources:
+            return WhyRow(index, "installed/store", f"all {segment.count} chunks were in the store")
+        device, _ = sources.most_common(1)[0]
+        if device == me:
+            return WhyRow(index, f"wan:{me.short}", "this device fetched it for the office")
+        others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        return WhyRow(index, f"lan:{device.short}", f"from {device.short}{others}")
+
+    def _bytes_have(self) -> int:
+        """Counted by difference: most calls find a few new chunks."""
+        mine, sizes = self.mine, self.manifest.sizes
+        gained, lost = mine & ~self._counted_mine, self._counted_mine & ~mine
+        self._counted_bytes += sum(sizes[position] for position in positions_of(gained))
+        self._counted_bytes -= sum(sizes[position] for position in positions_of(lost))
+        self._counted_mine = mine
+        return self._counted_bytes
