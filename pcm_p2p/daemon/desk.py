@@ -1,0 +1,73 @@
+"""The desk as a service: honours tokens, and keeps the online metadata of an origin tree from expiring.
+
+The timestamp is signed anew when a third of its life is over (7 days: every 56 hours), so that a desk that is off for a weekend
+does no harm; the snapshot in the second half of its life. A refused or failed refresh is tried again soon and said each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import trio
+
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import InputError, PcmError
+from pcm_p2p.trust.enrolment import Desk
+from pcm_p2p.trust.publish import OnlineKeys, refresh_online
+from pcm_p2p.trust.repository import TIMESTAMP_LIFETIME, FleetFolder
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 600.0
+"""Choice: how often the age of the timestamp is looked at."""
+
+
+async def run_desk(
+    folder: FleetFolder, passphrase: str, host: str, port: int, origin: Path | None, port_file: Path | None
+) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
+    desk = Desk.open(folder, passphrase)
+    keys = OnlineKeys.open(folder, passphrase) if origin is not None else None
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                try:
+                    listeners: list[trio.SocketListener] = await nursery.start(desk.serve, host, port)
+                except OSError as error:
+                    raise InputError(
+                        f"{host}:{port} cannot be listened on: {error.strerror}", remedy="Choose another port, or 0."
+                    ) from None
+                bound = listeners[0].socket.getsockname()[1]
+                if port_file is not None:
+                    await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
+                if origin is not None and keys is not None:
+                    nursery.start_soon(_keep_fresh, folder, origin, keys)
+                log.info("the desk of fleet %s is open at %s:%d", folder.name, host, bound)
+                async for number in signals:
+                    log.info("ending on %s", signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+                    break
+    finally:
+        desk.close()
+
+
+async def _keep_fresh(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> None:
+    while True:
+        try:
+            if await trio.to_thread.run_sync(_is_due, folder):
+                published = await trio.to_thread.run_sync(refresh_online, folder, origin, keys)
+                log.info("timestamp %d signed, good until %s", published.versions.timestamp, published.expires)
+        except (PcmError, OSError) as error:
+            log.error("the timestamp could not be signed anew: %s", error)
+        await trio.sleep(LOOK_INTERVAL_S)
+
+
+def _is_due(folder: FleetFolder) -> bool:
+    timestamp = folder.timestamp()
+    if timestamp is None:
+        return False  # nothing was published yet
+    left: timedelta = timestamp.signed.expires - folder.wall_clock()
+    return left < TIMESTAMP_LIFETIME * 2 / 3
