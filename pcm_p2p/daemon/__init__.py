@@ -7,11 +7,17 @@ Non-goals: rules. Every decision is taken by a core of another room; what is her
 module      what it does
 ==========  ================================================================================================
 node        builds every room once, wires them, runs them in one nursery, and shuts them down in order
+neighbours  the overlay as swarm, trust and compliance want to see it
 follower    keeps the trusted metadata fresh: digests from peers, polls of the origin, one attempt at a time
 steward     trusted metadata → desired state → wanted releases → fetched, staged, applied
+keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
 reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals
+meter       bytes moved, in total and per release, kept over restarts
 control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess`` are asked (line of JSON each way)
 status      one picture of the node for people and for the lab
+doctor      a read-only look at one device's set-up
+desk        the service that honours tokens and keeps online metadata signed
+log         where log lines go
 ==========  ================================================================================================
 
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``.

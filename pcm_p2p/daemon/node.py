@@ -1,0 +1,444 @@
+"""The node: every room built once, wired, run in one nursery, and shut down in order. Reads as the diagram of an endpoint.
+
+::
+
+    sidecar ─ discovery ─► overlay ◄─ sessions ─► neighbours
+                             │  Digest            │ Holdings, Have, Claim …      │ RecordsPut, AcksPut, Route
+                             ▼                    ▼                              ▼
+                          follower ─► client    fetcher ◄─ origin             carrier ─► outbox (node.sqlite)
+                                       │ view     │ chunks ▲ seeder              ▲
+                                       ▼          ▼        │                     │
+                                    steward ─► store ──► applier             reporter ◄─ prober
+
+Order of shutdown: stop answering questions, say Bye to neighbours (they need not suspect), cancel everything (a change that is
+under way is finished first), save what is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import nacl.utils
+import trio
+
+from pcm_p2p import __version__
+from pcm_p2p.apply.applier import Applier
+from pcm_p2p.compliance.carry import Carrier
+from pcm_p2p.compliance.courier import Courier, CourierLimits
+from pcm_p2p.compliance.facts.prober import Prober
+from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
+from pcm_p2p.compliance.record import RecordSealer, SealKey
+from pcm_p2p.config import Config, load_config
+from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.control import serve_control
+from pcm_p2p.daemon.follower import Follower
+from pcm_p2p.daemon.keepsakes import Keepsakes
+from pcm_p2p.daemon.log import configure
+from pcm_p2p.daemon.meter import Meter, Totals
+from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
+from pcm_p2p.daemon.reporter import Reporter
+from pcm_p2p.daemon.status import Status
+from pcm_p2p.daemon.steward import Steward, manifests_to_keep
+from pcm_p2p.database import open_database
+from pcm_p2p.errors import PcmError, StorageError
+from pcm_p2p.gossip.discovery import Discovery
+from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
+from pcm_p2p.gossip.roster_file import RosterFile
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.policy.selector import DeviceFacts
+from pcm_p2p.sidecar import Sidecar, open_sidecar
+from pcm_p2p.swarm.fetcher import Fetcher
+from pcm_p2p.swarm.origin import OriginClient
+from pcm_p2p.swarm.pace import Pace
+from pcm_p2p.swarm.seeder import Seeder
+from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.fleet_document import FleetDocument, decode_fleet_document
+from pcm_p2p.trust.identity import (
+    DeviceIdentity,
+    PeerIdentity,
+    client_context,
+    peer_identity_untrusted,
+    server_context,
+    verified_identity_untrusted,
+)
+from pcm_p2p.trust.index import FLEET_DOCUMENT
+from pcm_p2p.wire.link import LinkSecurity
+from pcm_p2p.wire.messages import (
+    AcksPut,
+    Claim,
+    Digest,
+    Drop,
+    Have,
+    Holdings,
+    Message,
+    RecordsPut,
+    Route,
+    SegmentFailed,
+)
+from pcm_p2p.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+SWARM_MESSAGES: tuple[type[Message], ...] = (Holdings, Have, Drop, Claim, SegmentFailed)
+
+
+def run_daemon(state: Path, *, json_log: bool = False, verbose: bool = False) -> None:
+    """Run the daemon of ``state`` until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
+    configure(json_lines=json_log, verbose=verbose)
+    config = load_config(state / "config.toml")
+    identity = DeviceIdentity.load(state / "identity")
+    with lock_state(state):
+        trio.run(_run_until_signalled, state, config, identity)
+
+
+async def _run_until_signalled(state: Path, config: Config, identity: DeviceIdentity) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            ended = trio.Event()
+            nursery.start_soon(run_node, state, config, identity, ended)
+            async for number in signals:
+                log.info("ending on %s", signal.Signals(number).name)
+                ended.set()
+                break
+
+
+@contextlib.contextmanager
+def lock_state(state: Path) -> Iterator[None]:
+    """Hold ``run/lock``: one daemon a state folder. Raises ``StorageError`` at once if there is another."""
+    folder = state / "run"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(
+                f"{state} is in use by another daemon", remedy="Stop that one first, or use another --state."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, b"%d\n" % os.getpid())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended: trio.Event) -> None:
+    """Build, wire and run everything until ``ended`` is set."""
+    rng = Random(secrets.randbits(64))  # noqa: S311 - jitter and ties; keys come from libsodium and OpenSSL
+    store = await trio.to_thread.run_sync(lambda: ChunkStore(state / "store", config.store.quota_bytes_max).open())
+    facts = DeviceFacts(identity.device_id, config.device.site, config.device.labels)
+    client = TrustClient(
+        state / "trust",
+        identity.root_json,
+        identity.fleet,
+        wall_clock=_wall_clock,
+        wanted=manifests_to_keep(facts, _wall_clock),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(client)
+        sidecar = await stack.enter_async_context(open_sidecar())
+        database = await stack.enter_async_context(open_database(sidecar, state / "node.sqlite", MIGRATIONS))
+        origin = await stack.enter_async_context(_open_origin(state, config, client, rng))
+        outbox = Outbox(database, identity.device_id)
+        node = _Node(state, config, identity, facts, rng, store, client, sidecar, outbox, origin)
+        await node.run(ended)
+
+
+@contextlib.asynccontextmanager
+async def _open_origin(state: Path, config: Config, client: TrustClient, rng: Random) -> AsyncIterator[OriginClient]:
+    """Mirrors of the settings first, then those of the signed fleet document as it was last known."""
+    document = fleet_document(client)
+    signed = [origin.url for origin in document.origin] if document is not None else []
+    urls = list(dict.fromkeys([*config.origin.urls, *signed]))
+    pace = _pace(config.limits.wan_in_bytes_per_s)
+    agent = f"pcm-p2p/{__version__}"
+    async with OriginClient(urls, config.origin, state / "segments", pace=pace, rng=rng, agent=agent) as origin:
+        yield origin
+
+
+def fleet_document(client: TrustClient) -> FleetDocument | None:
+    """The signed fleet document as last trusted; None before there is one, or when this version cannot read it."""
+    view = client.view
+    if view is None or FLEET_DOCUMENT not in view.kept:
+        return None
+    try:
+        return decode_fleet_document(view.read(FLEET_DOCUMENT), FLEET_DOCUMENT)
+    except PcmError as error:
+        log.error("the fleet document cannot be used: %s", error)
+        return None
+
+
+class _Node:
+    """All rooms of one daemon. The constructor is the wiring; ``run`` is the life."""
+
+    def __init__(
+        self,
+        state: Path,
+        config: Config,
+        identity: DeviceIdentity,
+        facts: DeviceFacts,
+        rng: Random,
+        store: ChunkStore,
+        client: TrustClient,
+        sidecar: Sidecar,
+        outbox: Outbox,
+        origin: OriginClient,
+    ) -> None:
+        me = identity.device_id
+        self.state, self.config, self.identity = state, config, identity
+        self.store, self.client, self.origin = store, client, origin
+        self.fleet: FleetDocument | None = None
+        self.nursery: trio.Nursery | None = None
+        discovery = Discovery(
+            sidecar,
+            device=me,
+            fleet=identity.fleet,
+            interfaces=config.discovery.interfaces,
+            listen=config.listen.addresses,
+        )
+        self.overlay = Overlay(
+            me,
+            LinkSecurity(server_context(identity), client_context(identity), peer_identity_untrusted, identity.fleet),
+            OverlaySettings(
+                site=config.device.site,
+                role=config.device.role,
+                agent=__version__,
+                addresses=config.listen.addresses,
+                port=config.listen.port,
+                seeds=tuple(_endpoint(seed) for seed in config.discovery.seeds),
+                weight=config.limits.wan_weight,
+            ),
+            rng=rng,
+            introducer=discovery if config.discovery.mdns else None,
+            roster_file=RosterFile(state / "run" / "roster.msgpack"),
+            pace_in=_pace(config.limits.lan_in_bytes_per_s),
+            pace_out=_pace(config.limits.lan_out_bytes_per_s),
+        )
+        self.neighbours = Neighbours(self.overlay, self._collector_address)
+        self.seeder = Seeder(store, upload_slots=config.limits.upload_slots)
+        self.fetcher = Fetcher(
+            store,
+            self.neighbours,
+            origin,
+            me,
+            weight=config.limits.wan_weight,
+            settle_s=config.discovery.settle_s,
+            rng=rng,
+        )
+        self.follower = Follower(
+            client,
+            me,
+            self.neighbours,
+            OriginSource(origin) if origin.urls else None,
+            weight=config.limits.wan_weight,
+            poll_s=config.origin.poll_s,
+            settle_s=config.discovery.settle_s,
+            wall_s=time.time,
+            on_change=self._trust_changed,
+        )
+        keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())
+        self.applier = Applier(
+            state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
+        )
+        self.steward = Steward(
+            client,
+            store,
+            self.fetcher,
+            self.applier,
+            keepsakes,
+            facts,
+            state / "staging",
+            interval_s=config.apply.interval_s,
+            now=client.now,
+            on_change=self._release_changed,
+        )
+        courier_limits = CourierLimits(
+            direct=config.collectors.direct, interval_ms=int(1_000 * config.collectors.interval_s)
+        )
+        self.carrier = Carrier(
+            outbox,
+            Courier(me, rng, courier_limits),
+            dial=self._dial_collector,
+            neighbour=self.neighbours.link,
+            verify_certificate=self._verify_certificate,
+            collector_keys=self._collector_keys,
+            wall_clock_ms=_wall_ms,
+        )
+        self.meter = Meter(state / "meter.json", self._moved)
+        self.reporter = Reporter(
+            self.steward,
+            client,
+            self.carrier,
+            Prober(Path(config.apply.root)),
+            self.meter,
+            me,
+            config.device.site,
+            state / "findings.json",
+            interval_s=config.assess.interval_s,
+            now=_wall_clock,
+            remedy=self.steward.remedy,
+        )
+        self._wire()
+
+    def _wire(self) -> None:
+        """Who hears what."""
+        overlay = self.overlay
+        serve_neighbours(overlay, self.seeder, self.client)
+        for message_type in SWARM_MESSAGES:
+            overlay.register(message_type, self.fetcher.on_message)
+        overlay.register(Digest, self._digest_heard)
+        overlay.register(Route, self._route_heard)
+        overlay.register(AcksPut, self.carrier.take_acks)
+        overlay.serve(RecordsPut, self.carrier.take_records)
+        overlay.watch(self._peer_changed)
+
+    async def run(self, ended: trio.Event) -> None:
+        self.meter.load()
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            await nursery.start(self.carrier.run)
+            await self._collectors_changed()
+            await nursery.start(self.fetcher.run)
+            listening = await nursery.start(self.overlay.run)
+            nursery.start_soon(self.steward.run)
+            nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.reporter.run)
+            nursery.start_soon(self.meter.run)
+            control = await nursery.start(_in_scope_of_its_own, serve_control, self.state, self._status().commands())
+            log.info("device %s of site %s is up at %s", self.identity.device_id, self.config.device.site, listening)
+            await ended.wait()
+            control.cancel()
+            await self.overlay.leave()
+            nursery.cancel_scope.cancel()
+
+    def _status(self) -> Status:
+        return Status(
+            me=self.identity.device_id,
+            config=self.config,
+            overlay=self.overlay,
+            client=self.client,
+            follower=self.follower,
+            steward=self.steward,
+            fetcher=self.fetcher,
+            origin=self.origin,
+            store=self.store,
+            carrier=self.carrier,
+            reporter=self.reporter,
+            meter=self.meter,
+            wall_ms=_wall_ms,
+        )
+
+    # Inputs that concern more than one room
+
+    async def _peer_changed(self, event: PeerUp | PeerDown) -> None:
+        if isinstance(event, PeerUp):
+            peer = event.peer
+            await self.neighbours.send(peer.device_id, self.follower.digest())
+            if peer.same_site and peer.role != "collector":
+                self.fetcher.peer_up(peer.device_id, peer.weight)
+                self.carrier.peer_up(peer.device_id)
+        else:
+            self.follower.forget(event.device_id)
+            self.fetcher.peer_down(event.device_id)
+            self.carrier.peer_down(event.device_id)
+
+    async def _digest_heard(self, device: DeviceId, message: Digest) -> None:
+        self.follower.hear(device, message)
+
+    async def _route_heard(self, device: DeviceId, message: Route) -> None:
+        self.carrier.peer_route(device, message)
+
+    async def _trust_changed(self) -> None:
+        await self._collectors_changed()
+        self.steward.poke()
+        self.reporter.poke(assess=True)
+
+    async def _release_changed(self) -> None:
+        finished = any(work.state in ("applied", "rolled_back", "parked") for work in self.steward.works.values())
+        self.reporter.poke(assess=finished)
+
+    # Collectors, from the signed fleet document
+
+    async def _collectors_changed(self) -> None:
+        self.fleet = fleet_document(self.client)
+        collectors = self.fleet.collector if self.fleet is not None else ()
+        if collectors:
+            sealer = RecordSealer(
+                self.identity.sign,
+                self.identity.certificate_der,
+                tuple(SealKey(bytes.fromhex(one.seal_key)) for one in collectors),
+                nacl.utils.random,
+            )
+            await self.carrier.collectors(sealer, [one.device_id for one in collectors])
+
+    def _collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
+        for one in self.fleet.collector if self.fleet is not None else ():
+            if one.device_id == collector:
+                return one.endpoint
+        return None
+
+    def _collector_keys(self) -> dict[DeviceId, bytes]:
+        collectors = self.fleet.collector if self.fleet is not None else ()
+        return {one.device_id: bytes.fromhex(one.verify_key) for one in collectors}
+
+    async def _dial_collector(self, collector: DeviceId) -> Session:
+        assert self.nursery is not None
+        session: Session = await self.nursery.start(self.neighbours.dial_collector, collector)
+        return session
+
+    def _verify_certificate(self, certificate_der: bytes) -> PeerIdentity:
+        """Expired ones are good enough for records, which may take weeks; the collector judges their dates."""
+        return verified_identity_untrusted(certificate_der, self.identity.authorities_pem, fleet=self.identity.fleet)
+
+    def _moved(self) -> Totals:
+        origin = self.origin.statistics()
+        return Totals(
+            origin.wan_bytes + origin.metadata_bytes,
+            origin.metadata_bytes,
+            self.fetcher.lan_in_bytes,
+            self.seeder.statistics().lan_out_bytes,
+            dict(self.steward.moved()),
+        )
+
+
+async def _in_scope_of_its_own(
+    function: Callable[..., Awaitable[Any]],
+    *args: object,
+    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a service that is ended before the others; reports its scope as started once the service has started."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(function, *args)
+            task_status.started(scope)
+
+
+def _pace(rate_bytes_per_s: int) -> Pace | None:
+    return Pace(rate_bytes_per_s) if rate_bytes_per_s else None
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

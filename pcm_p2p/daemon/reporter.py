@@ -1,0 +1,218 @@
+"""The reporter: facts × checks → findings → a sealed report in the outbox, on change and at intervals.
+
+A report is the whole picture, so several reasons that come close together make one. It is made after each assessment, when a
+release changes state and when the trusted view changes; otherwise at every assessment interval. Findings are kept in
+``findings.json`` so that what a probe once decided stays beside a later attempt that could not (compliance/__init__).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import platform
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import trio
+
+from pcm_p2p import __version__
+from pcm_p2p.compliance.assessment import assess, conclude
+from pcm_p2p.compliance.carry import Carrier
+from pcm_p2p.compliance.facts.prober import Prober
+from pcm_p2p.compliance.finding import Finding
+from pcm_p2p.compliance.report import (
+    SCHEMA,
+    Platform,
+    PolicyInForce,
+    ReleaseStatus,
+    ReportBody,
+    Transfer,
+    Trust,
+)
+from pcm_p2p.daemon.meter import Meter, ReleaseBytes
+from pcm_p2p.daemon.steward import ReleaseWork, Steward
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import PcmError
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.policy.desired import AssignedCheck, Change
+from pcm_p2p.trust.client import TrustClient
+
+log = logging.getLogger(__name__)
+
+TOGETHER_S = 2.0
+"""Choice: reasons that come within this make one report."""
+RETRY_S = 30.0
+
+
+class Reporter:
+    """The only writer of findings and the only caller of ``Carrier.report``."""
+
+    def __init__(
+        self,
+        steward: Steward,
+        client: TrustClient,
+        carrier: Carrier,
+        prober: Prober,
+        meter: Meter,
+        me: DeviceId,
+        site: str,
+        findings_file: Path,
+        *,
+        interval_s: float,
+        now: Callable[[], datetime],
+        remedy: Callable[[Change], Awaitable[None]],
+    ) -> None:
+        self._steward = steward
+        self._client = client
+        self._carrier = carrier
+        self._prober = prober
+        self._meter = meter
+        self._me = me
+        self._site = site
+        self._file = findings_file
+        self._interval_s = interval_s
+        self._now = now
+        self._remedy = remedy
+        self._wake = trio.Event()
+        self._assess_wanted = True
+        self._assessing = trio.Lock()
+        self._findings: dict[tuple[str, str], Finding] = self._load()
+        self.problem = ""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The latest, by policy and check."""
+        return tuple(self._findings[key] for key in sorted(self._findings))
+
+    def poke(self, *, assess: bool) -> None:
+        """Report soon; with ``assess`` run the checks first."""
+        self._assess_wanted |= assess
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        assess_at = trio.current_time()
+        while True:
+            with trio.move_on_at(assess_at):
+                await self._wake.wait()
+            await trio.sleep(TOGETHER_S)
+            self._wake = trio.Event()
+            if self._client.view is None:
+                assess_at = math.inf
+                continue
+            if self._assess_wanted or trio.current_time() >= assess_at:
+                self._assess_wanted = False
+                assess_at = trio.current_time() + self._interval_s
+                await self.assess()
+            if not await self._report():
+                self._wake.set()
+                await trio.sleep(RETRY_S)
+
+    async def assess(self) -> tuple[Finding, ...]:
+        """Run every assigned check now, remedy what may be remedied and look again; returns all findings."""
+        async with self._assessing:
+            desired = self._steward.desired
+            assigned = desired.checks if desired is not None else ()
+            findings = {}
+            for check in assigned:
+                finding = await self._decide(check)
+                if finding.state == "fail" and check.remedy is not None:
+                    await self._remedy(check.remedy)
+                    finding = await self._decide(check)
+                findings[finding.policy, finding.check] = finding
+            self._findings = findings
+            await trio.to_thread.run_sync(self._save)
+            return self.findings
+
+    async def _decide(self, check: AssignedCheck) -> Finding:
+        observation = await trio.to_thread.run_sync(self._prober.observe, check.check)
+        previous = self._findings.get((check.policy_id, check.check.id))
+        return conclude(check, assess(check.check, observation), previous, self._now_ms())
+
+    async def _report(self) -> bool:
+        try:
+            await self._carrier.report(self.body())
+        except PcmError as error:
+            if error.message != self.problem:
+                log.warning("no report could be made: %s", error)
+            self.problem = error.message
+            return False
+        self.problem = ""
+        return True
+
+    def body(self) -> ReportBody:
+        """The whole picture at this moment."""
+        totals, view = self._meter.totals(), self._client.view
+        digest = self._client.digest()
+        return ReportBody(
+            schema=SCHEMA,
+            device=self._me.hex(),
+            site=self._site,
+            hostname=socket.gethostname()[:64],
+            created_ms=self._now_ms(),
+            agent_version=__version__,
+            platform=_platform(),
+            trust=Trust(
+                digest.root,
+                digest.timestamp,
+                digest.snapshot,
+                digest.targets,
+                self._client.freshness() if view is not None else "none",
+            ),
+            policies=tuple(PolicyInForce(policy.id, policy.version, policy.mode) for policy in self._steward.policies),
+            releases=tuple(
+                _release(work, totals.releases.get(work.key, ReleaseBytes())) for work in self._steward.works.values()
+            ),
+            findings=self.findings,
+            transfer=Transfer(totals.wan_in_bytes, totals.lan_in_bytes, totals.lan_out_bytes),
+        )
+
+    def _load(self) -> dict[tuple[str, str], Finding]:
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+            kept = msgspec.json.decode(self._file.read_bytes(), type=tuple[Finding, ...])
+            return {(finding.policy, finding.check): finding for finding in kept}
+        return {}
+
+    def _save(self) -> None:
+        try:
+            write_atomic(self._file, msgspec.json.encode(self.findings), mode=0o600)
+        except OSError as error:
+            log.warning("findings cannot be kept: %s", error)
+
+    def _now_ms(self) -> int:
+        return math.floor(self._now().timestamp() * 1_000)
+
+
+def _release(work: ReleaseWork, moved: ReleaseBytes) -> ReleaseStatus:
+    manifest = work.manifest
+    return ReleaseStatus(
+        name=work.assigned.name,
+        version=work.assigned.version,
+        state=work.state,
+        since_ms=work.since_ms,
+        detail=work.detail[:500],
+        size_bytes=sum(artifact.delivered_size for artifact in manifest.artifacts) if manifest is not None else 0,
+        needed_bytes=sum(segment.size for _, segment in manifest.full_segments()) if manifest is not None else 0,
+        wan_in_bytes=moved.wan_in_bytes,
+        lan_in_bytes=moved.lan_in_bytes,
+    )
+
+
+def _platform() -> Platform:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    return Platform(release.get("ID", platform.system().lower()), release.get("VERSION_ID", ""), platform.machine())
+
+
+def counts(findings: tuple[Finding, ...]) -> dict[str, int]:
+    """Findings by state, every state named: none is folded into a kinder one."""
+    table = {"pass": 0, "fail": 0, "error": 0, "not_run": 0, "not_applicable": 0, "manual": 0}
+    for finding in findings:
+        table[finding.state] += 1
+    return table

@@ -1,0 +1,242 @@
+"""Status: one picture of the node, for people (``pcm-p2p status``), for the lab, and for ``doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import trio
+
+from pcm_p2p.compliance.carry import Carrier
+from pcm_p2p.config import Config
+from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.control import Command
+from pcm_p2p.daemon.follower import Follower
+from pcm_p2p.daemon.meter import Meter, ReleaseBytes
+from pcm_p2p.daemon.reporter import Reporter, counts
+from pcm_p2p.daemon.steward import ReleaseWork, Steward
+from pcm_p2p.errors import InputError
+from pcm_p2p.gossip.overlay import Overlay
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.swarm.fetcher import Fetcher
+from pcm_p2p.swarm.origin import OriginClient
+from pcm_p2p.trust.client import TrustClient
+
+SCHEMA = "pcm.status/1"
+
+
+class Status:
+    """Answers questions from what the rooms know; changes nothing but ``assess``, which runs the checks."""
+
+    def __init__(
+        self,
+        *,
+        me: DeviceId,
+        config: Config,
+        overlay: Overlay,
+        client: TrustClient,
+        follower: Follower,
+        steward: Steward,
+        fetcher: Fetcher,
+        origin: OriginClient,
+        store: ChunkStore,
+        carrier: Carrier,
+        reporter: Reporter,
+        meter: Meter,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._me, self._config, self._overlay, self._client = me, config, overlay, client
+        self._follower, self._steward, self._fetcher, self._origin = follower, steward, fetcher, origin
+        self._store, self._carrier, self._reporter, self._meter = store, carrier, reporter, meter
+        self._wall_ms = wall_ms
+        self._started = trio.current_time()
+
+    def commands(self) -> Mapping[str, Command]:
+        """What the control socket answers."""
+        return {"status": self.status, "peers": self.peers, "why": self.why, "assess": self.assess}
+
+    async def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
+        totals = self._meter.totals()
+        held = self._store.statistics()
+        outbox = await self._carrier.statistics()
+        desired = self._steward.desired
+        digest = self._client.digest()
+        return {
+            "schema": SCHEMA,
+            "device": self._me.hex(),
+            "short": self._me.short,
+            "site": self._config.device.site,
+            "role": self._config.device.role,
+            "listening": [f"{host}:{port}" for host, port in self._overlay.listening],
+            "uptime_s": round(trio.current_time() - self._started, 1),
+            "clock_ms": self._wall_ms(),
+            "trust": {
+                "state": self._client.freshness() if self._client.view is not None else "none",
+                "root": digest.root,
+                "timestamp": digest.timestamp,
+                "snapshot": digest.snapshot,
+                "targets": digest.targets,
+                "reason": self._follower.last_problem,
+            },
+            "activation": {
+                "allowed": desired is not None and desired.changes_allowed,
+                "why_not": desired.why_not if desired is not None else "no signed policy has arrived yet",
+            },
+            "peers": {
+                "sessions": len(self._overlay.peers()),
+                "site": len(self._overlay.site_peers()),
+                "known": len(self._overlay.known()),
+            },
+            "releases": [self._release(work, totals.releases.get(work.key)) for work in self._steward.works.values()],
+            "transfer": {
+                "wan_in_bytes": totals.wan_in_bytes,
+                "wan_metadata_bytes": totals.wan_metadata_bytes,
+                "lan_in_bytes": totals.lan_in_bytes,
+                "lan_out_bytes": totals.lan_out_bytes,
+            },
+            "store": {
+                "chunks": held.chunks,
+                "bytes": held.bytes,
+                "quota_bytes_max": held.quota_bytes_max,
+                "state": held.state,
+            },
+            "reports": {
+                "outbox": outbox.own_records,
+                "acknowledged": outbox.acknowledged,
+                "carried": outbox.carried_records,
+                "route": self._carrier.route,
+            },
+            "compliance": counts(self._reporter.findings),
+            "problems": self._problems(held.state),
+        }
+
+    def _release(self, work: ReleaseWork, moved: ReleaseBytes | None) -> dict[str, Any]:
+        manifest = work.manifest
+        row: dict[str, Any] = {
+            "name": work.assigned.name,
+            "version": work.assigned.version,
+            "mode": work.assigned.mode,
+            "state": work.state,
+            "detail": work.detail,
+            "since_ms": work.since_ms,
+            "chunks_total": len(manifest.sizes) if manifest is not None else 0,
+            "chunks_have": 0,
+            "needed_bytes": sum(one.size for _, one in manifest.full_segments()) if manifest is not None else 0,
+            "wan_bytes": moved.wan_in_bytes if moved is not None else 0,
+            "lan_bytes": moved.lan_in_bytes if moved is not None else 0,
+            "rate_bytes_per_s": 0,
+            "eta_s": None,
+        }
+        if manifest is not None and manifest.manifest_id in self._fetcher.wanted:
+            progress = self._fetcher.progress(manifest.manifest_id)
+            row |= {
+                "chunks_have": progress.chunks_have,
+                "rate_bytes_per_s": progress.rate_bytes_per_s,
+                "eta_s": progress.eta_s,
+            }
+            if not progress.complete:
+                row["detail"] = progress.waiting or work.detail
+        elif work.state == "applied":
+            row["chunks_have"] = row["chunks_total"]
+        return row
+
+    def _problems(self, store_state: str) -> list[str]:
+        """What a person should look at, most important first."""
+        found = list(self._steward.problems)
+        found += [
+            f"{work.assigned.name} {work.assigned.version} is {work.state}: {work.detail}"
+            for work in self._steward.works.values()
+            if work.state in ("failed", "parked", "rolled_back")
+        ]
+        if store_state != "ok":
+            found.append("the store is full: free space, or raise [store] quota_bytes_max in config.toml")
+        if self._client.view is None and self._follower.last_problem:
+            found.append(f"no signed metadata yet: {self._follower.last_problem}")
+        elif self._client.view is not None and self._client.freshness() != "fresh":
+            found.append(f"signed metadata is {self._client.freshness()}: {self._follower.last_problem}")
+        if resting := self._origin.statistics().resting:
+            found.append(f"origin: {resting}")
+        found += [f"device {device.short} is banned: it {why}" for device, why in self._fetcher.blamed.items()]
+        if self._reporter.problem:
+            found.append(f"no report could be made: {self._reporter.problem}")
+        return found
+
+    async def peers(self, _request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """One row for each device this one knows, sessions first."""
+        rows = []
+        for peer in self._overlay.peers():
+            session = self._overlay.session_with(peer.device_id)
+            moved = session.statistics() if session is not None else None
+            rows.append(
+                {
+                    "device": peer.device_id.hex(),
+                    "site": peer.site,
+                    "role": peer.role,
+                    "address": peer.host,
+                    "weight": peer.weight,
+                    "status": "alive",
+                    "session": "same site" if peer.same_site else "other site",
+                    "round_trip_ms": None if peer.round_trip_s is None else round(1000 * peer.round_trip_s, 2),
+                    "bytes_in": moved.bulk_in_bytes if moved is not None else 0,
+                    "bytes_out": moved.bulk_out_bytes if moved is not None else 0,
+                }
+            )
+        connected = {row["device"] for row in rows}
+        rows += [
+            {
+                "device": device.hex(),
+                "site": self._config.device.site,
+                "role": "",
+                "address": "",
+                "weight": None,
+                "status": "alive",
+                "session": "none",
+                "round_trip_ms": None,
+                "bytes_in": 0,
+                "bytes_out": 0,
+            }
+            for device in self._overlay.known()
+            if device.hex() not in connected and device != self._me
+        ]
+        return rows
+
+    async def why(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A release (``name`` or ``name@version``) segment by segment, or a check by its id."""
+        name = str(request.get("name", ""))
+        for work in self._steward.works.values():
+            if name in (work.assigned.name, work.key):
+                return self._why_release(work)
+        for finding in self._reporter.findings:
+            if name in (finding.check, f"{finding.policy}/{finding.check}"):
+                return {"facts": msgspec.to_builtins(finding), "columns": [], "rows": []}
+        known = ", ".join(self._steward.works) or "none"
+        raise InputError(f"nothing here is called {name[:80]!r}", remedy=f"Releases of this device: {known}.")
+
+    def _why_release(self, work: ReleaseWork) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "release": work.key,
+            "state": work.state,
+            "detail": work.detail,
+            "policy": f"{work.assigned.policy_id} version {work.assigned.policy_version}, mode {work.assigned.mode}",
+            "changes": work.assigned.why_not or "allowed",
+        }
+        rows: list[list[str]] = []
+        if work.manifest is not None and work.manifest.manifest_id in self._fetcher.wanted:
+            progress = self._fetcher.progress(work.manifest.manifest_id)
+            facts |= {
+                "chunks": f"{progress.chunks_have} of {progress.chunks_total}",
+                "waiting": progress.waiting,
+                "rate": f"{progress.rate_bytes_per_s} bytes/s",
+            }
+            why = self._fetcher.why(work.manifest.manifest_id)
+            rows = [[str(value) for value in asdict(row).values()] for row in why]
+        elif work.state == "applied":
+            facts["chunks"] = "not kept here: the release is in place, and nothing is fetched for it"
+        return {"facts": facts, "columns": ["segment", "source", "reason"], "rows": rows}
+
+    async def assess(self, _request: Mapping[str, Any]) -> list[Any]:
+        findings = await self._reporter.assess()
+        self._reporter.poke(assess=False)
+        return [msgspec.to_builtins(finding) for finding in findings]

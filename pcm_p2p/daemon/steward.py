@@ -1,0 +1,363 @@
+"""The steward keeps the device at what the signed policy says: trusted documents → desired state → bytes → changes.
+
+One turn looks at everything anew and is idempotent; it runs when the trusted view changes, when a release is complete, when a
+change is due to be tried again, and at an interval. What a release is doing is one of these, in order::
+
+    wanted → fetching → staged → waiting → applying → applied
+                                    ↘ rolled_back, parked, failed (and what to do about it in ``detail``)
+
+The steward decides nothing about trust, order or permission: ``policy.desired`` does, and ``apply`` checks its signature of
+permission again. It keeps the manifests of what it applied last, so that a change can be rolled back to real bytes, and
+refuses to go to a release with a lower counter than the one that was applied (Uptane's release counter).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import trio
+
+from pcm_p2p.apply.applier import Applier
+from pcm_p2p.apply.step import Staged
+from pcm_p2p.compliance.report import ReleaseState
+from pcm_p2p.content.assemble import MissingChunks, assemble
+from pcm_p2p.content.manifest import Manifest, decode_untrusted
+from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.keepsakes import Keepsakes
+from pcm_p2p.daemon.meter import ReleaseBytes
+from pcm_p2p.errors import InputError, PcmError, StorageError, TrustError
+from pcm_p2p.ids import ManifestId
+from pcm_p2p.policy.activation import Activation, decode_activation
+from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
+from pcm_p2p.policy.document import Policy, decode_policy
+from pcm_p2p.policy.resource import artifact_of
+from pcm_p2p.policy.selector import DeviceFacts
+from pcm_p2p.swarm.fetcher import Fetcher
+from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.index import ACTIVATION, Index, release_path
+from pcm_p2p.trust.view import TrustedView
+
+log = logging.getLogger(__name__)
+
+RELEASES_MAX = 1_024
+
+
+@dataclass
+class ReleaseWork:
+    """One assigned release: what it is doing since when, and why."""
+
+    assigned: AssignedRelease
+    manifest: Manifest | None = None
+    state: ReleaseState = "wanted"
+    since_ms: int = 0
+    detail: str = ""
+    moved: ReleaseBytes = field(default_factory=ReleaseBytes)
+
+    @property
+    def key(self) -> str:
+        return f"{self.assigned.name}@{self.assigned.version}"
+
+
+class Steward:
+    """The only caller of ``Fetcher.want`` and ``Applier.apply``. ``on_change`` is awaited when a release changes state."""
+
+    def __init__(
+        self,
+        client: TrustClient,
+        store: ChunkStore,
+        fetcher: Fetcher,
+        applier: Applier,
+        keepsakes: Keepsakes,
+        facts: DeviceFacts,
+        staging: Path,
+        *,
+        interval_s: float,
+        now: Callable[[], datetime],
+        on_change: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._fetcher = fetcher
+        self._applier = applier
+        self._keepsakes = keepsakes
+        self._facts = facts
+        self._staging = staging
+        self._interval_s = interval_s
+        self._now = now
+        self._on_change = on_change
+        self._wake = trio.Event()
+        self._changed = False
+        self._manifests: dict[str, Manifest] = {}
+        self._waiters: dict[ManifestId, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self.works: dict[str, ReleaseWork] = {}
+        self.desired: Desired | None = None
+        self.policies: tuple[Policy, ...] = ()
+        self.problems: tuple[str, ...] = ()
+
+    def poke(self) -> None:
+        """Something may have changed: take a turn soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """End what a crash left half made, then keep the device at its desired state until cancelled."""
+        outcome = await self._applier.resume()
+        if outcome is not None:
+            log.warning("a change was interrupted: %s %s is %s", outcome.subject, outcome.version, outcome.verdict)
+        shutil.rmtree(self._staging, ignore_errors=True)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                self._wake = trio.Event()
+                try:
+                    await self._turn()
+                except (StorageError, TrustError, OSError) as error:
+                    # The device's own disk, or a document that does not read: say so, and look again at the next turn.
+                    log.error("the desired state cannot be worked on: %s", error)
+                    self.problems = (str(error),)
+                if self._changed:
+                    self._changed = False
+                    await self._on_change()
+                with trio.move_on_after(self._pause_s()):
+                    await self._wake.wait()
+
+    # One turn
+
+    async def _turn(self) -> None:
+        view = self._client.view
+        if view is None:
+            return
+        self.policies, activation, self.problems = read_documents(view)
+        desired = decide(self.policies, activation, self._facts, self._now(), self._client.freshness())
+        self.problems += desired.conflicts
+        self.desired = desired
+        await self._follow_assignments(view, desired)
+        for work in list(self.works.values()):
+            await self._advance(work, desired)
+
+    async def _follow_assignments(self, view: TrustedView, desired: Desired) -> None:
+        """Works for what is assigned, none for what is not; wanted manifests to match."""
+        self._count_bytes()
+        before, works = self.works, {}
+        for assigned in desired.releases[:RELEASES_MAX]:
+            work = ReleaseWork(assigned, since_ms=self._now_ms())
+            old = before.get(work.key)
+            if old is not None:
+                work.manifest, work.state, work.since_ms, work.detail = old.manifest, old.state, old.since_ms, old.detail
+                work.moved = old.moved
+            work.manifest = await trio.to_thread.run_sync(self._manifest, view, assigned)
+            works[work.key] = work
+        self._changed |= works.keys() != before.keys()
+        self.works = works
+        wanted = {
+            work.manifest.manifest_id: work.manifest
+            for work in works.values()
+            if work.manifest is not None and work.assigned.fetch
+        }
+        for manifest_id in [gone for gone in self._fetcher.wanted if gone not in wanted]:
+            self._fetcher.unwant(manifest_id)
+            if (waiter := self._waiters.pop(manifest_id, None)) is not None:
+                waiter.cancel()
+        kept = await trio.to_thread.run_sync(self._keepsakes.manifests)
+        self._store.set_wanted({chunk for manifest in [*wanted.values(), *kept] for chunk in manifest.chunks})
+
+    def _manifest(self, view: TrustedView, assigned: AssignedRelease) -> Manifest | None:
+        path = release_path(assigned.name, assigned.version)
+        kept = view.kept.get(path)
+        if kept is None:
+            return None
+        if kept.sha256 not in self._manifests:
+            if len(self._manifests) > RELEASES_MAX:
+                self._manifests.clear()
+            self._manifests[kept.sha256] = decode_untrusted(view.read(path))
+        return self._manifests[kept.sha256]
+
+    async def _advance(self, work: ReleaseWork, desired: Desired) -> None:
+        """Move one release as far as it goes now."""
+        assigned, manifest = work.assigned, work.manifest
+        if manifest is None:
+            self._enter(work, "wanted", "its signed manifest has not arrived yet")
+            return
+        missing = [name for name in map(artifact_of, assigned.resources) if name and manifest.artifact(name) is None]
+        if missing:
+            self._enter(work, "failed", f"the release has no artifact {missing[0]}; correct the policy")
+            return
+        if not assigned.fetch:
+            self._enter(work, "waiting", assigned.why_not)
+            return
+        change = assigned.change
+        if await self._applier.is_in_place(change, sha256_by_artifact(manifest)):
+            self._enter(work, "applied", "")
+            await trio.to_thread.run_sync(self._keepsakes.remember, manifest)
+            await self._want(manifest, only_if_complete=True)
+            return
+        floor = await trio.to_thread.run_sync(self._keepsakes.counter, manifest.release)
+        if manifest.counter < floor:
+            self._enter(work, "failed", f"counter {manifest.counter} is below {floor}, which was applied; release it anew")
+            return
+        await self._want(manifest, only_if_complete=False)
+        progress = self._fetcher.progress(manifest.manifest_id)
+        if not progress.complete:
+            self._enter(work, "fetching", progress.waiting)
+        elif assigned.why_not:
+            self._enter(work, "waiting", assigned.why_not)
+        elif wait := self._applier.why_wait(change):
+            receipt = self._applier.receipt(change.subject)
+            parked = receipt is not None and receipt.verdict == "parked"
+            self._enter(work, "parked" if parked else "rolled_back", wait)
+        else:
+            await self._apply(work, manifest, change, desired)
+
+    async def _want(self, manifest: Manifest, *, only_if_complete: bool) -> None:
+        """Want it. What is in place already is announced and served if it is all here, and never fetched again."""
+        manifest_id = manifest.manifest_id
+        if manifest_id in self._fetcher.wanted:
+            return
+        if only_if_complete and not all(self._store.has(chunk) for chunk in manifest.chunks):
+            return
+        await self._fetcher.want(manifest)
+        assert self._nursery is not None
+        scope = self._waiters[manifest_id] = trio.CancelScope()
+        self._nursery.start_soon(self._poke_when_complete, manifest_id, scope)
+
+    async def _poke_when_complete(self, manifest_id: ManifestId, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await self._fetcher.wait_complete(manifest_id)
+            except KeyError:
+                return
+            self.poke()
+
+    # Applying
+
+    async def _apply(self, work: ReleaseWork, manifest: Manifest, change: Change, desired: Desired) -> None:
+        names = sorted({name for name in map(artifact_of, change.resources) if name})
+        folder = self._staging / manifest.manifest_id.hex()
+        self._enter(work, "staged", "assembling")
+        try:
+            await trio.to_thread.run_sync(self._stage, manifest, names, folder)
+        except MissingChunks as error:
+            lost = [manifest.chunks[position] for position in error.positions]
+            self._enter(work, "fetching", f"{len(lost)} chunks were damaged on the disk and are fetched again")
+            self._fetcher.lost(lost)
+            self.poke()
+            return
+        except PcmError as error:
+            self._enter(work, "failed", error.message)
+            return
+        self._enter(work, "applying", "")
+        await self._on_change()
+        shas = sha256_by_artifact(manifest)
+        try:
+            outcome = await self._applier.apply(
+                change, desired.authorisation, lambda artifact: Staged(folder / artifact, shas[artifact])
+            )
+        except TrustError as error:
+            self._enter(work, "waiting", error.message)
+            return
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._tidy, folder)
+        if outcome.verdict == "done":
+            await trio.to_thread.run_sync(self._keepsakes.remember, manifest)
+            self._enter(work, "applied", "")
+        else:
+            detail = f"{outcome.error} {outcome.remedy}".strip()
+            self._enter(work, "parked" if outcome.verdict == "parked" else "rolled_back", detail)
+        log.info("%s: %s after %d attempts %s", change.title, work.state, outcome.attempts, work.detail)
+
+    def _stage(self, manifest: Manifest, names: list[str], folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in names:
+            artifact = manifest.artifact(name)
+            assert artifact is not None, "checked before"
+            assemble(manifest, artifact, self._store, folder / name)
+
+    def _tidy(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._keepsakes.sweep()
+
+    async def remedy(self, change: Change) -> None:
+        """Apply the remedy of a failing check, within the same permission and the same limits on attempts."""
+        if self.desired is None or not self.desired.authorisation.permits(change) or self._applier.why_wait(change):
+            return
+        outcome = await self._applier.apply(change, self.desired.authorisation, _no_artifact)
+        log.info("remedy %s: %s %s", change.subject, outcome.verdict, outcome.error)
+
+    # What others ask
+
+    def moved(self) -> Mapping[str, ReleaseBytes]:
+        """Bytes per assigned release since the start, as received."""
+        self._count_bytes()
+        return {key: work.moved for key, work in self.works.items()}
+
+    def _enter(self, work: ReleaseWork, state: ReleaseState, detail: str) -> None:
+        if state != work.state:
+            work.state, work.since_ms = state, self._now_ms()
+            self._changed = True
+        work.detail = detail
+
+    def _count_bytes(self) -> None:
+        wanted = self._fetcher.wanted
+        for work in self.works.values():
+            if work.manifest is not None and work.manifest.manifest_id in wanted:
+                progress = self._fetcher.progress(work.manifest.manifest_id)
+                work.moved = ReleaseBytes(progress.wan_bytes, progress.lan_bytes)
+
+    def _pause_s(self) -> float:
+        """Until the next turn that nobody asks for: soon while something is under way that is worth a fresh word."""
+        fetching = any(work.state in ("fetching", "wanted") for work in self.works.values())
+        return min(self._interval_s, 5.0) if fetching else self._interval_s
+
+    def _now_ms(self) -> int:
+        return math.floor(self._now().timestamp() * 1_000)
+
+
+def read_documents(view: TrustedView) -> tuple[tuple[Policy, ...], Activation | None, tuple[str, ...]]:
+    """The trusted policies and activation, and what of them does not read (signed, yet not usable by this version)."""
+    policies, problems = [], []
+    activation = None
+    for path in view.index().policies:
+        try:
+            policies.append(decode_policy(view.read(path), path))
+        except InputError as error:
+            problems.append(f"policy not usable: {error.message}")
+    if ACTIVATION in view.kept:
+        try:
+            activation = decode_activation(view.read(ACTIVATION))
+        except InputError as error:
+            problems.append(f"activation not usable: {error.message}")
+    return tuple(policies), activation, tuple(problems)
+
+
+def manifests_to_keep(facts: DeviceFacts, now: Callable[[], datetime]) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
+    """Which manifests of a new index this device needs: those of the releases that policy assigns to it."""
+
+    def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
+        policies = []
+        for path in index.policies:
+            try:
+                policies.append(decode_policy(documents[path], path))
+            except (InputError, KeyError):
+                continue  # reported once the documents are trusted
+        desired = decide(policies, None, facts, now(), "fresh")
+        published = set(index.releases)
+        paths = (release_path(release.name, release.version) for release in desired.releases)
+        return [path for path in paths if path in published]
+
+    return wanted
+
+
+def sha256_by_artifact(manifest: Manifest) -> dict[str, str]:
+    """Stored SHA-256 in hexadecimal, by artifact name."""
+    return {artifact.name: artifact.stored_sha256.hex() for artifact in manifest.artifacts}
+
+
+def _no_artifact(name: str) -> Staged:
+    raise InputError(f"a remedy brings no artifact, and asks for {name}")
