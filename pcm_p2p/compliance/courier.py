@@ -410,9 +410,7 @@ class Courier:
     def _has_news(self, now_ms: int) -> bool:
         """Whether there is something that the collectors have not just refused or taken without acknowledging."""
         return any(
-            waiting.may_go_to(collector, now_ms)
-            for waiting in self._waiting.values()
-            for collector in self._collectors
+            waiting.may_go_to(collector, now_ms) for waiting in self._waiting.values() for collector in self._collectors
         )
 
     def _use_neighbours(self, now_ms: int) -> list[Effect]:
@@ -423,7 +421,9 @@ class Courier:
             held_by = waiting.with_(now_ms)
             if routed:
                 # One neighbour with a route is enough, while it has time to deliver.
-                candidates = [] if any(peer in routed for peer in held_by) else [peer for peer in ready if peer in routed]
+                candidates = (
+                    [] if any(peer in routed for peer in held_by) else [peer for peer in ready if peer in routed]
+                )
             else:
                 own = waiting.parcel.received_from is None
                 candidates = ready if own and len(held_by) < self._limits.copies_max else []

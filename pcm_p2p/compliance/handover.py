@@ -30,5 +30,7 @@ def decode_taken_untrusted(data: bytes, records: int) -> RecordsTaken:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UntrustedBytes(f"answer to records: {error}") from None
     if len(answer.taken) != records or len(answer.acks) > ACKS_MAX:
-        raise UntrustedBytes(f"answer to records: {len(answer.taken)} answers to {records} records, {len(answer.acks)} acks")
+        raise UntrustedBytes(
+            f"answer to records: {len(answer.taken)} answers to {records} records, {len(answer.acks)} acks"
+        )
     return answer

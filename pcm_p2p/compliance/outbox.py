@@ -72,7 +72,9 @@ ACKS_SIZE_BYTES_MAX = 256 << 10
 class OutboxFull(DiskFull):
     """Own records reached their ceiling; nothing is lost, the next report waits for an acknowledgement."""
 
-    remedy = "Give the device, or a neighbour at its site, a route to a collector; then reports flow again by themselves."
+    remedy = (
+        "Give the device, or a neighbour at its site, a route to a collector; then reports flow again by themselves."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +210,7 @@ class Outbox:
 
         return await self._database.transaction(work)
 
-    async def keep(
-        self, records: Sequence[Record], received_from: DeviceId, now_ms: int
-    ) -> tuple[list[Kept], Changed]:
+    async def keep(self, records: Sequence[Record], received_from: DeviceId, now_ms: int) -> tuple[list[Kept], Changed]:
         """Store records of other devices as far as the quotas allow; the answers stand beside ``records``.
 
         An own record that comes back and is not remembered starts a new epoch.
@@ -276,9 +276,7 @@ class Outbox:
             changed = Changed(removed=tuple(removed), advanced=tuple(dict.fromkeys(advanced)))
             if not rolled_back or self._sealer is None:
                 return changed
-            return _both(
-                changed, await self._begin_epoch(connection, self._sealer, sorted(set(rolled_back)), now_ms)
-            )
+            return _both(changed, await self._begin_epoch(connection, self._sealer, sorted(set(rolled_back)), now_ms))
 
         return await self._database.transaction(work)
 
@@ -341,9 +339,7 @@ class Outbox:
         (author,) = await _rows(connection, "SELECT epoch, seq, hash FROM outbox_author")
         return author
 
-    async def _append(
-        self, connection: aiosqlite.Connection, sealer: Sealer, packed: bytes, created_ms: int
-    ) -> Parcel:
+    async def _append(self, connection: aiosqlite.Connection, sealer: Sealer, packed: bytes, created_ms: int) -> Parcel:
         author = await self._author(connection, created_ms)
         key = RecordKey(self._me, author["epoch"], author["seq"] + 1)
         data = sealer.seal(packed, key, bytes(author["hash"]), created_ms)

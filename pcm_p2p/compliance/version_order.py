@@ -28,7 +28,9 @@ def _part(text: str) -> tuple[tuple[tuple[int, ...], int], ...]:
     Behind its end a part goes on as if with empty runs. Only a first run can be empty in the middle, so two of them suffice.
     """
     runs = [
-        ((*map(_rank, letters), _END), int(digits or "0")) for letters, digits in _RUNS.findall(text) if letters or digits
+        ((*map(_rank, letters), _END), int(digits or "0"))
+        for letters, digits in _RUNS.findall(text)
+        if letters or digits
     ]
     while runs and runs[-1] == _NOTHING:
         runs.pop()
