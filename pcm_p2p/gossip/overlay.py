@@ -211,6 +211,10 @@ class Overlay:
         """The peers of my site whose bytes are cheap: those that the swarm may count on."""
         return [peer for peer in self.peers() if peer.same_site and peer.role != "collector"]
 
+    def session_with(self, device: DeviceId) -> Session | None:
+        """The live session with a peer, for hand-overs that need more than ``send`` and ``fetch``."""
+        return self._sessions.get(device)
+
     def known(self) -> list[DeviceId]:
         """Devices of this site that are believed to be alive, with a session or not."""
         return self._membership.alive()
