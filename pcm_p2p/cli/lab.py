@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pcm_p2p.lab.result import Result
     from pcm_p2p.lab.scenario import Scenario
 
-app = typer.Typer(help="A whole fleet on this machine: for a first look, training, sizing and tests.", no_args_is_help=True)
+app = typer.Typer(
+    help="A whole fleet on this machine: for a first look, training, sizing and tests.", no_args_is_help=True
+)
 
 
 class NetworkChoice(StrEnum):

@@ -18,7 +18,12 @@ PIECE_BYTES = 64 << 10
 
 
 async def serve_doorway(
-    namespace: int, host: str, port: int, outer_port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    namespace: int,
+    host: str,
+    port: int,
+    outer_port: int = 0,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled on ``outer_port`` of 127.0.0.1 (0: any); ``task_status`` gets the port."""
     listeners = await trio.open_tcp_listeners(outer_port, host="127.0.0.1")

@@ -180,7 +180,9 @@ class Namespaces:
 
     async def _batch(self, place: int, *commands: str) -> None:
         # Without IPv6: its router and neighbour solicitations would be counted as the office's bytes.
-        quiet = "for each in all default; do echo 1 2>/dev/null >/proc/sys/net/ipv6/conf/$each/disable_ipv6 || true; done"
+        quiet = (
+            "for each in all default; do echo 1 2>/dev/null >/proc/sys/net/ipv6/conf/$each/disable_ipv6 || true; done"
+        )
         await self._say(place, ["sh", "-e", "-c", "\n".join([quiet, *(f"ip {command}" for command in commands)])])
 
     async def _say(self, place: int, command: Sequence[str]) -> str:

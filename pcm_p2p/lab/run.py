@@ -266,7 +266,14 @@ class _Story:
         site = self._scenario.site[0].name
         listing = self._fleet.folder / "segments.txt"
         await trio.Path(listing).write_text("\n".join(segments))
-        command: list[str | Path] = [sys.executable, "-I", "-S", download.__file__, self._fleet.origin_url(site), listing]
+        command: list[str | Path] = [
+            sys.executable,
+            "-I",
+            "-S",
+            download.__file__,
+            self._fleet.origin_url(site),
+            listing,
+        ]
         place = self._network.office_of(site)
         await self._processes.run("download", command, timeout_s=DOWNLOAD_TIMEOUT_S, namespace=place)
         after = await self._network.link_bytes()
@@ -294,7 +301,12 @@ class _Story:
 
 def _fault_facts(fault: Fault, target: str, at_s: float | None) -> dict[str, Any]:
     """``at_s`` None: the fleet was done before it was due."""
-    return {"kind": fault.kind, "target": target, "at_s": None if at_s is None else round(at_s, 2), "for_s": fault.for_s}
+    return {
+        "kind": fault.kind,
+        "target": target,
+        "at_s": None if at_s is None else round(at_s, 2),
+        "for_s": fault.for_s,
+    }
 
 
 def _get_json(url: str, path: str, password: str) -> Any:
