@@ -8,7 +8,7 @@ module      what it does
 ==========  ================================================================================================
 node        builds every room once, wires them, runs them in one nursery, and shuts them down in order
 neighbours  the overlay as swarm, trust and compliance want to see it
-follower    keeps the trusted metadata fresh: digests from peers, polls of the origin, one attempt at a time
+follower    keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
 steward     trusted metadata → desired state → wanted releases → fetched, staged, applied
 keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
 reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals

@@ -1,27 +1,21 @@
-"""The follower keeps trusted metadata fresh: it decides whom to ask next, and asks one source at a time.
+"""The follower keeps trusted metadata fresh. Neighbours' news come through ``gossip.spreader``; the origin is polled here.
 
-Where news comes from, cheapest first:
-
-1. **A neighbour's digest** that claims something newer than what is trusted here: ask that neighbour.
-2. **The origin**, once per poll period and site: the neighbours that are alive rank themselves by rendezvous hashing over the
-   period, and only the first one polls (research/gossip-scale.md 1.3: metadata over the WAN does not grow with the office).
-3. **The origin as a last resort**: a device without any trusted metadata asks after ``rank × FIRST_WAIT_S``, so that a whole
-   office that starts at once still asks once.
-
-A source that fails is left alone for a while that doubles; a neighbour that delivered what no honest carrier can have is left
-alone for an hour. Whatever was learnt is told to all neighbours at once.
+Who polls the origin: once per poll period and site, the neighbours that are alive rank themselves by rendezvous hashing over
+the period, and only the first one asks (research/gossip-scale.md 1.3: metadata over the WAN does not grow with the office). A
+device without any trusted metadata asks after ``rank × FIRST_WAIT_S``, so that a whole office that starts at once still asks
+once. After a failure the origin is left alone for a while that doubles, and neighbours are asked meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import trio
 
+from pcm_p2p.gossip.spread import Ending
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.swarm.rendezvous import ranking
 from pcm_p2p.trust.client import Attempt, MetadataSource, TrustClient
@@ -33,8 +27,6 @@ FIRST_WAIT_S = 10.0
 """Choice: a neighbour that asked the origin has the answer, and has told us, well within this."""
 BACK_OFF_S_MIN = 2.0
 BACK_OFF_S_MAX = 300.0
-BLAME_S = 3_600.0
-HINTS_MAX = 64
 
 
 class Neighbours(Protocol):
@@ -46,11 +38,9 @@ class Neighbours(Protocol):
 
     def metadata_source(self, device: DeviceId) -> MetadataSource: ...
 
-    async def tell_everybody(self, message: Digest) -> None: ...
-
 
 class Follower:
-    """The only caller of ``TrustClient.attempt``. ``on_change`` is awaited after each view that is new."""
+    """The only caller of ``TrustClient.attempt``. ``on_change`` is awaited after each view that is new, with its digest."""
 
     def __init__(
         self,
@@ -63,7 +53,7 @@ class Follower:
         poll_s: float,
         settle_s: float,
         wall_s: Callable[[], float],
-        on_change: Callable[[], Awaitable[None]],
+        on_change: Callable[[Digest], Awaitable[None]],
     ) -> None:
         self._client = client
         self._me = me
@@ -74,62 +64,58 @@ class Follower:
         self._settle_s = settle_s
         self._wall_s = wall_s
         self._on_change = on_change
-        self._hints: OrderedDict[DeviceId, Digest] = OrderedDict()
-        self._not_before: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
         self._polled_period = -1
-        self._wake = trio.Event()
+        self._not_before = 0.0
+        self._failures = 0
         self.last_problem = ""
 
-    def hear(self, device: DeviceId, digest: Digest) -> None:
-        """A neighbour said what it trusts. Remembered if it claims more than is trusted here; never waits."""
-        if self._is_newer(digest):
-            self._hints[device] = digest
-            self._hints.move_to_end(device)
-            while len(self._hints) > HINTS_MAX:
-                self._hints.popitem(last=False)
-            self._wake.set()
-
-    def forget(self, device: DeviceId) -> None:
-        self._hints.pop(device, None)
-
     def digest(self) -> Digest:
+        """What this device trusts, for neighbours."""
         return Digest(*self._client.digest())
 
+    async def ask_neighbour(self, device: DeviceId) -> Ending:
+        """Pull and verify what a neighbour has; how it ended."""
+        return (await self._ask(self._neighbours.metadata_source(device), device.short)).kind
+
     async def run(self) -> None:
-        """Follow until cancelled."""
-        start = trio.current_time()
+        """Poll the origin when it is this device's turn, until cancelled."""
+        if self._origin is None:
+            await trio.sleep_forever()
+            raise AssertionError("slept for ever")
+        start = trio.current_time() + self._settle_s
         while True:
             now = trio.current_time()
-            source = self._choose(now, start)
-            if source is None:
-                self._wake = trio.Event()
-                with trio.move_on_after(self._pause_s(now, start)):
-                    await self._wake.wait()
-                continue
-            await self._ask(source)
+            if self._is_due(now, start):
+                self._polled_period = self._period()
+                self._note(await self._ask(self._origin, "origin"))
+            else:
+                await trio.sleep(self._pause_s(now, start))
 
-    def _is_newer(self, digest: Digest) -> bool:
-        mine = self._client.digest()
-        if digest.timestamp == mine.timestamp:
-            return digest.timestamp_sha256 != mine.timestamp_sha256 and digest.timestamp > 0
-        return digest.timestamp > mine.timestamp
+    async def _ask(self, source: MetadataSource, name: str) -> Attempt:
+        before = self._client.view
+        attempt = await self._client.attempt(source)
+        if attempt.kind in ("good", "unchanged"):
+            self.last_problem = ""
+        elif attempt.kind != "older":
+            self.last_problem = f"{name}: {attempt.reason}"
+        if attempt.view is not before:
+            await self._on_change(self.digest())
+        return attempt
 
-    def _choose(self, now: float, start: float) -> MetadataSource | None:
-        for device in sorted(self._hints, key=lambda device: (-self._hints[device].timestamp, device)):
-            if not self._is_newer(self._hints[device]):
-                del self._hints[device]
-            elif now >= self._not_before.get(device.hex(), 0.0):
-                return self._neighbours.metadata_source(device)
-        return self._origin if self._origin is not None and self._origin_is_due(now, start) else None
+    def _note(self, attempt: Attempt) -> None:
+        if attempt.kind in ("good", "unchanged"):
+            self._failures = 0
+            return
+        self._failures += 1
+        self._not_before = trio.current_time() + min(BACK_OFF_S_MAX, BACK_OFF_S_MIN * 2 ** min(self._failures - 1, 16))
+        self._polled_period = -1  # the period's poll did not happen; try again after the back-off
 
-    def _origin_is_due(self, now: float, start: float) -> bool:
-        assert self._origin is not None
-        if now < self._not_before.get(self._origin.name, 0.0) or now < start + self._settle_s:
+    def _is_due(self, now: float, start: float) -> bool:
+        if now < max(start, self._not_before):
             return False
         rank = self._rank()
         if self._client.view is None:
-            return now >= start + self._settle_s + rank * FIRST_WAIT_S
+            return now >= start + rank * FIRST_WAIT_S
         return rank == 0 and self._period() != self._polled_period
 
     def _period(self) -> int:
@@ -142,51 +128,10 @@ class Follower:
         return order.index(self._me) if self._me in order else len(order)
 
     def _pause_s(self, now: float, start: float) -> float:
-        until = [self._not_before.get(device.hex(), now) for device in self._hints]
-        if self._origin is not None:
-            if now < start + self._settle_s:
-                until.append(start + self._settle_s)
-            elif self._client.view is None:
-                until.append(now + 1.0)
-            period_left_s = (self._period() + 1) * self._poll_s - self._wall_s()
-            until.append(max(now + period_left_s, self._not_before.get(self._origin.name, 0.0)))
-        return max(0.05, min((moment - now for moment in until), default=self._poll_s))
-
-    async def _ask(self, source: MetadataSource) -> None:
-        is_origin = self._origin is not None and source.name == self._origin.name
-        if is_origin:
-            self._polled_period = self._period()
-        before = self._client.view
-        attempt = await self._client.attempt(source)
-        self._remember(source.name, attempt, is_origin=is_origin)
-        if attempt.kind in ("good", "unchanged"):
-            self.last_problem = ""
-        elif attempt.kind != "older":
-            self.last_problem = f"{'origin' if is_origin else source.name[:8]}: {attempt.reason}"
-        if attempt.view is not before and attempt.view is not None:
-            await self._neighbours.tell_everybody(self.digest())
-            await self._on_change()
-
-    def _remember(self, name: str, attempt: Attempt, *, is_origin: bool) -> None:
-        """When this source may be asked again."""
-        now = trio.current_time()
-        device = None if is_origin else DeviceId.parse(name)
-        if attempt.kind in ("good", "unchanged"):
-            self._failures.pop(name, None)
-            self._not_before.pop(name, None)
-            if device is not None and attempt.kind == "unchanged":
-                self._hints.pop(device, None)
-            return
-        failures = self._failures[name] = self._failures.get(name, 0) + 1
-        wait_s = min(BACK_OFF_S_MAX, BACK_OFF_S_MIN * 2 ** min(failures - 1, 16))
-        if attempt.kind == "bad" and device is not None:
-            wait_s = BLAME_S
-        self._not_before[name] = now + wait_s
-        if device is None:
-            self._polled_period = -1  # the period's poll did not happen; try again after the back-off
-        elif attempt.kind in ("older", "bad", "expired"):
-            self._hints.pop(device, None)
-        while len(self._failures) > 4 * HINTS_MAX:
-            gone = next(iter(self._failures))
-            del self._failures[gone]
-            self._not_before.pop(gone, None)
+        if now < max(start, self._not_before):
+            return max(start, self._not_before) - now
+        if self._client.view is None:
+            return 1.0
+        # Neighbours come and go within a period, and the turn with them: look again a few times in each.
+        period_left_s = (self._period() + 1) * self._poll_s - self._wall_s()
+        return min(max(0.05, period_left_s), max(1.0, self._poll_s / 8))

@@ -21,7 +21,7 @@ from pcm_p2p.swarm.peers import ChunkNotServed, UploadRefused
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.trial import SourceFailed, SourceMissing
-from pcm_p2p.wire.messages import ChunkGet, Digest, FileGet, Message
+from pcm_p2p.wire.messages import ChunkGet, FileGet, Message
 from pcm_p2p.wire.session import PeerRefused, PeerTooSlow, Refuse, Session, SessionClosed
 
 _REFUSALS: dict[str, ChunkFailure] = {"missing": "missing", "busy": "busy", "limit": "busy"}
@@ -61,10 +61,6 @@ class Neighbours:
 
     def metadata_source(self, device: DeviceId) -> MetadataSource:
         return _PeerSource(self._overlay, device)
-
-    async def tell_everybody(self, message: Digest) -> None:
-        """Neighbours of other sites too: metadata is small, and a site may be cut off from the origin."""
-        await self._overlay.broadcast(message)
 
     # For compliance.carry
 

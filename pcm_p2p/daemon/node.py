@@ -5,7 +5,7 @@
     sidecar ─ discovery ─► overlay ◄─ sessions ─► neighbours
                              │  Digest            │ Holdings, Have, Claim …      │ RecordsPut, AcksPut, Route
                              ▼                    ▼                              ▼
-                          follower ─► client    fetcher ◄─ origin             carrier ─► outbox (node.sqlite)
+               spreader ─ follower ─► client    fetcher ◄─ origin             carrier ─► outbox (node.sqlite)
                                        │ view     │ chunks ▲ seeder              ▲
                                        ▼          ▼        │                     │
                                     steward ─► store ──► applier             reporter ◄─ prober
@@ -55,6 +55,7 @@ from pcm_p2p.errors import PcmError, StorageError
 from pcm_p2p.gossip.discovery import Discovery
 from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
+from pcm_p2p.gossip.spreader import Spreader
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.sidecar import Sidecar, open_sidecar
@@ -250,6 +251,7 @@ class _Node:
             wall_s=time.time,
             on_change=self._trust_changed,
         )
+        self.spreader = Spreader(self.overlay, self.follower.digest(), self.follower.ask_neighbour, rng=rng)
         keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())
         self.applier = Applier(
             state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
@@ -300,7 +302,6 @@ class _Node:
         serve_neighbours(overlay, self.seeder, self.client)
         for message_type in SWARM_MESSAGES:
             overlay.register(message_type, self.fetcher.on_message)
-        overlay.register(Digest, self._digest_heard)
         overlay.register(Route, self._route_heard)
         overlay.register(AcksPut, self.carrier.take_acks)
         overlay.serve(RecordsPut, self.carrier.take_records)
@@ -314,6 +315,7 @@ class _Node:
             await self._collectors_changed()
             await nursery.start(self.fetcher.run)
             listening = await nursery.start(self.overlay.run)
+            await nursery.start(self.spreader.run)
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.reporter.run)
@@ -347,22 +349,18 @@ class _Node:
     async def _peer_changed(self, event: PeerUp | PeerDown) -> None:
         if isinstance(event, PeerUp):
             peer = event.peer
-            await self.neighbours.send(peer.device_id, self.follower.digest())
             if peer.same_site and peer.role != "collector":
                 self.fetcher.peer_up(peer.device_id, peer.weight)
                 self.carrier.peer_up(peer.device_id)
         else:
-            self.follower.forget(event.device_id)
             self.fetcher.peer_down(event.device_id)
             self.carrier.peer_down(event.device_id)
-
-    async def _digest_heard(self, device: DeviceId, message: Digest) -> None:
-        self.follower.hear(device, message)
 
     async def _route_heard(self, device: DeviceId, message: Route) -> None:
         self.carrier.peer_route(device, message)
 
-    async def _trust_changed(self) -> None:
+    async def _trust_changed(self, digest: Digest) -> None:
+        await self.spreader.own_changed(digest)
         await self._collectors_changed()
         self.steward.poke()
         self.reporter.poke(assess=True)
