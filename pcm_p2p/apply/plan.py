@@ -26,7 +26,14 @@ from pcm_p2p.apply.step import (
     is_configured,
 )
 from pcm_p2p.policy.desired import Change
-from pcm_p2p.policy.resource import ArchiveResource, FileResource, PackageResource, Resource, ServiceResource, below_root
+from pcm_p2p.policy.resource import (
+    ArchiveResource,
+    FileResource,
+    PackageResource,
+    Resource,
+    ServiceResource,
+    below_root,
+)
 
 MODE_OF_NEW_FILES = 0o644
 
@@ -95,7 +102,10 @@ def in_place(resource: Resource, seen: Observed, version: str) -> bool:
 
 
 def _package(resource: PackageResource, seen: PackageObserved, number: int) -> list[PackageChange]:
-    if is_configured(seen.status) and (seen.version, seen.architecture) == (seen.wanted.version, seen.wanted.architecture):
+    if is_configured(seen.status) and (seen.version, seen.architecture) == (
+        seen.wanted.version,
+        seen.wanted.architecture,
+    ):
         return []
     unpacked = bool(seen.status) and seen.status[1:2] not in ("n", "c")
     return [
@@ -135,7 +145,10 @@ def _file(resource: FileResource, seen: FileObserved, number: int) -> list[Step]
     mode = resource.mode if resource.mode is not None else seen.mode if seen.exists else MODE_OF_NEW_FILES
     same_bytes = seen.wanted_sha256 is None or (seen.exists and seen.sha256 == seen.wanted_sha256)
     same_attributes = (
-        seen.exists and seen.mode == mode and seen.wanted_uid in (None, seen.uid) and seen.wanted_gid in (None, seen.gid)
+        seen.exists
+        and seen.mode == mode
+        and seen.wanted_uid in (None, seen.uid)
+        and seen.wanted_gid in (None, seen.gid)
     )
     if same_bytes and same_attributes:
         return []

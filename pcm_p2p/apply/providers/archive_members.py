@@ -150,7 +150,13 @@ def _check_target(member: Member) -> None:
     parts = member.target.split("/")
     ups = next((count for count, part in enumerate(parts) if part != ".."), len(parts))
     climbs = ups > member.path.count("/") or ".." in parts[ups:]
-    if not member.target or len(member.target) > LINK_TARGET_CHARACTERS_MAX or parts[0] == "" or "\0" in member.target or climbs:
+    if (
+        not member.target
+        or len(member.target) > LINK_TARGET_CHARACTERS_MAX
+        or parts[0] == ""
+        or "\0" in member.target
+        or climbs
+    ):
         raise UntrustedBytes(f"{member.path[:80]!r} is a link to {member.target[:80]!r}, which may lead outside")
 
 

@@ -159,7 +159,8 @@ class FileProvider:
         if not self._may_chown:
             if self._root.is_system:
                 raise ApplyError(
-                    f"{path}: the owner can only be set by root", remedy="Run the daemon as root, or set another [apply] root."
+                    f"{path}: the owner can only be set by root",
+                    remedy="Run the daemon as root, or set another [apply] root.",
                 )
             return None
         if name.isdigit():
