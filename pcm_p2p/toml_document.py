@@ -49,7 +49,7 @@ def decode_toml(data: bytes, schema: type[T], path: Path | str) -> T:
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         at = re.search(r"\(at line (\d+), column (\d+)\)", message)
-        end = text.count("\n") + 1 if "end of document" in message else None
+        end = text.rstrip().count("\n") + 1 if "end of document" in message else None
         place = int(at.group(1)) if at else end
         raise InputError(
             f"is not TOML: {message}", path=path, line=place, remedy="See https://toml.io for the syntax."

@@ -18,6 +18,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -328,8 +329,9 @@ def _get_json(url: str, path: str, password: str) -> Any:
 def _run_folder(parent: Path) -> Iterator[Path]:
     """A new folder for this run, locked while it lasts; folders of runs that have ended are removed first."""
     parent.mkdir(parents=True, exist_ok=True)
-    for folder in parent.glob("f*"):
-        lock = _try_lock(folder)
+    for folder in list(parent.iterdir()):
+        # Only what this function names is ever removed: the parent may be any folder that the user gave.
+        lock = _try_lock(folder) if re.fullmatch(r"f[0-9]+", folder.name) else None
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
