@@ -97,10 +97,13 @@ class FileProvider:
                     self._set_attributes(folder, name, step.previous_mode, step.previous_uid, step.previous_gid)
                 else:
                     was = (step.previous_mode, step.previous_uid, step.previous_gid)
-                    with (backups / step.backup).open("rb") as source, self._replacing(folder, name, *was) as target:
-                        with os.fdopen(os.dup(target), "wb") as file:
-                            while block := source.read(COPY_BYTES):
-                                file.write(block)
+                    with (
+                        (backups / step.backup).open("rb") as source,
+                        self._replacing(folder, name, *was) as target,
+                        os.fdopen(os.dup(target), "wb") as file,
+                    ):
+                        while block := source.read(COPY_BYTES):
+                            file.write(block)
         except FileNotFoundError:
             if step.existed:
                 raise ApplyError(f"/{step.path} or its back-up is gone, so it could not be restored") from None
