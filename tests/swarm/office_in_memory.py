@@ -1,0 +1,255 @@
+"""Fetchers over in-memory sessions, stores and an origin: the shell's world, in virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import trio
+
+from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
+from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
+from pcm_p2p.content.segment import encode_full, plan_runs
+from pcm_p2p.errors import DiskFull, UntrustedBytes
+from pcm_p2p.ids import ChunkId, DeviceId, SegmentId
+from pcm_p2p.swarm.fetcher import Fetcher
+from pcm_p2p.swarm.origin import OriginFailed
+from pcm_p2p.swarm.peers import ChunkNotServed
+from pcm_p2p.swarm.workers import Workers
+from pcm_p2p.wire.messages import AnyMessage, Message
+
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+@dataclass(frozen=True)
+class Release:
+    manifest: Manifest
+    blobs: dict[SegmentId, bytes]
+    chunks: dict[ChunkId, bytes]
+
+    @property
+    def blob_bytes(self) -> int:
+        return sum(map(len, self.blobs.values()))
+
+
+def make_release(
+    size_bytes: int = 1 << 20,
+    *,
+    chunk_bytes: int = 32 << 10,
+    segment_bytes: int = 256 << 10,
+    seed: int = 1,
+    shared: bytes = b"",
+) -> Release:
+    """A small real release of one artifact: random chunks, real segments, a manifest that decodes."""
+    rng = random.Random(seed)
+    data = [shared] if shared else []
+    while sum(map(len, data)) < size_bytes:
+        data.append(rng.randbytes(rng.randrange(chunk_bytes // 2, chunk_bytes * 3 // 2)))
+    chunks = {ChunkId.of(piece): piece for piece in data}
+    sizes = [len(piece) for piece in data]
+    blobs: dict[SegmentId, bytes] = {}
+    segments = []
+    for first, count in plan_runs(sizes, segment_bytes):
+        blob = encode_full(data[first : first + count], 1)
+        blobs[SegmentId.of(blob)] = blob
+        segments.append(Segment(id=bytes(SegmentId.of(blob)), size=len(blob), kind="full", first=first, count=count))
+    positions = b"".join(position.to_bytes(4, "little") for position in range(len(sizes)))
+    manifest = Manifest(
+        schema="pcm.manifest/1",
+        release="demo",
+        version=str(seed),
+        counter=seed,
+        chunker=ChunkerParameters("none", 1, 1, 1),
+        artifacts=(Artifact("demo.bin", "exact", sum(sizes), bytes(32), sum(sizes), bytes(32), positions),),
+        chunk_ids=b"".join(chunks),
+        chunk_sizes=b"".join(size.to_bytes(4, "little") for size in sizes),
+        segments=tuple(segments),
+    )
+    return Release(decode_untrusted(manifest.encoded), blobs, chunks)
+
+
+class InlineWorkers(Workers):
+    """No threads: virtual time would run on while one works."""
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    def tell(self, function: Callable[..., object], *args: Any) -> None:
+        function(*args)
+
+
+class MemoryStore:
+    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.sealed: dict[ChunkId, bytes] = {}
+        self.removed: list[ChunkId] = []
+        self.room = room
+
+    def has(self, chunk: ChunkId) -> bool:
+        return chunk in self.sealed
+
+    def get_sealed(self, chunk: ChunkId) -> bytes | None:
+        return self.sealed.get(chunk)
+
+    def put(self, chunk: Chunk) -> bool:
+        return self._keep(chunk.id, seal(chunk))
+
+    def put_sealed(self, chunk: ChunkId, sealed: bytes) -> Chunk:
+        verified = open_sealed_untrusted(chunk, sealed)
+        self._keep(chunk, sealed)
+        return verified
+
+    def take_removed(self) -> Iterable[ChunkId]:
+        removed, self.removed = self.removed, []
+        return removed
+
+    def remove(self, chunk: ChunkId) -> None:
+        del self.sealed[chunk]
+        self.removed.append(chunk)
+
+    def _keep(self, chunk: ChunkId, sealed: bytes) -> bool:
+        if chunk in self.sealed:
+            return False
+        if len(self.sealed) >= self.room:
+            raise DiskFull("no room left on the disk")
+        self.sealed[chunk] = sealed
+        return True
+
+
+@dataclass
+class MemoryOrigin:
+    """Segments at ``bytes_per_s`` each, in pieces of 16 KiB; counts what it hands out. ``down`` is said instead.
+
+    One object is the origin and every device's client of it, so that partial segments are not modelled.
+    """
+
+    blobs: dict[SegmentId, bytes]
+    bytes_per_s: int = 1 << 20
+    down: str = ""
+    sent: dict[SegmentId, int] = field(default_factory=dict)
+    failures: int = 0
+    discarded: set[SegmentId] = field(default_factory=set)
+
+    async def fetch_segment(self, segment: Segment, progress: Callable[[int, int], None]) -> bytes:
+        blob, done = self.blobs[segment.segment_id], 0
+        while done < len(blob):
+            if self.down:
+                self.failures += 1
+                await trio.sleep(0.5)
+                raise OriginFailed(self.down, wait_ms=1_000)
+            step = min(16 << 10, len(blob) - done)
+            await trio.sleep(step / self.bytes_per_s)
+            done += step
+            self.sent[segment.segment_id] = self.sent.get(segment.segment_id, 0) + step
+            progress(done, step)
+        return blob
+
+    async def discard(self, segment: SegmentId) -> None:
+        self.discarded.add(segment)
+
+    async def part_size(self, segment: SegmentId) -> int:
+        return 0
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum(self.sent.values())
+
+
+class Member:
+    """A device: fetcher and store. ``nature``: honest; poisoned (sends wrong bytes); garbled (sends nonsense); mute (never
+    answers); forgetful (says it has nothing)."""
+
+    def __init__(self, office: InMemoryOffice, device: DeviceId, *, weight: int, settle_s: float) -> None:
+        self.office, self.device, self.weight = office, device, weight
+        self.store = MemoryStore()
+        self.nature = "honest"
+        self.fetcher = Fetcher(
+            self.store,
+            self,
+            office.origin,
+            device,
+            weight=weight,
+            settle_s=settle_s,
+            rng=random.Random(int.from_bytes(device, "big")),
+            workers=InlineWorkers(),
+        )
+
+    async def send(self, device: DeviceId, message: Message, /) -> None:
+        await self.office.carry(self.device, device, message)
+
+    async def broadcast(self, message: Message, /, *, besides: DeviceId | None = None) -> None:
+        for device in self.office.neighbours(self.device):
+            if device != besides:
+                await self.office.carry(self.device, device, message)
+
+    async def fetch_chunk(self, device: DeviceId, chunk: ChunkId, size_bytes_max: int, /) -> bytes:
+        holder = self.office.members.get(device)
+        if holder is None or frozenset((self.device, device)) not in self.office.sessions:
+            raise ChunkNotServed("the session ended", "gone")
+        await trio.sleep(0.002)
+        if holder.nature == "mute":
+            await trio.sleep_forever()
+        if holder.nature == "garbled":
+            raise UntrustedBytes("a frame does not fit")
+        sealed = None if holder.nature == "forgetful" else holder.store.get_sealed(chunk)
+        if sealed is None:
+            raise ChunkNotServed("the peer refused: missing", "missing")
+        return seal(Chunk.of(b"poison")) if holder.nature == "poisoned" else sealed
+
+
+class InMemoryOffice:
+    def __init__(self, origin: MemoryOrigin, *, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.origin = origin
+        self.members: dict[DeviceId, Member] = {}
+        self.sessions: set[frozenset[DeviceId]] = set()
+        self._nursery: trio.Nursery | None = None
+        self._scopes: dict[DeviceId, trio.CancelScope] = {}
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[InMemoryOffice]:
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            self._nursery = nursery
+            yield self
+            nursery.cancel_scope.cancel()
+
+    async def add(self, *, weight: int = 8, settle_s: float = 1.0) -> Member:
+        """A new device, running and connected with everybody."""
+        assert self._nursery is not None
+        member = Member(self, DeviceId(self.rng.randbytes(16)), weight=weight, settle_s=settle_s)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with trio.CancelScope() as scope:
+                self._scopes[member.device] = scope
+                await member.fetcher.run(task_status)
+
+        await self._nursery.start(run)
+        others = list(self.members.values())
+        self.members[member.device] = member
+        for other in others:
+            self.sessions.add(frozenset((member.device, other.device)))
+            member.fetcher.peer_up(other.device, other.weight)
+            other.fetcher.peer_up(member.device, member.weight)
+        return member
+
+    def kill(self, member: Member) -> None:
+        """As by SIGKILL, as far as others can see."""
+        self._scopes.pop(member.device).cancel()
+        del self.members[member.device]
+        for other in self.members.values():
+            self.sessions.discard(frozenset((member.device, other.device)))
+            other.fetcher.peer_down(member.device)
+
+    def neighbours(self, device: DeviceId) -> list[DeviceId]:
+        return [other for other in self.members if frozenset((device, other)) in self.sessions]
+
+    async def carry(self, sender: DeviceId, receiver: DeviceId, message: Message) -> None:
+        if receiver in self.members and frozenset((sender, receiver)) in self.sessions:
+            on_the_wire = msgspec.msgpack.encode(message)
+            await self.members[receiver].fetcher.on_message(sender, _decoder.decode(on_the_wire))
