@@ -1,0 +1,93 @@
+"""The floor: versions and a moment below which nothing is accepted again, whatever became of the files.
+
+python-tuf compares with what is in its cache; if that is zeroed, torn or rolled back, an old version would be news again. The
+floor is kept apart (``floor.json``), only rises, and falls only with cause: where root takes an online key away, what that key
+alone had proved is no longer believed, or a thief's fast-forward would lock the fleet out for ever (TUF specification 5.3.11,
+"fast-forward attack recovery").
+
+``time_ms`` is the latest moment that a signed document proved: acceptance by the wall clock, or the signed ``x-pcm-issued`` of a
+timestamp, never beyond that timestamp's own expiry. Clocks that say 1970 are thereby harmless.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+Version = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class Versions(NamedTuple):
+    """Of the four top-level roles; 0: none."""
+
+    root: int
+    timestamp: int
+    snapshot: int
+    targets: int
+
+
+NOTHING = Versions(0, 0, 0, 0)
+
+
+class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``*_signers``: ids of the keys whose signatures stand behind the versions of that role (and the time)."""
+
+    root: Version = 0
+    timestamp: Version = 0
+    snapshot: Version = 0
+    targets: Version = 0
+    time_ms: Version = 0
+    timestamp_signers: tuple[str, ...] = ()
+    snapshot_signers: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> Versions:
+        return Versions(self.root, self.timestamp, self.snapshot, self.targets)
+
+    def raised(
+        self,
+        versions: Versions,
+        *,
+        timestamp_signers: tuple[str, ...],
+        snapshot_signers: tuple[str, ...],
+        now_ms: int,
+        issued_ms: int,
+        expires_ms: int,
+    ) -> Floor:
+        """After accepting ``versions``. ``now_ms`` is the device's clock (0: unknown), ``issued_ms`` what was signed."""
+        proved_ms = min(max(now_ms, issued_ms), expires_ms)
+        return Floor(
+            max(self.root, versions.root),
+            max(self.timestamp, versions.timestamp),
+            max(self.snapshot, versions.snapshot),
+            max(self.targets, versions.targets),
+            max(self.time_ms, proved_ms),
+            timestamp_signers,
+            snapshot_signers,
+        )
+
+    def under(self, timestamp_keys: frozenset[str], snapshot_keys: frozenset[str]) -> Floor:
+        """What is left when only these online keys are believed.
+
+        A timestamp key that went takes the timestamp's floor and the time with it. A snapshot key that went takes the floors of
+        snapshot and targets with it, and the timestamp's, since that had to refer to it.
+        """
+        timestamp_gone = not set(self.timestamp_signers) <= timestamp_keys
+        snapshot_gone = not set(self.snapshot_signers) <= snapshot_keys
+        floor = self
+        if timestamp_gone or snapshot_gone:
+            floor = msgspec.structs.replace(floor, timestamp=0, timestamp_signers=())
+        if timestamp_gone:
+            floor = msgspec.structs.replace(floor, time_ms=0)
+        if snapshot_gone:
+            floor = msgspec.structs.replace(floor, snapshot=0, targets=0, snapshot_signers=())
+        return floor
+
+    def below(self, versions: Versions) -> str:
+        """Which role of ``versions`` is below the floor, in words; empty if none is."""
+        for role in Versions._fields:
+            floor, offered = getattr(self, role), getattr(versions, role)
+            if offered < floor:
+                return f"{role} version {offered} is below {floor}, which was accepted before"
+        return ""

@@ -1,0 +1,146 @@
+"""Names inside the tree: which target paths exist, which files carry them, and the index that lists them.
+
+TUF has no directory listing, and going over ``targets.targets`` of a role shows entries that the role may not speak for. So
+what is published is what the signed target ``index.json`` lists::
+
+    {"schema": "pcm.index/1", "fleet": "<32 hex>", "policies": ["policies/x.toml"], "releases": ["releases/main/n@v.manifest"]}
+
+Path names come from strangers and end up in file systems and URLs: every one passes ``check_target_path`` or
+``check_tree_path`` first. The bound of 180 characters keeps ``targets/<folder>/<sha256>.<name>`` below the 256 that a
+request between peers can carry.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from pcm_p2p.content.manifest import SIZE_BYTES_MAX as MANIFEST_SIZE_BYTES_MAX
+from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.ids import check_name
+
+INDEX = "index.json"
+FLEET_DOCUMENT = "fleet/fleet.toml"
+ACTIVATION = "fleet/activation.toml"
+AUTHORITIES = "identity/ca.pem"
+STANDING = (FLEET_DOCUMENT, ACTIVATION, AUTHORITIES)
+"""Targets outside the index that every device reads when they are there."""
+
+SIZE_BYTES_MAX = 1 << 20
+"""Choice: an index of 10,000 entries."""
+DOCUMENT_SIZE_BYTES_MAX = 1 << 20
+"""Choice: as ``toml_document.SIZE_BYTES_MAX``."""
+TARGET_PATH_LENGTH_MAX = 180
+METADATA_SIZE_BYTES_MAX = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
+"""python-tuf's own defaults, which its conformance suite was run with."""
+
+MetadataRole = Literal["root", "timestamp", "snapshot", "targets"]
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:=@-]*")
+_METADATA = re.compile(r"metadata/(?:timestamp|([1-9][0-9]{0,9})\.(root|snapshot|targets))\.json")
+_TARGET_FILE = re.compile(
+    r"targets/((?:[A-Za-z0-9][A-Za-z0-9._+~:=@-]*/){0,4})([0-9a-f]{64})\.([A-Za-z0-9][A-Za-z0-9._+~:=@-]*)"
+)
+
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=TARGET_PATH_LENGTH_MAX)]
+
+
+class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is published: target paths of policies and of release manifests, each sorted and distinct."""
+
+    schema: Literal["pcm.index/1"]
+    fleet: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    policies: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=10_000)] = ()
+    releases: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=10_000)] = ()
+
+    def encoded(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+_decoder = msgspec.json.Decoder(Index)
+
+
+def decode_index_untrusted(data: bytes) -> Index:
+    """Bytes to an index whose paths are all safe and in the folder of their kind; raises ``UntrustedBytes`` only."""
+    if len(data) > SIZE_BYTES_MAX:
+        raise UntrustedBytes(f"index has {len(data)} bytes; at most {SIZE_BYTES_MAX} are read")
+    try:
+        index = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UntrustedBytes(f"index does not fit its schema: {error}") from None
+    for paths, folder, ending in ((index.policies, "policies/", ".toml"), (index.releases, "releases/", ".manifest")):
+        for path in paths:
+            check_target_path(path)
+            if not (path.startswith(folder) and path.endswith(ending)):
+                raise UntrustedBytes(f"index lists {path!r} where {folder}…{ending} is expected")
+        if len(set(paths)) != len(paths):
+            raise UntrustedBytes(f"index lists a path below {folder} twice")
+    return index
+
+
+def policy_path(policy: str) -> str:
+    return check_target_path(f"policies/{check_name(policy, 'policy')}.toml")
+
+
+def release_path(release: str, version: str) -> str:
+    """The target path of a release's manifest; ``@`` separates, so neither name may hold one."""
+    for what, text in (("release", release), ("version", version)):
+        check_name(text, what)
+        if "@" in text:
+            raise UntrustedBytes(f"{what} {text!r} may not hold '@'")
+    return check_target_path(f"releases/main/{release}@{version}.manifest")
+
+
+def check_target_path(path: str) -> str:
+    """Return ``path`` if it is a safe TUF target path, else raise ``UntrustedBytes``.
+
+    One to five parts of letters, digits and ``. _ + ~ : = @ -`` that start with a letter or digit, no ``..`` anywhere.
+    """
+    parts = path.split("/")
+    if (
+        len(path) > TARGET_PATH_LENGTH_MAX
+        or len(parts) > 5
+        or ".." in path
+        or not all(_PART.fullmatch(part) for part in parts)
+    ):
+        raise UntrustedBytes(f"{path[:80]!r} is not a target path of this product")
+    return path
+
+
+def target_size_bytes_max(path: str) -> int:
+    """The largest target that is read at ``path``."""
+    return MANIFEST_SIZE_BYTES_MAX if path.endswith(".manifest") else DOCUMENT_SIZE_BYTES_MAX
+
+
+def target_file(path: str, sha256: str) -> str:
+    """Where the tree keeps the target ``path`` with this hash: ``targets/<folder>/<sha256>.<name>``."""
+    folder, slash, name = path.rpartition("/")
+    return f"targets/{folder}{slash}{sha256}.{name}"
+
+
+def check_tree_path(path: str) -> str:
+    """Return ``path`` if it names a metadata or target file of the tree, else raise ``UntrustedBytes``."""
+    if _METADATA.fullmatch(path):
+        return path
+    match = _TARGET_FILE.fullmatch(path)
+    if match is None:
+        raise UntrustedBytes(f"{path[:80]!r} is not a file of the tree")
+    check_target_path(match[1] + match[3])
+    return path
+
+
+def metadata_version(path: str) -> tuple[MetadataRole, int] | None:
+    """``(role, version)`` of a metadata file's name, version 0 for the timestamp; None for target files."""
+    match = _METADATA.fullmatch(path)
+    if match is None:
+        return None
+    role: MetadataRole = "timestamp" if match[2] is None else match[2]  # type: ignore[assignment]
+    return role, int(match[1] or 0)
+
+
+def size_bytes_max_of(path: str) -> int:
+    """The largest file that is read at a path of the tree (metadata or target)."""
+    wanted = metadata_version(path)
+    return METADATA_SIZE_BYTES_MAX[wanted[0]] if wanted is not None else target_size_bytes_max(path)
