@@ -3,8 +3,8 @@
 Folders below the run's folder: ``authority`` (keys, CA, repository), ``origin`` (the published tree), ``collector``, ``devices``
 and ``roots`` (one state folder and one private root each), ``logs``, ``ports`` (who listens where).
 
-The lab differs from a real fleet in settings only, all of them written by ``_settings``: addresses and interfaces of the lab,
-port 0, a private apply root, and intervals that suit somebody who is watching.
+The lab differs from a real fleet in settings only, all of them in ``_settings``: addresses and interfaces of the lab, port 0,
+a private apply root, and intervals that suit somebody who is watching.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import trio
 
-from pcm_p2p.config import Config, load_config
 from pcm_p2p.content import manifest
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError
@@ -167,10 +165,7 @@ class Fleet:
 
         async def join(device: DeviceName, token: Path) -> None:
             async with limit:
-                state = self.state_of(device)
-                await self._join(str(device), state, token)
-                settings = await trio.to_thread.run_sync(load_config, state / "config.toml")
-                write_atomic(state / "config.toml", render_settings(self._settings(device, settings)).encode())
+                await self._join(str(device), self.state_of(device), token, self._settings(device))
 
         async with trio.open_nursery() as nursery:
             for site in self.scenario.site:
@@ -185,20 +180,25 @@ class Fleet:
     def root_of(self, device: DeviceName) -> Path:
         return self.folder / "roots" / device.site / device.name
 
-    def _settings(self, device: DeviceName, joined: Config) -> Config:
+    def _settings(self, device: DeviceName) -> Words:
+        """Options of ``enroll join``: what differs from a device in a real office."""
         address, wishes = self._network.address_of(device), self.scenario.devices
-        poll_s = 1.0 if device.number <= wishes.pollers else wishes.poll_s
         root = self.root_of(device)
         root.mkdir(parents=True, exist_ok=True)
-        replace = msgspec.structs.replace
-        return replace(
-            joined,
-            listen=replace(joined.listen, addresses=(address,), port=0),
-            discovery=replace(joined.discovery, interfaces=(address,), seeds=(), settle_s=wishes.settle_s),
-            origin=replace(joined.origin, urls=(self.origin_url(device.site),), poll_s=poll_s),
-            apply=replace(joined.apply, root=str(root), interval_s=2.0),
-            collectors=replace(joined.collectors, interval_s=2.0),
-        )
+        settings = {
+            "listen.addresses": (address,),
+            "listen.port": 0,
+            "discovery.interfaces": (address,),
+            "discovery.settle_s": wishes.settle_s,
+            "origin.poll_s": 1.0 if device.number <= wishes.pollers else wishes.poll_s,
+            "apply.interval_s": 2.0,
+            "collectors.interval_s": 2.0,
+        }
+        return [
+            "--root",
+            root,
+            *(word for key, value in settings.items() for word in ("--set", f"{key}={_toml_value(value)}")),
+        ]
 
     def start_daemon(self, device: DeviceName) -> None:
         command: Words = [*COMMAND, "daemon", "--state", self.state_of(device)]
@@ -290,8 +290,8 @@ class Fleet:
         write_atomic(path, token, mode=0o600)
         return path
 
-    async def _join(self, name: str, state: Path, token: Path) -> None:
-        await self._run(f"join-{name}", "enroll", "join", "--token-file", token, "--state", state)
+    async def _join(self, name: str, state: Path, token: Path, settings: Sequence[str | Path] = ()) -> None:
+        await self._run(f"join-{name}", "enroll", "join", "--token-file", token, "--state", state, *settings)
 
 
 def policy_document(pair: Pair, version: Version, edition: int) -> str:
@@ -317,31 +317,23 @@ def policy_document(pair: Pair, version: Version, edition: int) -> str:
     assign = {"release": pair.name, "version": version.version, "to": {"all": True}}
     return "\n".join(
         [
-            *_lines(head),
-            *("", "[[assign]]", *_lines(assign), "", "[[assign.resource]]", *_lines(resource)),
-            *("", "[[check]]", *_lines({"id": "lab-patched", "title": title, "severity": "high", **check}), ""),
+            *toml_lines(head),
+            *("", "[[assign]]", *toml_lines(assign), "", "[[assign.resource]]", *toml_lines(resource)),
+            *("", "[[check]]", *toml_lines({"id": "lab-patched", "title": title, "severity": "high", **check}), ""),
         ]
     )
 
 
-def render_settings(settings: Config) -> str:
-    """``settings`` as the text of a ``config.toml``."""
-    tables = []
-    for table in settings.__struct_fields__:
-        values = msgspec.structs.asdict(getattr(settings, table))
-        tables.append("\n".join([f"[{table}]", *_lines(values), ""]))
-    return "\n".join(tables)
+def toml_lines(values: dict[str, Any]) -> list[str]:
+    """``key = value`` lines of a TOML table."""
+    return [f"{key} = {_toml_value(value)}" for key, value in values.items()]
 
 
-def _lines(values: dict[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in values.items()]
-
-
-def _toml(value: Any) -> str:
+def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(_lines(value)) + " }"
+        return "{ " + ", ".join(toml_lines(value)) + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(each) for each in value) + "]"
+        return "[" + ", ".join(_toml_value(each) for each in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in both
 
 
