@@ -25,7 +25,7 @@ NOT_COMPLIANT = ("fail", "error", "not_run")
 
 @dataclass(frozen=True)
 class Picture:
-    """What one device said at one moment, reduced to what the lab looks at. Counters are of this start of the daemon."""
+    """What one device said at one moment, reduced to what the lab looks at. Byte counters are since it was enrolled."""
 
     version: str = ""
     state: str = "starting"
@@ -92,26 +92,35 @@ class Picture:
 
 @dataclass
 class Counted:
-    """Bytes of one device over restarts: a daemon counts from zero at each start, so ended starts are added up here."""
+    """Bytes of one device as it counts them itself, over restarts; ``metadata`` is part of ``wan``.
+
+    A device saves its counters every few seconds, so after SIGKILL it has forgotten the last ones: they are added here. What it
+    takes between its new start and the first picture of it is missing then (a few tenths of a second).
+    """
 
     wan: int = 0
     metadata: int = 0
     lan: int = 0
-    _before: tuple[int, int, int] = (0, 0, 0)
+    _forgotten: tuple[int, int, int] = (0, 0, 0)
+    _restarted: bool = False
 
     def see(self, picture: Picture) -> None:
-        """Fold in a picture of the running start."""
-        now = (picture.wan_bytes, picture.metadata_bytes, picture.lan_bytes)
-        self.wan, self.metadata, self.lan = (a + b for a, b in zip(self._before, now, strict=True))
+        """Fold in what the device says now."""
+        said = (picture.wan_bytes, picture.metadata_bytes, picture.lan_bytes)
+        if self._restarted:
+            known = (self.wan, self.metadata, self.lan)
+            self._forgotten = tuple(max(0, a - b) for a, b in zip(known, said, strict=True))  # type: ignore[assignment]
+            self._restarted = False
+        self.wan, self.metadata, self.lan = (a + b for a, b in zip(self._forgotten, said, strict=True))
 
     def restarted(self) -> None:
-        """The daemon starts anew: what it counted so far is kept."""
-        self._before = (self.wan, self.metadata, self.lan)
+        """The device was killed and starts anew."""
+        self._restarted = True
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Bytes of the whole fleet. ``links`` is what the kernel counted on the offices' links (None: nothing counted there)."""
+    """Bytes of the whole fleet; ``metadata`` is part of ``wan``. ``links`` is what the kernel counted on the offices' links (None: nothing counted there)."""
 
     wan: int = 0
     metadata: int = 0
@@ -256,7 +265,7 @@ class Result:
             ("devices patched", f"{patched} of {len(self.devices)}"),
             ("compliant, as reported", f"{self.compliant} of {len(self.devices)}"),
             ("time", "-" if not patched else f"half {times['p50']} s, 99 % {times['p99']} s, all {times['max']} s"),
-            ("over the WAN", f"{megabytes(totals.wan)}  (and {megabytes(totals.metadata)} of signed metadata)"),
+            ("over the WAN", f"{megabytes(totals.wan)}  (of which signed metadata {megabytes(totals.metadata)})"),
             ("plain downloads would be", f"{megabytes(patch.plain_bytes)}  ({saved:.0%} saved)"),
             ("WAN amplification", f"{amplification}  (needed once: {needed})"),
             ("over the LAN", megabytes(totals.lan)),

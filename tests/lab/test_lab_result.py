@@ -62,13 +62,15 @@ def test_the_version_that_is_asked_for_is_looked_at() -> None:
     assert picture(releases=both).state == "fetching"
 
 
-def test_bytes_add_up_over_restarts() -> None:
+def test_bytes_that_a_killed_device_forgot_are_added() -> None:
     counted = Counted()
     counted.see(Picture(wan_bytes=5, lan_bytes=1))
     counted.see(Picture(wan_bytes=9, lan_bytes=2))
     counted.restarted()
-    counted.see(Picture(wan_bytes=1, lan_bytes=3))
-    assert (counted.wan, counted.lan) == (10, 5)
+    counted.see(Picture(wan_bytes=6, lan_bytes=2))
+    assert (counted.wan, counted.lan) == (9, 2)
+    counted.see(Picture(wan_bytes=8, lan_bytes=5))
+    assert (counted.wan, counted.lan) == (11, 5)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
