@@ -119,9 +119,7 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
         carrier=row["carrier"],
         trust_state=row["trust_state"],
         trust_reason=latest.get("trust_reason", ""),
-        trust_versions={
-            role: latest.get(f"trust_{role}", 0) for role in ("root", "timestamp", "snapshot", "targets")
-        },
+        trust_versions={role: latest.get(f"trust_{role}", 0) for role in ("root", "timestamp", "snapshot", "targets")},
         counts={
             "pass": row["passed"],
             "fail": row["failed"],
@@ -143,7 +141,9 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
             ReleaseOnDevice,
         ),
         policies=structs(
-            snapshot.rows("SELECT policy, version, mode FROM device_policy WHERE device = :device ORDER BY policy", values),
+            snapshot.rows(
+                "SELECT policy, version, mode FROM device_policy WHERE device = :device ORDER BY policy", values
+            ),
             PolicyOnDevice,
         ),
         timeline=device_timeline(snapshot, device_id),

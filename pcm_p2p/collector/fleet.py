@@ -178,7 +178,9 @@ def count(snapshot: Snapshot, chosen: DeviceFilter) -> int:
     return int(total)
 
 
-def counts_by(snapshot: Snapshot, column: Literal["state", "site", "trust_state"], chosen: DeviceFilter) -> dict[str, int]:
+def counts_by(
+    snapshot: Snapshot, column: Literal["state", "site", "trust_state"], chosen: DeviceFilter
+) -> dict[str, int]:
     """How many devices of ``chosen`` have each value of ``column``; values that nobody has are absent."""
     where, values = chosen.where()
     rows = snapshot.rows(

@@ -87,11 +87,13 @@ def release(
     of_reason = " AND detail = :reason AND progress IN ('under_way', 'in_trouble')" if reason else ""
     sites: dict[str, dict[str, int]] = {}
     for where, kind, number in snapshot.rows(
-        f"WITH {FLEET} SELECT site, progress, count(*) FROM assigned WHERE {this} GROUP BY site, progress ORDER BY site", values
+        f"WITH {FLEET} SELECT site, progress, count(*) FROM assigned WHERE {this} GROUP BY site, progress ORDER BY site",
+        values,
     ):
         sites.setdefault(str(where), dict.fromkeys(PROGRESS, 0))[str(kind)] = int(number)
     ((elsewhere,),) = snapshot.rows(
-        f"WITH {FLEET} SELECT count(*) FROM fleet WHERE device NOT IN (SELECT device FROM assigned WHERE {this})", values
+        f"WITH {FLEET} SELECT count(*) FROM fleet WHERE device NOT IN (SELECT device FROM assigned WHERE {this})",
+        values,
     )
     return Release(
         as_of_ms=snapshot.as_of_ms,

@@ -64,7 +64,9 @@ def open_snapshot(path: Path, now_ms: int, *, stale_after_ms: int = STALE_AFTER_
         yield Snapshot(connection, now_ms, stale_after_ms)
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-            raise Degraded(f"the archive did not answer within {TIMEOUT_S:.0f} s", remedy="Narrow the filter.") from None
+            raise Degraded(
+                f"the archive did not answer within {TIMEOUT_S:.0f} s", remedy="Narrow the filter."
+            ) from None
         raise StorageError(
             f"cannot read the archive {path}: {error}", remedy="Start the collector; it creates or repairs the archive."
         ) from None

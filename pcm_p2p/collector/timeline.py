@@ -79,7 +79,14 @@ def fleet_timeline(snapshot: Snapshot, *, limit: int) -> list[FleetEvent]:
             if len(found) == limit:
                 break
             found[key] = FleetEvent(
-                *(row[column] for column in ("at_ms", "kind", "subject", "before", "after", "detail")), [named], False
+                at_ms=row["at_ms"],
+                kind=row["kind"],
+                subject=row["subject"],
+                before=row["before"],
+                after=row["after"],
+                detail=row["detail"],
+                named=[named],
+                more=False,
             )
         elif named not in event.named:
             names = [*event.named, named]

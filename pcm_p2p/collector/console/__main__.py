@@ -83,7 +83,9 @@ def _arguments() -> argparse.Namespace:
         description="The fleet in a browser: reads the collector's archive, changes nothing.",
     )
     parser.add_argument("--archive", type=Path, required=True, help="the collector's archive (SQLite)")
-    parser.add_argument("--listen", default="127.0.0.1:8743", metavar="HOST:PORT", help="default: %(default)s; port 0: any")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:8743", metavar="HOST:PORT", help="default: %(default)s; port 0: any"
+    )
     parser.add_argument(
         "--password-file",
         type=Path,

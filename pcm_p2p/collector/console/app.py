@@ -86,4 +86,9 @@ def _words(error: Exception) -> tuple[int, str, str, str]:
         return 503, "The archive is busy", error.message, error.remedy
     if isinstance(error, StorageError):
         return 503, "No archive to read yet", error.message, error.remedy
-    return 500, "Something went wrong here", "The console's log says what. Reports are not affected.", "Load the page again."
+    return (
+        500,
+        "Something went wrong here",
+        "The console's log says what. Reports are not affected.",
+        "Load the page again.",
+    )

@@ -202,9 +202,7 @@ def is_form_ours(request: Request, sent: str, kept: str) -> bool:
 
 def put_cookie(response: Response, gate: Gate, name: str, value: str, *, lifetime_s: int = SESSION_LIFETIME_S) -> None:
     """Set a cookie that scripts cannot read and other sites cannot send."""
-    response.set_cookie(
-        name, value, max_age=lifetime_s, path="/", secure=gate.secure, httponly=True, samesite="strict"
-    )
+    response.set_cookie(name, value, max_age=lifetime_s, path="/", secure=gate.secure, httponly=True, samesite="strict")
 
 
 def drop_cookie(response: Response, gate: Gate, name: str) -> None:

@@ -113,7 +113,9 @@ def routes(console: Console) -> list[Route]:
                     return _begin_session(gate, wanted)
                 problem, status = "That is not the password.", 401
                 if wait_s > 0:
-                    problem = f"Too many wrong passwords. Try again in {presentation.span(int(wait_s * 1_000) + 1_000)}."
+                    problem = (
+                        f"Too many wrong passwords. Try again in {presentation.span(int(wait_s * 1_000) + 1_000)}."
+                    )
                     status, headers = 429, {"Retry-After": str(int(wait_s) + 1)}
         elif gate.session(request) is not None:
             return RedirectResponse(wanted, 303)

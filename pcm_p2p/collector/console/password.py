@@ -49,7 +49,9 @@ def load_password(path: Path) -> Password:
     line = text.strip()
     if not line or len(line) > PASSWORD_SIZE_BYTES_MAX:
         raise InputError(
-            "holds no password", path=path, remedy="Write a password into it, or remove it: a new one is then made and shown."
+            "holds no password",
+            path=path,
+            remedy="Write a password into it, or remove it: a new one is then made and shown.",
         )
     if line.startswith(b"$argon2id$"):
         return Password(line)

@@ -69,13 +69,13 @@ def size(size_bytes: float) -> str:
     sign, value = ("\N{MINUS SIGN}", -size_bytes) if size_bytes < 0 else ("", size_bytes)
     if value < 1_000:
         return f"{sign}{value:.0f}\N{NO-BREAK SPACE}B"
-    unit = "B"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
+    units = ["kB", "MB", "GB", "TB", "PB"]
+    value /= 1_000
+    while value >= 999.5 and len(units) > 1:
         value /= 1_000
-        if value < 999.5:
-            break
+        del units[0]
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{sign}{value:.{digits}f}\N{NO-BREAK SPACE}{unit}"
+    return f"{sign}{value:.{digits}f}\N{NO-BREAK SPACE}{units[0]}"
 
 
 def percent(part: int, whole: int) -> str:

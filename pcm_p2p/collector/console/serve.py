@@ -48,7 +48,8 @@ async def serve(
             (address,) = await nursery.start(_run, app, config)
         except OSError as error:
             raise InputError(
-                f"cannot listen on {listen}: {error.strerror or error}", remedy="Choose another --listen address or port."
+                f"cannot listen on {listen}: {error.strerror or error}",
+                remedy="Choose another --listen address or port.",
             ) from None
         if port_file is not None:
             write_atomic(port_file, address.partition("//")[2].encode())
