@@ -128,7 +128,7 @@ def _archive(resource: ArchiveResource, seen: ArchiveObserved, version: str) -> 
         return []
     return [
         SwitchArchive(
-            path=below_root(resource.path),
+            path=str(below_root(resource.path)),
             link=resource.link,
             folder=folder,
             artifact=resource.artifact,
@@ -154,7 +154,7 @@ def _file(resource: FileResource, seen: FileObserved, number: int) -> list[Step]
         return []
     return [
         WriteFile(
-            path=below_root(resource.path),
+            path=str(below_root(resource.path)),
             content=resource.content,
             artifact=resource.artifact,
             sha256=None if same_bytes else seen.wanted_sha256,
