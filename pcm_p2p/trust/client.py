@@ -1,0 +1,370 @@
+"""The trust client of a device: one attempt a source, staged, verified by python-tuf, swapped in durably.
+
+The last known good view never depends on an attempt, on freshness or on the network: it is replaced by a better one, or it
+stays. Nothing here ends the daemon because of what a source delivered.
+
+Folder (of the daemon, mode 0700)::
+
+    current                 name of the trusted generation; replaced atomically, which is the swap
+    generations/<n>/        see ``view``; the trusted one and the one before it are kept
+    roots/N.root.json       the chain of roots from the pinned one on, append-only
+    floor.json              versions and time below which nothing is accepted again, see ``floor``
+    evidence/               pairs of documents that prove a fork, at most 32 files
+    staging/                the attempt under way; removed at the next
+
+A crash leaves the old pointer or the new one. A generation that does not load (power cut, bad sector) is passed over for the
+one before it, and the floor still refuses anything older than what was accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
+
+import msgspec
+import trio
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
+
+from pcm_p2p.durable import fsync_folder, write_atomic
+from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
+from pcm_p2p.trust.floor import Floor
+from pcm_p2p.trust.index import check_tree_path, metadata_version
+from pcm_p2p.trust.lint import lint_root
+from pcm_p2p.trust.trial import Kind, Refusal, SourceFailed, Trial, Wanted, all_releases
+from pcm_p2p.trust.view import GRACE, Freshness, State, TrustedView
+
+log = logging.getLogger(__name__)
+
+FILE_TIMEOUT_S = 60.0
+"""Choice: the largest document (8 MiB) at 140 kB/s; sources that know their rate give up earlier."""
+ATTEMPT_TIMEOUT_S = 600.0
+"""Choice: the bound when a source delivers each file just in time."""
+
+
+class MetadataSource(Protocol):
+    """Someone who serves the tree: a peer, a mirror, the origin. Believed in nothing."""
+
+    @property
+    def name(self) -> str:
+        """Device id in hexadecimal, or URL: for blame and for people."""
+        ...
+
+    async def fetch(self, path: str, size_bytes_max: int) -> bytes:
+        """The bytes of ``metadata/…`` or ``targets/…``, at most ``size_bytes_max``.
+
+        Raises ``SourceMissing`` if it has no such file, ``SourceFailed`` (or another ``PcmError``) if it did not deliver.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an attempt ended.
+
+    ==========  ==========================================================================
+    good        newer state accepted; ``view`` is the new one
+    unchanged   the source has what this device has
+    older       the source lags behind; no blame
+    expired     what it has is out of date; no blame
+    incomplete  it did not deliver all of it (or this disk did not take it); no blame
+    bad         it delivered what no honest carrier of this fleet can have: blame it
+    ==========  ==========================================================================
+
+    ``view`` is what is trusted afterwards, whatever the kind; ``None`` only before the first good attempt.
+    """
+
+    kind: Kind
+    source: str
+    reason: str
+    view: TrustedView | None
+
+
+class MetadataDigest(NamedTuple):
+    """The fields of ``wire.messages.Digest``, in order."""
+
+    root: int
+    timestamp: int
+    snapshot: int
+    targets: int
+    timestamp_sha256: bytes
+
+
+class TrustClient:
+    """See the module. ``wall_clock`` returns aware UTC time and may be wrong: it is never believed below the floor."""
+
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap_root: bytes,
+        fleet_id: str,
+        *,
+        wall_clock: Callable[[], datetime],
+        wanted: Wanted = all_releases,
+        file_timeout_s: float = FILE_TIMEOUT_S,
+        attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
+    ) -> None:
+        self.folder = folder
+        self.fleet_id = fleet_id
+        self._bootstrap = bootstrap_root
+        self._wall_clock = wall_clock
+        self._wanted = wanted
+        self._file_timeout_s = file_timeout_s
+        self._attempt_timeout_s = attempt_timeout_s
+        self._view: TrustedView | None = None
+        self._floor = Floor()
+        self._lock_descriptor: int | None = None
+        self._one_attempt = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+        self._counts: Counter[str] = Counter()
+
+    def open(self) -> None:
+        """Take the folder and load the last known good view. Blocking, a few ms.
+
+        Raises ``TrustError`` if the pinned root is not of this fleet or another process has the folder open, and
+        ``StorageError`` if the folder cannot be written.
+        """
+        try:
+            for name in ("generations", "roots"):
+                (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock()
+            self._check_bootstrap()
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be used: {error.strerror}") from None
+        self._floor = self._load_floor()
+        self._view = self._load_view()
+        if self._view is not None:
+            # The floor file may be lost or older than the view; what is trusted is a floor by itself.
+            state = self._view.state
+            self._floor = self._floor.raised(
+                self._view.versions,
+                timestamp_signers=self._floor.timestamp_signers or state.timestamp_signers,
+                snapshot_signers=self._floor.snapshot_signers or state.snapshot_signers,
+                now_ms=0,
+                issued_ms=min(state.accepted_ms, state.expires_ms),
+                expires_ms=state.expires_ms,
+            )
+
+    def close(self) -> None:
+        """Give the folder back. Safe to call twice."""
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def view(self) -> TrustedView | None:
+        """The last known good; ``None`` before the first good attempt of this device's life."""
+        return self._view
+
+    def now(self) -> datetime:
+        """The wall clock, but never before the latest moment that a signed document proved."""
+        return max(self._wall_clock(), datetime.fromtimestamp(self._floor.time_ms / 1_000, UTC))
+
+    def freshness(self) -> Freshness:
+        """Of the view at ``now()``; a device without a view is frozen: it installs nothing."""
+        return "frozen" if self._view is None else self._view.freshness(self.now())
+
+    def digest(self) -> MetadataDigest:
+        """What to tell peers; all zero before the first good attempt."""
+        if self._view is None:
+            return MetadataDigest(0, 0, 0, 0, bytes(32))
+        return MetadataDigest(*self._view.versions, self._view.timestamp_sha256)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Attempts by kind since ``open``."""
+        return dict(self._counts)
+
+    async def attempt(self, source: MetadataSource) -> Attempt:
+        """Try to learn something newer from ``source``; one attempt at a time, within deadlines.
+
+        Returns how it ended and never raises for what the source did. On cancellation nothing has changed.
+        """
+        async with self._one_attempt:
+            kind, reason = await self._attempt(source)
+            if kind == "expired" and self._floor_sank():
+                # The source brought a root that takes a key away, and with it the time which that key had proved.
+                kind, reason = await self._attempt(source)
+        self._counts[kind] += 1
+        if kind in ("good", "bad"):
+            level = logging.INFO if kind == "good" else logging.WARNING
+            log.log(level, "trust: %s from %s%s", kind, source.name, f": {reason}" if reason else "")
+        return Attempt(kind, source.name, reason, self._view)
+
+    async def _attempt(self, source: MetadataSource) -> tuple[Kind, str]:
+        with trio.move_on_after(self._attempt_timeout_s):
+            return await trio.to_thread.run_sync(self._attempt_in_thread, source, limiter=self._limiter)
+        return "incomplete", f"did not deliver everything within {self._attempt_timeout_s:g} s"
+
+    def _attempt_in_thread(self, source: MetadataSource) -> tuple[Kind, str]:
+        now = self.now()
+        outdated = self._view is not None and now >= self._view.expires
+        trial = Trial(
+            staging=self.folder / "staging",
+            roots=self.folder / "roots",
+            evidence=self.folder / "evidence",
+            bootstrap=self._bootstrap,
+            fleet=self.fleet_id,
+            now=now,
+            # Whoever is out of date himself is better off with something newer that is out of date, too.
+            reference_time=now - GRACE if outdated else now,
+            current=self._view,
+            floor=self._floor,
+            get=lambda path, size_bytes_max: trio.from_thread.run(self._get, source, path, size_bytes_max),
+            wanted=self._wanted,
+        )
+        try:
+            accepted = trial.run()
+            if accepted.unchanged:
+                return "unchanged", ""
+            self._swap(trial.staging, accepted.state, accepted.floor)
+        except Refusal as refusal:
+            return refusal.kind, refusal.reason
+        except OSError as error:
+            return "incomplete", f"this device could not keep it: {error}"
+        return "good", accepted.remark
+
+    async def _get(self, source: MetadataSource, path: str, size_bytes_max: int) -> bytes:
+        with trio.move_on_after(self._file_timeout_s):
+            data = await source.fetch(path, size_bytes_max)
+            if len(data) > size_bytes_max:
+                raise SourceFailed(f"sent {len(data)} bytes for {path}; at most {size_bytes_max} are read")
+            return data
+        raise SourceFailed(f"did not deliver {path} within {self._file_timeout_s:g} s")
+
+    def _swap(self, staging: Path, state: State, floor: Floor) -> None:
+        """Make the staged state the trusted one: flush it, move it in, then turn the pointer."""
+        write_atomic(staging / "state.json", msgspec.json.encode(state))
+        for folder, _, names in os.walk(staging):
+            for name in names:
+                _fsync_file(Path(folder) / name)
+            fsync_folder(Path(folder))
+        generations = self.folder / "generations"
+        number = max((int(path.name) for path in generations.iterdir() if path.name.isdigit()), default=0) + 1
+        generation = generations / str(number)
+        staging.rename(generation)
+        fsync_folder(generations)
+        write_atomic(self.folder / "current", b"%d\n" % number)
+        before, self._view = self._view, TrustedView.load(generation)
+        self._floor = floor
+        write_atomic(self.folder / "floor.json", msgspec.json.encode(floor))
+        keep = {generation.name, before.folder.name if before else ""}
+        for path in generations.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def serve(self, path: str) -> bytes | None:
+        """The bytes of a file of the tree for a peer, or ``None``: not a name of the tree, or not here. Blocking."""
+        try:
+            check_tree_path(path)
+        except UntrustedBytes:
+            return None
+        view, wanted = self._view, metadata_version(path)
+        if wanted is not None and wanted[0] == "root":
+            file = self.folder / "roots" / f"{wanted[1]}.root.json"
+        elif view is None:
+            return None
+        elif wanted is not None:
+            role, version = wanted
+            if role != "timestamp" and version != getattr(view.versions, role):
+                return None
+            file = view.folder / "metadata" / f"{role}.json"
+        else:
+            file = view.folder / path
+        try:
+            return file.read_bytes()
+        except OSError:
+            return None
+
+    def _floor_sank(self) -> bool:
+        """Lower the floor by what the newest kept root no longer believes; whether that gave time back."""
+        root = self._newest_root()
+        under = self._floor.under(frozenset(root.roles["timestamp"].keyids), frozenset(root.roles["snapshot"].keyids))
+        if under.time_ms == self._floor.time_ms:
+            return False
+        self._floor = under
+        return True
+
+    def _newest_root(self) -> Root:
+        newest = max((int(path.name.split(".")[0]) for path in (self.folder / "roots").glob("*.root.json")), default=0)
+        try:
+            return Metadata[Root].from_bytes((self.folder / "roots" / f"{newest}.root.json").read_bytes()).signed
+        except (OSError, RepositoryError):
+            return Metadata[Root].from_bytes(self._bootstrap).signed
+
+    def _lock(self) -> None:
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise TrustError(
+                f"{self.folder} is in use by another process", remedy="Stop the other daemon, or use another --state."
+            ) from None
+        self._lock_descriptor = descriptor
+
+    def _check_bootstrap(self) -> None:
+        try:
+            document = Metadata[Root].from_bytes(self._bootstrap)
+            document.signed.verify_delegate("root", document.signed_bytes, document.signatures)
+        except (RepositoryError, TypeError, ValueError) as error:
+            raise TrustError(
+                f"the pinned root cannot be believed: {error}", remedy="Enrol this device again."
+            ) from None
+        complaints = lint_root(document.signed, self.fleet_id)
+        if complaints:
+            raise TrustError(f"the pinned root cannot be believed: {complaints[0]}", remedy="Enrol this device again.")
+        pinned = self.folder / "roots" / f"{document.signed.version}.root.json"
+        if not pinned.exists():
+            write_atomic(pinned, self._bootstrap)
+
+    def _load_floor(self) -> Floor:
+        """The floor as it was saved; a lost or torn file is an empty floor, which the view then raises."""
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode((self.folder / "floor.json").read_bytes(), type=Floor)
+        return Floor()
+
+    def _load_view(self) -> TrustedView | None:
+        """The generation that ``current`` names; if it does not load, the newest other one that does."""
+        generations = self.folder / "generations"
+        names = sorted((path.name for path in generations.iterdir() if path.name.isdigit()), key=int, reverse=True)
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            pointed = (self.folder / "current").read_text("ascii").strip()
+            # A generation above the pointer was moved in, and its swap never committed.
+            names = [name for name in names if pointed.isdigit() and int(name) <= int(pointed)]
+        for name in names:
+            try:
+                view = TrustedView.load(generations / name)
+            except StorageError as error:
+                log.error("trust: %s; the one before it is used", error)
+                continue
+            if view.fleet_id == self.fleet_id:
+                return view
+        return None
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

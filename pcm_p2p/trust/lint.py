@@ -1,0 +1,110 @@
+"""Lint: what a correct signature does not prove. Pure; the same rules for what we sign and for what we load.
+
+python-tuf verifies signatures, versions, hashes and expiry. It accepts, among others, one key under two ids (so that one person
+meets a threshold of two), targets whose only hash is MD5, ``..`` in names and the metadata of another fleet that shares keys
+(research/trust.md 2: 4e, md5, 5b, 14). Each rule answers with a sentence; no sentence means clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tuf.api.metadata import Key, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+
+from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.trust.index import check_target_path, target_size_bytes_max
+
+FLEET_FIELD = "x-pcm-fleet"
+OWNER_FIELD = "x-pcm-owner"
+ISSUED_FIELD = "x-pcm-issued"
+ROLES = ("root", "timestamp", "snapshot", "targets")
+KEY_TYPES = {("ed25519", "ed25519"), ("ecdsa", "ecdsa-sha2-nistp256"), ("ecdsa", "ecdsa-sha2-nistp384")}
+"""What every daemon of this version can verify (tokens offer P-256 and P-384 only). A key of another type would make the
+whole file unreadable to older ones."""
+
+
+def owner_of(key: Key) -> str:
+    """The person that root names for this key; the beginning of the key id where it names nobody."""
+    owner = key.unrecognized_fields.get(OWNER_FIELD)
+    return owner if isinstance(owner, str) and owner else key.keyid[:8]
+
+
+def lint_root(root: Root, fleet_id: str) -> tuple[str, ...]:
+    """Complaints about a root document of the fleet ``fleet_id``."""
+    return tuple(_root(root, fleet_id))
+
+
+def _root(root: Root, fleet_id: str) -> Iterator[str]:
+    fleet = root.unrecognized_fields.get(FLEET_FIELD)
+    if fleet != fleet_id:
+        named = fleet[:8] if isinstance(fleet, str) else "no fleet"
+        yield f"root is of {named}, not of fleet {fleet_id[:8]}"
+    if not root.consistent_snapshot:
+        yield "root does not use consistent snapshots"
+    seen: dict[str, str] = {}
+    for keyid, key in sorted(root.keys.items()):
+        if (key.keytype, key.scheme) not in KEY_TYPES:
+            yield f"the key of {owner_of(key)} has the unknown type {key.keytype}/{key.scheme}"
+        public = str(key.keyval.get("public"))
+        if public in seen:
+            yield f"one key stands under two ids, {seen[public][:8]} and {keyid[:8]}"
+        seen[public] = keyid
+    for name in ROLES:
+        role = root.roles.get(name)
+        if role is None:
+            yield f"root names nobody for {name}"
+            continue
+        if role.threshold < 1:
+            yield f"the threshold of {name} is {role.threshold}"
+        if role.threshold > len(role.keyids):
+            yield f"the threshold of {name} is {role.threshold}, with {len(role.keyids)} keys"
+        yield from (
+            f"{name} refers to a key that root does not hold" for keyid in role.keyids if keyid not in root.keys
+        )
+
+
+def lint_targets(targets: Targets) -> tuple[str, ...]:
+    """Complaints about a targets document."""
+    return tuple(_targets(targets))
+
+
+def _targets(targets: Targets) -> Iterator[str]:
+    if targets.delegations is not None:
+        yield "delegations are not read by this version"
+    for path, info in sorted(targets.targets.items()):
+        try:
+            check_target_path(path)
+        except UntrustedBytes as error:
+            yield error.message
+            continue
+        if set(info.hashes) != {"sha256"}:
+            yield f"{path} must be named by SHA-256 alone, not by {', '.join(sorted(info.hashes)) or 'nothing'}"
+        if not 0 <= info.length <= target_size_bytes_max(path):
+            yield f"{path} has {info.length} bytes; at most {target_size_bytes_max(path)} are read"
+        if _holds_float(info.custom):
+            yield f"{path} carries a number with a fraction, which cannot be signed canonically"
+
+
+def lint_snapshot(snapshot: Snapshot) -> tuple[str, ...]:
+    """Complaints about a snapshot: it must bind the targets by length and hash, or junk could be appended on the way."""
+    return tuple(
+        f"snapshot does not bind {name} by length and SHA-256"
+        for name, meta in sorted(snapshot.meta.items())
+        if not meta.length or "sha256" not in (meta.hashes or {})
+    )
+
+
+def lint_timestamp(timestamp: Timestamp) -> tuple[str, ...]:
+    """Complaints about a timestamp: it must bind the snapshot by length and hash."""
+    meta = timestamp.snapshot_meta
+    bound = meta.length and "sha256" in (meta.hashes or {})
+    return () if bound else ("timestamp does not bind the snapshot by length and SHA-256",)
+
+
+def _holds_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return True
+    if isinstance(value, dict):
+        return any(_holds_float(part) for part in value.values())
+    return isinstance(value, list | tuple) and any(_holds_float(part) for part in value)
