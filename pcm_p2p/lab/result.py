@@ -120,7 +120,8 @@ class Counted:
 
 @dataclass(frozen=True)
 class Totals:
-    """Bytes of the whole fleet; ``metadata`` is part of ``wan``. ``links`` is what the kernel counted on the offices' links (None: nothing counted there)."""
+    """Bytes of the whole fleet; ``metadata`` is part of ``wan``. ``links`` is what the kernel counted on the offices' links
+    (None: nothing counted there)."""
 
     wan: int = 0
     metadata: int = 0
