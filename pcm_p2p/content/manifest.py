@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -149,7 +150,8 @@ def decode_untrusted(data: bytes) -> Manifest:
         raise UntrustedBytes(f"manifest has {len(data)} bytes; at most {SIZE_BYTES_MAX} are read")
     try:
         manifest = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # Bad UTF-8 is reported as UnicodeDecodeError, which is not a msgspec.DecodeError.
         raise UntrustedBytes(f"manifest does not fit its schema: {error}") from None
     _check(manifest)
     # The id is over the bytes as received, which need not be the bytes that encoding again would give.
@@ -205,14 +207,16 @@ def _check_artifacts(manifest: Manifest) -> None:
 
 def _check_segments(manifest: Manifest) -> None:
     sizes, reached = manifest.sizes, 0
+    # Prefix sums: segments may overlap (deltas do), so adding up each one's sizes could be made to cost the square.
+    ends = list(accumulate(sizes, initial=0))
     if len(manifest.segments) > 4 * CHUNKS_MAX:
         raise UntrustedBytes("manifest lists too many segments")
     for segment in manifest.segments:
         if len(segment.id) != 32 or any(len(chunk) != 32 for chunk in segment.base):
             raise UntrustedBytes("a segment or base id does not have 32 bytes")
-        if not (0 <= segment.first and 1 <= segment.count and segment.first + segment.count <= len(sizes)):
+        if not (segment.first >= 0 and segment.count >= 1 and segment.first + segment.count <= len(sizes)):
             raise UntrustedBytes("a segment covers chunks outside the table")
-        output = sum(sizes[position] for position in segment.positions)
+        output = ends[segment.first + segment.count] - ends[segment.first]
         if output > SEGMENT_OUTPUT_BYTES_MAX and segment.count > 1:
             raise UntrustedBytes(f"a segment yields {output} bytes; at most {SEGMENT_OUTPUT_BYTES_MAX} are allowed")
         if not 1 <= segment.size <= output + SEGMENT_OVERHEAD_BYTES_MAX:

@@ -1,0 +1,82 @@
+"""Segments: which chunks travel together over the WAN, and the blobs in which they do.
+
+A blob is one zstd frame over the chunks of its run, joined. The frame states its content size, which must be the sum of the
+chunk sizes in the manifest; that bounds the output before a byte of it is unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import zstandard
+
+from pcm_p2p.content.chunk import Chunk, unpack_frame_untrusted
+from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX
+from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.ids import ChunkId
+
+LEVEL_STORED = 0
+"""The level at which nothing is compressed: for files that do not get smaller, and to measure everything else."""
+_MAGIC = 0xFD2FB528
+_BLOCK_SIZE_BYTES_MAX = 128 << 10
+"""RFC 8878, 3.1.1.2.4."""
+
+
+def plan_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs ``(first, count)`` that tile ``sizes`` in order, each of at most ``SEGMENT_OUTPUT_BYTES_MAX`` bytes together.
+
+    Greedy, in linear time: the next run begins where a chunk would not fit any more.
+    """
+    runs: list[tuple[int, int]] = []
+    first = output = 0
+    for position, size in enumerate(sizes):
+        if output + size > SEGMENT_OUTPUT_BYTES_MAX and position > first:
+            runs.append((first, position - first))
+            first, output = position, 0
+        output += size
+    if first < len(sizes):
+        runs.append((first, len(sizes) - first))
+    return runs
+
+
+def encode_full(chunks: Iterable[bytes], level: int) -> bytes:
+    """The blob of these chunks, at zstd ``level`` 1 … 22, or uncompressed at ``LEVEL_STORED``.
+
+    The same chunks at the same level give the same blob with the same zstd library.
+    """
+    joined = b"".join(chunks)
+    if level == LEVEL_STORED:
+        return _stored_frame(joined)
+    return zstandard.ZstdCompressor(level=level).compress(joined)
+
+
+def _stored_frame(data: bytes) -> bytes:
+    """A zstd frame of raw blocks (RFC 8878, 3.1.1): at memory speed, and with no other decoder than all segments have."""
+    view = memoryview(data)
+    # Descriptor 0xA0: four-byte content size, single segment (no window), no checksum, no dictionary.
+    parts: list[bytes | memoryview] = [_MAGIC.to_bytes(4, "little"), b"\xa0", len(data).to_bytes(4, "little")]
+    for at in range(0, len(data), _BLOCK_SIZE_BYTES_MAX):
+        block = view[at : at + _BLOCK_SIZE_BYTES_MAX]
+        last = at + len(block) == len(data)
+        parts += ((len(block) << 3 | last).to_bytes(3, "little"), block)
+    return b"".join(parts)
+
+
+def decode_full_untrusted(blob: bytes, chunk_ids: Sequence[ChunkId], chunk_sizes: Sequence[int]) -> Iterator[Chunk]:
+    """The chunks in ``blob``, each verified when it is yielded.
+
+    Memory: the blob and its output. Raises ``UntrustedBytes`` and nothing else: output that is missing or left over, bytes
+    behind the frame, a chunk that is not what its id says. Chunks yielded before that are good.
+    """
+    output = sum(chunk_sizes)
+    if len(chunk_ids) != len(chunk_sizes) or not chunk_ids:
+        raise UntrustedBytes(f"a segment of {len(chunk_ids)} chunks and {len(chunk_sizes)} sizes")
+    if output > (SEGMENT_OUTPUT_BYTES_MAX if len(chunk_ids) > 1 else CHUNK_SIZE_BYTES_MAX):
+        raise UntrustedBytes(f"a segment yields {output} bytes; at most {SEGMENT_OUTPUT_BYTES_MAX} are allowed")
+    data = unpack_frame_untrusted(blob, output, "segment")
+    if len(data) != output:
+        raise UntrustedBytes(f"a segment yields {len(data)} bytes; its chunks have {output}")
+    view, at = memoryview(data), 0
+    for chunk, size in zip(chunk_ids, chunk_sizes, strict=True):
+        yield Chunk.verified(chunk, bytes(view[at : at + size]))
+        at += size
