@@ -1,0 +1,184 @@
+"""A proposal: what would change if it were signed, readable before anyone signs it. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
+
+from pcm_p2p.trust.keyfile import grouped
+from pcm_p2p.trust.lint import owner_of
+
+
+@dataclass(frozen=True)
+class TargetChange:
+    """One target that is added, removed or changed. Sizes in bytes, hashes in hexadecimal; ``None``: not there."""
+
+    path: str
+    kind: Literal["added", "removed", "changed"]
+    size_before: int | None
+    size_after: int | None
+    sha256_before: str | None
+    sha256_after: str | None
+
+    def line(self) -> str:
+        sign = {"added": "+", "removed": "-", "changed": "~"}[self.kind]
+        if self.size_before is None:
+            size = f"{self.size_after} bytes"
+        elif self.size_after is None:
+            size = f"{self.size_before} bytes"
+        else:
+            size = f"{self.size_before} → {self.size_after} bytes"
+        return f"{sign} {self.path}  {size}  sha256 {(self.sha256_after or self.sha256_before or '')[:16]}"
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Who has signed, who could, and how many are needed. People, by the owner that root has signed for their key."""
+
+    role: str
+    threshold: int
+    have: tuple[str, ...]
+    could: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.have) >= self.threshold
+
+    def line(self) -> str:
+        if self.complete:
+            return f"{self.role}: complete, signed by {', '.join(self.have)}"
+        more = self.threshold - len(self.have)
+        have = ", ".join(self.have) or "nobody yet"
+        return f"{self.role}: {more} more of {', '.join(self.could)} must sign; signed by {have}"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A change of one document. ``sha256`` is over the bytes that are signed: equal for all who see the same."""
+
+    role: Literal["root", "targets"]
+    version_before: int
+    version_after: int
+    expires_before: datetime | None
+    expires_after: datetime
+    changes: tuple[TargetChange, ...]
+    remarks: tuple[str, ...]
+    signatures: tuple[Signatures, ...]
+    sha256: str
+
+    @property
+    def digest(self) -> str:
+        """The first half of the SHA-256 of what is signed, in groups of four, to read aloud."""
+        return grouped(self.sha256[:32])
+
+    @property
+    def complete(self) -> bool:
+        return all(signatures.complete for signatures in self.signatures)
+
+    def lines(self) -> Iterator[str]:
+        """For a person: one fact a line."""
+        yield f"{self.role} version {self.version_before} → {self.version_after}"
+        before = f"{self.expires_before:%Y-%m-%d}" if self.expires_before else "none"
+        yield f"expires {before} → {self.expires_after:%Y-%m-%d}"
+        for change in self.changes:
+            yield change.line()
+        yield from self.remarks
+        for signatures in self.signatures:
+            yield signatures.line()
+        yield f"digest {self.digest}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Builtin types only, for ``--json``."""
+        return {
+            "schema": "pcm.proposal/1",
+            "role": self.role,
+            "version": [self.version_before, self.version_after],
+            "expires": [
+                self.expires_before.isoformat() if self.expires_before else None,
+                self.expires_after.isoformat(),
+            ],
+            "changes": [vars(change) for change in self.changes],
+            "remarks": list(self.remarks),
+            "signatures": [
+                {"role": one.role, "threshold": one.threshold, "have": list(one.have), "could": list(one.could)}
+                for one in self.signatures
+            ],
+            "complete": self.complete,
+            "sha256": self.sha256,
+        }
+
+
+def propose_targets(root: Root, before: Targets | None, after: Metadata[Targets]) -> Proposal:
+    """The difference between published and proposed targets, and who of ``root`` signed it."""
+    old: dict[str, TargetFile] = dict(before.targets) if before is not None else {}
+    new: dict[str, TargetFile] = dict(after.signed.targets)
+    return Proposal(
+        "targets",
+        before.version if before is not None else 0,
+        after.signed.version,
+        before.expires if before is not None else None,
+        after.signed.expires,
+        tuple(_changes(old, new)),
+        (),
+        (signatures_of(root, "targets", after),),
+        hashlib.sha256(after.signed_bytes).hexdigest(),
+    )
+
+
+def propose_root(before: Root, after: Metadata[Root]) -> Proposal:
+    """The difference between two roots; both the old and the new keys must sign."""
+    remarks = []
+    for role in sorted(after.signed.roles):
+        old, new = before.roles[role], after.signed.roles[role]
+        if old.threshold != new.threshold:
+            remarks.append(f"~ threshold of {role} {old.threshold} → {new.threshold}")
+        remarks += [
+            f"+ key of {owner_of(after.signed.keys[keyid])} for {role}"
+            for keyid in new.keyids
+            if keyid not in old.keyids
+        ]
+        remarks += [
+            f"- key of {owner_of(before.keys[keyid])} for {role}" for keyid in old.keyids if keyid not in new.keyids
+        ]
+    return Proposal(
+        "root",
+        before.version,
+        after.signed.version,
+        before.expires,
+        after.signed.expires,
+        (),
+        tuple(remarks),
+        (signatures_of(before, "root", after), signatures_of(after.signed, "root", after)),
+        hashlib.sha256(after.signed_bytes).hexdigest(),
+    )
+
+
+def signatures_of(root: Root, role: str, document: Metadata[Any]) -> Signatures:
+    """How ``document`` stands against the keys and threshold that ``root`` names for ``role``."""
+    result = root.get_verification_result(role, document.signed_bytes, document.signatures)
+    have = tuple(sorted(owner_of(key) for key in result.signed.values()))
+    could = tuple(sorted(owner_of(key) for key in result.unsigned.values()))
+    return Signatures(role, result.threshold, have, could)
+
+
+def _changes(old: dict[str, TargetFile], new: dict[str, TargetFile]) -> Iterator[TargetChange]:
+    for path in sorted(old.keys() | new.keys()):
+        before, after = old.get(path), new.get(path)
+        if before == after:
+            continue
+        kind: Literal["added", "removed", "changed"] = (
+            "added" if before is None else "removed" if after is None else "changed"
+        )
+        yield TargetChange(
+            path,
+            kind,
+            before.length if before else None,
+            after.length if after else None,
+            before.hashes.get("sha256") if before else None,
+            after.hashes.get("sha256") if after else None,
+        )
