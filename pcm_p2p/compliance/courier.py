@@ -6,8 +6,11 @@ Plan
   a record goes to the next only after ``resend_ms`` without an acknowledgement. Where nobody has a route, an *own* record is
   given to up to ``copies_max`` neighbours, which carry it until they meet a route (research/gossip-scale.md 1.6: beyond four
   copies nothing is gained). What is carried for others is handed on to a neighbour with a route only.
-- Nothing is offered to whoever gave it, to its author, or twice to the same neighbour within ``resend_ms`` (request skipping).
-- An acknowledgement goes back along the way the record came and to where copies went, so that each carrier can let go.
+- Nothing is offered twice to the same neighbour within ``resend_ms`` or ``recopy_ms`` (request skipping), which counts from
+  its arrival for whoever gave it and for its author.
+- An acknowledgement goes back along the way the record came and to where copies went, so that each carrier can let go. Who
+  forgot that way in a restart is asked: after ``recopy_ms`` a carrier offers the record to its author, who answers with the
+  acknowledgement, or notices that its own state was rolled back.
 
 Which of several neighbours: rendezvous hash of author and neighbour, so that a site spreads its load without talking about it.
 
@@ -210,8 +213,7 @@ class _Waiting:
 
     def may_go_to(self, target: DeviceId, now_ms: int) -> bool:
         offer = self.offers.get(target)
-        known_there = target in (self.parcel.key.device, self.parcel.received_from)
-        return not known_there and (offer is None or not offer.counts(now_ms))
+        return offer is None or not offer.counts(now_ms)
 
     def with_(self, now_ms: int) -> list[DeviceId]:
         """Who has it, or is getting it, as far as that still counts."""
@@ -274,7 +276,7 @@ class Courier:
         match event:
             case Stored(parcels):
                 for parcel in parcels:
-                    self._waiting.setdefault(parcel.hash, _Waiting(parcel))
+                    self._waiting.setdefault(parcel.hash, self._known_at_its_source(parcel, now_ms))
             case Gone(hashes, advanced):
                 return self._gone(hashes, advanced)
             case CollectorsKnown(collectors):
@@ -300,6 +302,15 @@ class Courier:
                 pass
         return []
 
+    def _known_at_its_source(self, parcel: Parcel, now_ms: int) -> _Waiting:
+        if parcel.received_from is None:
+            return _Waiting(parcel)
+        until_ms = now_ms + self._limits.recopy_ms
+        return _Waiting(
+            parcel,
+            {source: _Offer(_State.TAKEN, until_ms) for source in (parcel.received_from, parcel.key.device)},
+        )
+
     def _gone(self, hashes: tuple[bytes, ...], advanced: tuple[DeviceId, ...]) -> list[Effect]:
         news = frozenset(advanced)
         for gone in hashes:
@@ -307,8 +318,8 @@ class Courier:
             if waiting is None or waiting.parcel.key.device not in news:
                 continue
             author = waiting.parcel.key.device
-            for peer in (*waiting.offers, waiting.parcel.received_from, author):
-                if peer is not None and peer != self._me and peer not in self._collectors:
+            for peer in (*waiting.offers, author):
+                if peer != self._me and peer not in self._collectors:
                     self._owed.setdefault(peer, {})[author] = None
         while len(self._owed) > OWED_PEERS_MAX:
             del self._owed[next(iter(self._owed))]
@@ -424,9 +435,10 @@ class Courier:
                 candidates = (
                     [] if any(peer in routed for peer in held_by) else [peer for peer in ready if peer in routed]
                 )
+            elif waiting.parcel.received_from is None:
+                candidates = ready if len(held_by) < self._limits.copies_max else []
             else:
-                own = waiting.parcel.received_from is None
-                candidates = ready if own and len(held_by) < self._limits.copies_max else []
+                candidates = [peer for peer in ready if peer == waiting.parcel.key.device]
             target = self._best(waiting, candidates, now_ms)
             if target is not None:
                 wanted.setdefault(target, []).append(waiting)

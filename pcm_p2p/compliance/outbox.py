@@ -378,14 +378,14 @@ class Outbox:
     async def _keep_one(
         self, connection: aiosqlite.Connection, record: Record, received_from: DeviceId, now_ms: int
     ) -> tuple[Kept, Changed]:
-        if record.device == self._me:
-            return Kept.KNOWN, await self._own_came_back(connection, record, now_ms)
         if await _rows(
             connection,
             "SELECT 1 FROM outbox_ack WHERE device = ? AND epoch = ? AND seq >= ?",
             record.key,
         ):
             return Kept.ACKNOWLEDGED, Changed()
+        if record.device == self._me:
+            return Kept.KNOWN, await self._own_came_back(connection, record, now_ms)
         if await _rows(connection, "SELECT 1 FROM outbox_carried WHERE hash = ?", (record.hash,)):
             return Kept.KNOWN, Changed()
         if not await self._has_room(connection, record):
