@@ -29,6 +29,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what ``write_atomic`` left in ``folder`` when it was killed; for a start, while nobody writes there."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush the entries of ``folder`` itself (a rename is durable only after this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

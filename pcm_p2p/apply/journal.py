@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from pcm_p2p.apply.step import PackageIdentity, Step
-from pcm_p2p.durable import fsync_folder, write_atomic
+from pcm_p2p.durable import fsync_folder, sweep_temporaries, write_atomic
 from pcm_p2p.policy.desired import Change
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,10 @@ class Journal:
             fsync_folder(self._path.parent)
             log.critical("The apply journal cannot be read (%s) and was moved to %s; look at the device.", error, aside)
             return None
+
+    def sweep(self) -> None:
+        """Remove what a kill in the middle of a write left."""
+        sweep_temporaries(self._path.parent)
 
     def write(self, entry: Entry) -> None:
         write_atomic(self._path, msgspec.json.encode(entry), mode=0o600)

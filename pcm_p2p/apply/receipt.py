@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from pcm_p2p.apply.step import PackageIdentity, Verdict
-from pcm_p2p.durable import write_atomic
+from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.policy.desired import Change
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,10 @@ class Receipts:
     def all(self) -> tuple[Receipt, ...]:
         found = (self._read(path) for path in sorted(self._folder.glob("*.json")))
         return tuple(receipt for receipt in found if receipt is not None)
+
+    def sweep(self) -> None:
+        """Remove what a kill in the middle of a write left."""
+        sweep_temporaries(self._folder)
 
     def put(self, receipt: Receipt) -> None:
         write_atomic(self._path(receipt.subject), msgspec.json.encode(receipt), mode=0o600)

@@ -98,6 +98,8 @@ class Transaction:
 
     def resume(self) -> Outcome | None:
         """Bring what a crash left half made to an end. None when there was nothing."""
+        self._journal.sweep()
+        self._receipts.sweep()
         entry = self._journal.read()
         if entry is None:
             return None
