@@ -1,0 +1,76 @@
+"""trust: who may say what a fleet runs, how a device comes to believe it, and how members recognise each other.
+
+Participants
+    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released. Their keys
+    rest encrypted under a passphrase and sign on the authority's own machine.
+    The **publisher** holds the two online keys (snapshot, timestamp) and writes the origin tree. It can say "this is the newest
+    you signed" and nothing else.
+    The **desk** holds the key of the fleet's certificate authority and admits devices that bring a token.
+    **Devices** verify everything themselves and keep what they last found good.
+    **Carriers** (origin, mirrors, peers) are believed in nothing; they can only be slow or absent.
+
+Goals
+    - No byte is acted on before a threshold of authorities has signed its hash, length and version.
+    - No carrier, and no thief of the online keys, makes a device go back to an older version or mix two of them.
+    - A device that hears nothing new knows so: its view becomes stale and then frozen, and says since when.
+    - What was good stays usable when a newer thing turns out bad: replacing the view is one atomic step.
+    - SIGKILL at any point, on either side, leaves the old state or the new one, and the same command repeats the work.
+    - A member proves itself by a key that never left it. A token is worth one use (or as many as were said) until it expires.
+
+Non-goals
+    Secrecy of policies and releases from members: every device may read the whole tree. Revoking a certificate before its end:
+    certificates are short (a year) and the targets role decides what a device gets. Delegated targets roles: none yet, and lint
+    refuses them.
+
+Who signs what
+
+==========  ====================  ========  ==================================================================
+role        keys                  lifetime  what it states
+==========  ====================  ========  ==================================================================
+root        authorities, offline  2 years   keys and thresholds of all roles, and the fleet's id (``x-pcm-fleet``)
+targets     authorities, offline  1 year    every target by path, length and SHA-256: policies, manifests, documents
+snapshot    publisher, online     30 days   which version of targets belongs to now
+timestamp   publisher, online     7 days    which snapshot is the newest
+ca          desk                  10 years  certificates: this key is device D in role R of fleet F
+==========  ====================  ========  ==================================================================
+
+Origin tree (static files, any web server; peers serve the same paths)::
+
+    metadata/timestamp.json                       written last; everything else never changes once written
+    metadata/N.root.json  N.snapshot.json  N.targets.json
+    targets/<folder>/<sha256>.<name>
+    segments/ab/<64 hexadecimal digits>
+
+Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/activation.toml``, ``identity/ca.pem``,
+``policies/<id>.toml``, ``releases/main/<name>@<version>.manifest``.
+
+==============  =====  ==================================================================================
+module          kind   what it holds
+==============  =====  ==================================================================================
+keyfile         shell  an authority's key in a file, encrypted under a passphrase
+identity        shell  fleet CA, device identity, mutual TLS contexts, signatures with a domain
+lint            core   rules for metadata beyond the TUF specification
+index           core   names in the tree; the list of policies and releases
+fleet_document  core   origins, collectors and sites of a fleet
+repository      shell  the authorities' folder: staging, proposals, signatures
+proposal        core   what would be signed, as a person reads it
+publish         shell  from a signed proposal to the origin tree; keeping it from expiring
+floor           core   versions below which nothing is accepted again
+view            shell  what a device believes now, and how fresh it is
+trial           shell  one attempt at a source, in a copy that is thrown away unless all of it is good
+client          shell  the device's side: attempts, the swap, serving to peers
+token           noun   the line that invites a device
+enrolment       shell  the desk, and joining
+==============  =====  ==================================================================================
+
+What the library (python-tuf) leaves to us, and where it is done
+    - that a key counts once however often it is listed, and that key ids fit their keys: ``lint``
+    - a fleet's id in the root, so that metadata of another fleet with a shared key is foreign: ``lint``, ``repository``
+    - last known good independent of expiry, and the atomic change to the next: ``trial``, ``client``
+    - time that only goes forward, and versions that zeroed cache files cannot bring back: ``floor``
+    - equal version with other bytes is evidence, not an update: ``trial``
+    - keys at rest: ``keyfile``; the order of writing an origin tree: ``publish``
+
+TLS, as run against OpenSSL 3: ``VERIFY_X509_STRICT`` wants SKI, basicConstraints and keyUsage in the CA and an AKI in leaves.
+With TLS 1.3 a refused client sees its handshake succeed and learns the truth at its first read.
+"""
