@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from apply_kit import HAS_DPKG, Artifacts, authorised, make_device, make_transaction, nothing_before, picture
+from apply_kit import (
+    HAS_DPKG,
+    Artifacts,
+    authorised,
+    make_applier,
+    make_device,
+    make_transaction,
+    nothing_before,
+    picture,
+)
 
 from pcm_p2p.apply.command import Completed, run
 from pcm_p2p.apply.providers.package import PackageProvider
@@ -221,6 +230,20 @@ print((here / "root/usr/share/a").read_text())
         for folder in closed:
             folder.chmod(modes[folder])
     assert (answer.stdout, answer.stderr) == ("1\n", "")
+
+
+async def test_what_is_installed_is_known_without_the_artifact(
+    tmp_path: Path, root: Path, artifacts: Artifacts
+) -> None:
+    path = artifacts.put_deb("a.deb", "pcm-test-a", "1", {"usr/share/a": "1"})
+    applier = make_applier(tmp_path / "apply", root)
+    change, permission = authorised(PackageResource(artifact="a.deb"))
+    assert not await applier.is_in_place(change, artifacts.sha256_of)
+    assert (await applier.apply(change, permission, artifacts)).verdict == "done"
+    path.unlink()
+    assert await applier.is_in_place(change, artifacts.sha256_of)
+    run(("dpkg", f"--root={root}", "--force-not-root", f"--log={root}/log", "--purge", "pcm-test-a"), 30.0)
+    assert not await applier.is_in_place(change, artifacts.sha256_of)
 
 
 def test_scripts_are_named_before_anything_is_begun(root: Path, artifacts: Artifacts) -> None:
