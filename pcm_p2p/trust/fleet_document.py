@@ -103,7 +103,10 @@ def decode_fleet_document(data: bytes, path: Path | str) -> FleetDocument:
     for origin in document.origin:
         if not origin.url.startswith(("http://", "https://")):
             raise InputError(
-                f"{origin.url!r} is not an http or https address", path=path, key="origin.url", remedy="Start it with https://."
+                f"{origin.url!r} is not an http or https address",
+                path=path,
+                key="origin.url",
+                remedy="Start it with https://.",
             )
     for collector in document.collector:
         _check_collector(collector, path)

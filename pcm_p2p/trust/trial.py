@@ -161,7 +161,7 @@ class Trial:
             ),
             bootstrap=self._newest_root(),
         )
-        updater._trusted_set.reference_time = self.reference_time  # noqa: SLF001
+        updater._trusted_set.reference_time = self.reference_time
         updater.refresh()
         root = Metadata[Root].from_file(str(cache / "root.json")).signed
         timestamp = Metadata[Timestamp].from_file(str(cache / "timestamp.json"))
