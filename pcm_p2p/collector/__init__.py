@@ -74,7 +74,10 @@ timeline       what changed, on one device and in the fleet
 releases       releases: which devices have it, which wait and why
 savings        WAN, LAN and plain-download bytes per site, release and time
 overview       the fleet on one page
-collector      the daemon: sessions in, acknowledgements out, console supervised
+intake         records to archive and acknowledgement
+collector      the daemon: sessions in, acknowledgements out
+seal_key       the key that reports are sealed to
+supervisor     the console as a process of its own
 console/       the web pages and the JSON API
 =============  ==================================================================================================
 """

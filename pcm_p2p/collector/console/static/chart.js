@@ -39,6 +39,9 @@
     });
   };
 
+  // Without a cursor the legend tells the latest sums.
+  const tellLatest = (chart) => chart.setLegend({ idx: chart.data[0].length - 1 });
+
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   const draw = async () => {
@@ -67,6 +70,7 @@
       height: HEIGHT,
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       cursor: { points: { size: 8 } },
+      hooks: { ready: [tellLatest], setCursor: [(chart) => chart.cursor.idx ?? tellLatest(chart)] },
       scales: { y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
       axes: [
         { ...axis, space: 80, values: ticks },
@@ -83,8 +87,6 @@
     plot?.destroy();
     place.replaceChildren();
     plot = new uPlot(options, data, place);
-    // Without a cursor the legend tells the latest sums.
-    plot.setLegend({ idx: data[0].length - 1 });
   };
 
   document.addEventListener("DOMContentLoaded", draw);
