@@ -24,7 +24,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Device(_Table):
+class Device(_Table, frozen=True):
     """``labels`` are what policy selectors match; ``site`` is where the device is enrolled."""
 
     site: str = "default"
@@ -32,14 +32,14 @@ class Device(_Table):
     role: Literal["device", "collector", "relay"] = "device"
 
 
-class Listen(_Table):
+class Listen(_Table, frozen=True):
     """Where peers connect. Port 0: the system chooses, and the choice is kept in the state folder."""
 
     addresses: tuple[str, ...] = ("0.0.0.0",)  # noqa: S104 - narrowed by [listen] and by mutual TLS
     port: Port = 8741
 
 
-class Discovery(_Table):
+class Discovery(_Table, frozen=True):
     """``seeds`` are ``host:port``. mDNS only introduces; ``interfaces`` are addresses (empty: all)."""
 
     mdns: bool = True
@@ -48,7 +48,7 @@ class Discovery(_Table):
     settle_s: float = 3.0  # choice: no WAN fetch until the roster was quiet for this long, see swarm.ownership
 
 
-class Origin(_Table):
+class Origin(_Table, frozen=True):
     """The static tree. Further mirrors are tried in order. ``poll_s``: 30 min from research/distribution.md 3."""
 
     urls: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Origin(_Table):
     stall_s: float = 30.0  # measured: research/distribution.md 3, timeouts
 
 
-class Limits(_Table):
+class Limits(_Table, frozen=True):
     """Rates in bytes a second; 0 is without limit. LAN is unlimited by default (research/distribution.md 3)."""
 
     wan_in_bytes_per_s: NotNegative = 0
@@ -68,31 +68,31 @@ class Limits(_Table):
     wan_weight: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8  # choice; 0 for metered links
 
 
-class Store(_Table):
+class Store(_Table, frozen=True):
     """0: min(20 % of free disk, 20 GiB), always leaving 10 % of the disk free (DESIGN.md 6)."""
 
     quota_bytes_max: NotNegative = 0
 
 
-class Apply(_Table):
+class Apply(_Table, frozen=True):
     """``root`` is where packages, archives and files go; another root than ``/`` is a private root (lab, tests, images)."""
 
     root: str = "/"
     interval_s: float = 60.0  # choice: retry of what waits
 
 
-class Assess(_Table):
+class Assess(_Table, frozen=True):
     interval_s: float = 7_200.0  # spec: a couple of hours
 
 
-class Collectors(_Table):
+class Collectors(_Table, frozen=True):
     """Only overrides: addresses come from the signed fleet document. ``direct`` false: never dial, always be carried."""
 
     direct: bool = True
     interval_s: float = 60.0  # choice: look for a route this often while something is in the outbox
 
 
-class Config(_Table):
+class Config(_Table, frozen=True):
     device: Device = msgspec.field(default_factory=Device)
     listen: Listen = msgspec.field(default_factory=Listen)
     discovery: Discovery = msgspec.field(default_factory=Discovery)

@@ -3,11 +3,11 @@
 Two commits, each one atomic replacement of a ``timestamp.json``:
 
 1. in the fleet folder: signed root and targets, then snapshot, then timestamp. What the timestamp refers to is published;
-2. in the origin tree: segments, targets, root, targets metadata, snapshot, and the timestamp last. Everything but the timestamp is
-   named by hash or version and never changes, so a reader of the old timestamp goes on undisturbed.
+2. in the origin tree: segments, targets, root, targets metadata, snapshot, and the timestamp last. Everything but the timestamp
+   is named by hash or version and never changes, so a reader of the old timestamp goes on undisturbed.
 
-Killed anywhere, the tree verifies as before or as after, and publishing again completes it. The tree never goes back: a folder that
-was restored from a backup is behind the tree, and is refused.
+Killed anywhere, the tree verifies as before or as after, and publishing again completes it. The tree never goes back: a folder
+that was restored from a backup is behind the tree, and is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,

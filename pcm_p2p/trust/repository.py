@@ -425,7 +425,7 @@ class FleetFolder:
         base = self.proposed_targets() or self.targets()
         if base is not None:
             return Targets.from_dict(base.signed.to_dict())
-        return Targets(version=0, expires=whole_seconds(self.wall_clock()))
+        return Targets(version=1, expires=whole_seconds(self.wall_clock()))
 
     def _stage(self, files: dict[str, bytes | None], custom: dict[str, dict[str, Any]] | None = None) -> None:
         with self.locked():

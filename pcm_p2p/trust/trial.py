@@ -34,8 +34,8 @@ from tuf.api.exceptions import (
     RepositoryError,
 )
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
-from tuf.ngclient import Updater, UpdaterConfig
-from tuf.ngclient.fetcher import FetcherInterface  # type: ignore[attr-defined]
+from tuf.ngclient import Updater, UpdaterConfig  # type: ignore[attr-defined]
+from tuf.ngclient.fetcher import FetcherInterface
 
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError, TransferError, UntrustedBytes
@@ -335,7 +335,7 @@ class Trial:
                 write_atomic(self.evidence / trusted, ours.read_bytes())
 
 
-class _Fetcher(FetcherInterface):  # type: ignore[misc]
+class _Fetcher(FetcherInterface):
     """The network of python-tuf. Returns whole files, so nothing can fail inside the iterator that it reads."""
 
     def __init__(self, get: Callable[[str], bytes]) -> None:
