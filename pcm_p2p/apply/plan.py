@@ -142,10 +142,10 @@ def _archive(resource: ArchiveResource, seen: ArchiveObserved, version: str) -> 
 
 
 def _file(resource: FileResource, seen: FileObserved, number: int) -> list[Step]:
-    mode = resource.mode if resource.mode is not None else seen.mode if seen.exists else MODE_OF_NEW_FILES
-    same_bytes = seen.wanted_sha256 is None or (seen.exists and seen.sha256 == seen.wanted_sha256)
+    mode = resource.mode if resource.mode is not None else seen.mode if seen.present else MODE_OF_NEW_FILES
+    same_bytes = seen.wanted_sha256 is None or (seen.present and seen.sha256 == seen.wanted_sha256)
     same_attributes = (
-        seen.exists
+        seen.present
         and seen.mode == mode
         and seen.wanted_uid in (None, seen.uid)
         and seen.wanted_gid in (None, seen.gid)
@@ -161,11 +161,11 @@ def _file(resource: FileResource, seen: FileObserved, number: int) -> list[Step]
             mode=mode,
             uid=seen.wanted_uid,
             gid=seen.wanted_gid,
-            existed=seen.exists,
+            existed=seen.present,
             previous_mode=seen.mode,
             previous_uid=seen.uid,
             previous_gid=seen.gid,
-            backup=f"{number}.file" if seen.exists and not same_bytes else None,
+            backup=f"{number}.file" if seen.present and not same_bytes else None,
             made_folders=seen.made_folders,
         )
     ]

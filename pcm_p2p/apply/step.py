@@ -52,9 +52,9 @@ class ArchiveObserved(msgspec.Struct, frozen=True):
 
 
 class FileObserved(msgspec.Struct, frozen=True):
-    """``wanted_*`` None: not asked. The others describe the file that is there, if ``exists``."""
+    """``wanted_*`` None: not asked. The others describe the file that is there, if ``present``."""
 
-    exists: bool
+    present: bool
     wanted_sha256: str | None
     wanted_uid: int | None
     wanted_gid: int | None
@@ -66,7 +66,7 @@ class FileObserved(msgspec.Struct, frozen=True):
 
 
 class ServiceObserved(msgspec.Struct, frozen=True):
-    exists: bool
+    present: bool
     enabled: bool
     active: bool
 

@@ -153,10 +153,8 @@ class FileCheck(Check, frozen=True, tag="file", kw_only=True):
         return self.path
 
     def conditions(self) -> Iterator[Condition]:
-        yield from rows("exists", self.exists)
-        yield from rows("type", self.type)
-        yield from rows("owner", self.owner)
-        yield from rows("group", self.group)
+        for attribute in ("exists", "type", "owner", "group"):
+            yield from rows(attribute, getattr(self, attribute))
         yield from rows("mode", self.mode, "mode")
         yield from rows("sha256", self.sha256)
         yield from rows("size_bytes", self.size_bytes, "number")

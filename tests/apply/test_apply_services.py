@@ -91,4 +91,4 @@ def test_a_program_that_is_not_there_is_named() -> None:
 def test_the_real_systemd_answers() -> None:
     provider = ServiceProvider(Root(Path("/")))
     assert provider.observe(ServiceResource(name="systemd-journald.service", active=True)).active
-    assert not provider.observe(ServiceResource(name="no-such-unit.service", active=True)).exists
+    assert not provider.observe(ServiceResource(name="no-such-unit.service", active=True)).present

@@ -33,7 +33,7 @@ class ServiceProvider:
             raise ApplyError(f"systemd does not answer: {answer.complaint}", remedy="Check 'systemctl status'.")
         facts = dict(line.partition("=")[::2] for line in answer.text.splitlines())
         return ServiceObserved(
-            exists=facts.get("LoadState") not in ("not-found", None),
+            present=facts.get("LoadState") not in ("not-found", None),
             enabled=facts.get("UnitFileState") in _ENABLED,
             active=facts.get("ActiveState") in ("active", "reloading", "activating"),
         )
