@@ -192,7 +192,9 @@ class Exchange:
         if not isinstance(event, _LEAVES_OWNERSHIP_ALONE) or now_ms >= self.ownership.next_ms:
             effects.extend(self.ownership.handle(event, now_ms))
         picker_due = self.picker.next_ms is not None and now_ms >= self.picker.next_ms
-        if not self.paused and (pick or picker_due):
+        if self.paused:
+            self.picker.next_ms = None
+        elif pick or picker_due:
             effects.extend(self.picker.next_requests(now_ms, self._being_decoded()))
         self.next_ms = min(
             self.ownership.next_ms,

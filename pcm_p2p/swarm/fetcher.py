@@ -390,7 +390,9 @@ class Fetcher:
         except UntrustedBytes as error:
             # The blob is what the authorities signed, so it is the release that is broken, for everybody.
             _log.error("%s: segment %d does not yield its chunks: %s", transfer.manifest.title, index, error)
-            return SegmentFailedHere(index, "the published segment does not yield its chunks", 60_000, whole_origin=False)
+            return SegmentFailedHere(
+                index, "the published segment does not yield its chunks", 60_000, whole_origin=False
+            )
         return SegmentDone(index)
 
     def _decode(self, transfer: Transfer, segment: Segment, blob: bytes) -> None:

@@ -118,20 +118,30 @@ async def serve_origin(
     def run(*, task_status: trio.TaskStatus[list[str]]) -> Awaitable[None]:
         return anycorn_serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)  # type: ignore[arg-type]
 
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    # Raised behind the nursery, which would wrap it into a group.
+    refused: InputError | None = None
+    async with trio.open_nursery() as nursery:
         if task_status is trio.TASK_STATUS_IGNORED:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope.cancel)
         try:
             binds: list[str] = await nursery.start(run)
         except OSError as error:
-            raise InputError(
-                f"{host}:{port} cannot be listened on: {error.strerror or error}", remedy="Choose another port, or 0."
-            ) from error
-        bound = int(binds[0].rpartition(":")[2])
-        if port_file is not None:
-            await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
-        _log.info("origin serves %s on http://%s:%d", folder, host, bound)
-        task_status.started((host, bound))
+            refused = _cannot_listen(host, port, error)
+            nursery.cancel_scope.cancel()
+        else:
+            bound = int(binds[0].rpartition(":")[2])
+            if port_file is not None:
+                await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
+            _log.info("origin serves %s on http://%s:%d", folder, host, bound)
+            task_status.started((host, bound))
+    if refused is not None:
+        raise refused
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"{host}:{port} cannot be listened on: {error.strerror or error}", remedy="Choose another port, or 0."
+    )
 
 
 async def _end_on_signal(end: Callable[[], None]) -> None:

@@ -385,9 +385,7 @@ class Ownership:
             and segment.bits & ~self._holdings.office
         ]
         # What is no longer open starts its clock anew when it opens again.
-        self._open_since_ms = {
-            segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now
-        }
+        self._open_since_ms = {segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now}
         if not open_now:
             return []
         candidates = self._candidates(now_ms)
@@ -496,7 +494,9 @@ class Ownership:
         if now_ms < self._origin_rests_until_ms:
             return f"{self._origin_reason}; next try in {_seconds(self._origin_rests_until_ms - now_ms)} s"
         if self._weight == 0:
-            return "this device does not fetch over the WAN ([limits] wan_weight = 0); waiting for a neighbour that does"
+            return (
+                "this device does not fetch over the WAN ([limits] wan_weight = 0); waiting for a neighbour that does"
+            )
         if not self._settled and now_ms < self._settled_at_ms():
             return f"looking for neighbours first, {_seconds(self._settled_at_ms() - now_ms)} s more"
         return ""

@@ -214,7 +214,7 @@ class InMemoryOffice:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[InMemoryOffice]:
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with trio.open_nursery() as nursery:
             self._nursery = nursery
             yield self
             nursery.cancel_scope.cancel()

@@ -372,7 +372,9 @@ class Office:
             if self.by_id[device].nature in ("honest", "stalling", "firewalled"):
                 office |= self.by_id[device].disk
         if not (((1 << segment.count) - 1) << segment.first) & ~office:
-            self.locality_breaches.append(f"{self.now_ms} ms: {node.device.short} starts {index}, which neighbours hold")
+            self.locality_breaches.append(
+                f"{self.now_ms} ms: {node.device.short} starts {index}, which neighbours hold"
+            )
         down_s = self.rules.origin_down_s
         if node.nature == "firewalled" or down_s[0] * US <= self.now_us < down_s[1] * US:
             self.after(int(self.rules.failure_notice_s * US), self._origin_failed, node, node.life, index)
