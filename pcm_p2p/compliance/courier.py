@@ -12,7 +12,8 @@ Plan
   forgot that way in a restart is asked: after ``recopy_ms`` a carrier offers the record to its author, who answers with the
   acknowledgement, or notices that its own state was rolled back.
 
-Which of several neighbours: rendezvous hash of author and neighbour, so that a site spreads its load without talking about it.
+Which of several neighbours: one that was not asked yet, then the one asked longest ago; among equals by rendezvous hash of
+author and neighbour, so that a site spreads its load without talking about it.
 
 ``handle(event, now_ms)`` takes a monotonic clock. At most one ``Put`` is under way per target; its outcome must come back as
 ``Answered`` or ``PutFailed``. ``wake_at_ms`` says when to send a ``Tick``.
@@ -449,12 +450,14 @@ class Courier:
         ]
 
     def _best(self, waiting: _Waiting, candidates: list[DeviceId], now_ms: int) -> DeviceId | None:
+        """Whoever was never asked before whoever was asked longest ago: one that takes and never delivers is no dead end."""
         author = waiting.parcel.key.device
-        return max(
-            (peer for peer in candidates if waiting.may_go_to(peer, now_ms)),
-            key=lambda peer: (blake3(author + peer).digest(8), peer),
-            default=None,
-        )
+
+        def rank(peer: DeviceId) -> tuple[int, bytes, DeviceId]:
+            offer = waiting.offers.get(peer)
+            return -offer.until_ms if offer is not None else 1, blake3(author + peer).digest(8), peer
+
+        return max((peer for peer in candidates if waiting.may_go_to(peer, now_ms)), key=rank, default=None)
 
     def _put(
         self, target: DeviceId, state: _Target, candidates: Iterable[_Waiting], now_ms: int, *, to_collector: bool

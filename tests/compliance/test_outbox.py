@@ -271,3 +271,17 @@ async def test_a_kill_between_two_transactions_leaves_a_numbered_record_or_none(
         async with outbox_at(copy / "node.sqlite") as outbox:
             assert [parcel.key.seq for parcel in await outbox.load()] == [*range(1, step + 2)]
             assert (await add(outbox))[0].key.seq == step + 2
+
+
+async def test_an_older_acknowledgement_that_arrives_late_changes_nothing(tmp_path: Path) -> None:
+    collector = FakeCollector()
+    records = await foreign(tmp_path, BOB, 2)
+    collector.take(records[0].data)
+    older = collector.opened_ack(BOB.id)
+    collector.take(records[1].data)
+    newer = collector.opened_ack(BOB.id)
+    async with outbox_at(tmp_path / "node.sqlite") as outbox:
+        assert (await outbox.acknowledge(newer, START_MS)).advanced == (BOB.id,)
+        assert await outbox.acknowledge(older, START_MS + 1) == Changed()
+        assert await outbox.acks_about([BOB.id]) == [newer.data]
+        assert (await outbox.keep(records, BOB.id, START_MS))[0] == [Kept.ACKNOWLEDGED] * 2
