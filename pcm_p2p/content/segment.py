@@ -22,15 +22,15 @@ _BLOCK_SIZE_BYTES_MAX = 128 << 10
 """RFC 8878, 3.1.1.2.4."""
 
 
-def plan_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs ``(first, count)`` that tile ``sizes`` in order, each of at most ``SEGMENT_OUTPUT_BYTES_MAX`` bytes together.
+def plan_runs(sizes: Sequence[int], output_bytes_max: int = SEGMENT_OUTPUT_BYTES_MAX) -> list[tuple[int, int]]:
+    """Runs ``(first, count)`` that tile ``sizes`` in order, each of at most ``output_bytes_max`` bytes together.
 
     Greedy, in linear time: the next run begins where a chunk would not fit any more.
     """
     runs: list[tuple[int, int]] = []
     first = output = 0
     for position, size in enumerate(sizes):
-        if output + size > SEGMENT_OUTPUT_BYTES_MAX and position > first:
+        if output + size > output_bytes_max and position > first:
             runs.append((first, position - first))
             first, output = position, 0
         output += size
