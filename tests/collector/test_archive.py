@@ -1,0 +1,243 @@
+"""The archive: whatever arrives, in whatever order, however often, ends in the same rows; and what is acknowledged is there."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pcm_p2p.collector.archive import RETENTION_MS, SIGHTINGS_MAX, Archive, Opened, Seen
+from pcm_p2p.collector.changes import changes
+from pcm_p2p.collector.schema import MIGRATIONS
+from pcm_p2p.collector.usage import Counters, Sample, differences
+from pcm_p2p.compliance.finding import Finding
+from pcm_p2p.compliance.report import ReleaseStatus, ReportBody, Transfer, Trust
+from pcm_p2p.database import open_database
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.sidecar import open_sidecar
+
+DEVICE = DeviceId(b"d" * 16)
+OTHER = DeviceId(b"o" * 16)
+START_MS = 1_790_000_000_000
+HOUR_MS = 3_600_000
+ORDER_FREE = ("report", "stream", "device", "device_policy", "finding", "release", "usage", "completion", "change")
+
+
+def opened(seq: int, *, device: DeviceId = DEVICE, epoch: int = 7, twin: bytes = b"", **facts: object) -> Opened:
+    """Report ``seq``; ``twin`` makes another one under the same number."""
+    rng = Random(f"{device.hex()} {epoch} {seq}")
+    created_ms = START_MS + (epoch * 1_000 + seq) * HOUR_MS
+    release = ReleaseStatus(
+        "app",
+        str(1 + seq // 3),
+        rng.choice(("fetching", "applied", "parked")),
+        since_ms=created_ms,
+        size_bytes=1_000,
+        needed_bytes=900,
+        wan_in_bytes=seq * 10 % 37,
+        lan_in_bytes=seq * 20,
+    )
+    body = ReportBody(
+        schema="pcm.report/1",
+        device=str(device),
+        site=f"site-{seq // 4}",
+        hostname="host",
+        created_ms=created_ms,
+        agent_version="1",
+        trust=Trust(state=rng.choice(("fresh", "stale"))),
+        releases=(release,),
+        findings=(Finding("base", 1, "one", rng.choice(("pass", "fail", "error")), last_attempt_ms=created_ms),),
+        transfer=Transfer(seq * 11, seq * 21, seq * 5),
+    )
+    body = type(body)(**{name: facts.get(name, getattr(body, name)) for name in body.__struct_fields__})
+    previous = bytes(32) if seq == 1 else chain_hash(device, epoch, seq - 1)
+    own = hashlib.sha256(twin).digest() if twin else chain_hash(device, epoch, seq)
+    return Opened(device, epoch, seq, own, previous, "", created_ms + 5, body)
+
+
+def chain_hash(device: DeviceId, epoch: int, seq: int) -> bytes:
+    return hashlib.sha256(b"%b %d %d" % (device, epoch, seq)).digest()
+
+
+def dump(path: Path, tables: tuple[str, ...] = ORDER_FREE) -> dict[str, list[tuple[object, ...]]]:
+    connection = sqlite3.connect(path)
+    try:
+        return {table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in tables}
+    finally:
+        connection.close()
+
+
+async def archive_of(path: Path, batches: list[list[Opened]]) -> dict[str, list[tuple[object, ...]]]:
+    async with open_sidecar() as sidecar, open_database(sidecar, path, MIGRATIONS) as database:
+        archive = Archive(database)
+        for batch in batches:
+            await archive.take(batch)
+    return dump(path)
+
+
+RECORDS = [
+    *(opened(seq) for seq in (1, 2, 3, 4, 5)),
+    *(opened(seq, epoch=9) for seq in (1, 2, 3)),
+    *(opened(seq, device=OTHER) for seq in (1, 2)),
+]
+
+
+@given(
+    order=st.permutations(range(len(RECORDS))),
+    again=st.lists(st.integers(0, len(RECORDS) - 1), max_size=6),
+    size=st.integers(1, 8),
+)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_any_repetition_and_any_batching_ends_in_the_same_rows(
+    order: list[int], again: list[int], size: int, tmp_path: Path
+) -> None:
+    arriving = [RECORDS[index] for index in (*order, *again)]
+    batches = [arriving[start : start + size] for start in range(0, len(arriving), size)]
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        in_order = trio.run(archive_of, Path(folder) / "one", [RECORDS])
+        assert trio.run(archive_of, Path(folder) / "two", batches) == in_order
+
+
+async def test_a_record_is_new_once(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        assert await archive.take([opened(1), opened(1), opened(2)]) == ["new", "known", "new"]
+        assert await archive.take([opened(2)]) == ["known"]
+    assert len(dump(tmp_path / "a")["report"]) == 2
+
+
+async def test_an_acknowledgement_stops_at_a_gap_and_goes_on_when_it_is_filled(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(2), opened(4)])
+        assert await archive.acknowledged([DEVICE]) == []
+        await archive.take([opened(1)])
+        (stream,) = await archive.acknowledged([DEVICE, OTHER])
+        assert (stream.seq, stream.head) == (2, chain_hash(DEVICE, 7, 2))
+        await archive.take([opened(3)])
+        (stream,) = await archive.acknowledged([DEVICE])
+        assert (stream.seq, stream.head) == (4, chain_hash(DEVICE, 7, 4))
+
+
+async def test_another_report_under_a_taken_number_is_kept_as_evidence_and_changes_nothing_else(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(1), opened(2)])
+        before = dump(tmp_path / "a")
+        assert await archive.take([opened(2, twin=b"clone"), opened(2, twin=b"clone")]) == ["conflict", "conflict"]
+    assert dump(tmp_path / "a") == before
+    assert len(dump(tmp_path / "a", ("conflict",))["conflict"]) == 1
+
+
+async def test_a_restored_device_that_goes_on_counting_is_not_acknowledged_beyond_the_fork(tmp_path: Path) -> None:
+    """Reports 2 and 3 were made before the restore; 2' is refused, and 3's successor 4' must not make 2' and 3' look safe."""
+    fork = opened(4, twin=b"fork")
+    fork = Opened(DEVICE, 7, 4, fork.hash, hashlib.sha256(b"3'").digest(), "", fork.received_ms, fork.body)
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(1), opened(2), opened(3)])
+        await archive.take([opened(2, twin=b"2'"), opened(3, twin=b"3'"), fork])
+        (stream,) = await archive.acknowledged([DEVICE])
+    assert (stream.seq, stream.head) == (3, chain_hash(DEVICE, 7, 3))
+
+
+async def test_a_batch_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(1)])
+        before = dump(tmp_path / "a", (*ORDER_FREE, "meta"))
+        broken = opened(3)
+        broken = Opened(DEVICE, 7, 3, broken.hash, broken.previous, "", 1 << 70, broken.body)
+        with pytest.raises(OverflowError):
+            await archive.take([opened(2), broken])
+    assert dump(tmp_path / "a", (*ORDER_FREE, "meta")) == before
+
+
+async def test_each_change_raises_the_event_count_once_and_a_repetition_does_not(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        counts = []
+        for batch in ([opened(1), opened(2)], [opened(1)], [opened(2, twin=b"x")]):
+            await archive.take(batch)
+            counts.append(dump(tmp_path / "a", ("meta",))["meta"][0][1])
+        await archive.seen([Seen(OTHER, "s"), Seen(OTHER, "s")], by=DEVICE, now_ms=1)
+        counts.append(dump(tmp_path / "a", ("meta",))["meta"][0][1])
+        await archive.seen([Seen(OTHER, "s")], by=DEVICE, now_ms=2)
+        counts.append(dump(tmp_path / "a", ("meta",))["meta"][0][1])
+    assert counts == [1, 1, 2, 3, 3]
+
+
+async def test_a_lying_roster_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pcm_p2p.collector.archive.SIGHTINGS_MAX", 3)
+    assert SIGHTINGS_MAX > 100_000
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.seen([Seen(DeviceId(bytes([n]) * 16), "s") for n in range(3)], by=DEVICE, now_ms=1)
+        await archive.seen([Seen(DeviceId(bytes([n]) * 16), "s") for n in range(9)], by=DEVICE, now_ms=2)
+        await archive.seen([Seen(DeviceId(bytes([0]) * 16), "s")], by=DEVICE, now_ms=3)
+    rows = dump(tmp_path / "a", ("sighting",))["sighting"]
+    assert len(rows) == 3
+    assert sorted(row[3] for row in rows) == [1, 1, 3]
+
+
+async def test_a_sweep_keeps_the_latest_report_what_is_not_contiguous_and_all_sums(tmp_path: Path) -> None:
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "a", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(1), opened(2), opened(3), opened(5), opened(1, device=OTHER)])
+        before = dump(tmp_path / "a")
+        assert await archive.sweep(opened(5).received_ms + RETENTION_MS + 1) == 2
+        after = dump(tmp_path / "a")
+        assert {(row[0], row[2]) for row in after["report"]} == {
+            *((str(DEVICE), seq) for seq in (3, 5)),
+            (str(OTHER), 1),
+        }
+        for table in ("device", "finding", "release", "stream", "completion"):
+            assert after[table] == before[table]
+        assert sum(row[11] for row in after["usage"]) == sum(row[11] for row in before["usage"])
+        assert await archive.take([opened(1), opened(4)]) == ["known", "new"]
+        assert [(one.device, one.seq) for one in await archive.acknowledged([DEVICE])] == [(DEVICE, 5)]
+
+
+@pytest.mark.parametrize(
+    ("told", "grown"),
+    [
+        ([], []),
+        ([5], [5]),
+        ([5, 5, 9], [5, 0, 4]),
+        ([5, 9, 2, 3], [5, 4, 2, 1]),
+        ([0, 0, 7, 0, 7], [0, 0, 7, 0, 7]),
+    ],
+)
+def test_counters_grow_and_a_reset_counts_from_zero(told: list[int], grown: list[int]) -> None:
+    samples = [Sample(seq, Counters(value, 0, value * 2)) for seq, value in enumerate(told)]
+    found = list(differences(samples))
+    assert [sample.counters.wan for sample in found] == grown
+    assert [sample.counters.lan_out for sample in found] == [2 * value for value in grown]
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=30))
+def test_growing_counters_sum_to_the_last_one(steps: list[int]) -> None:
+    told = [sum(steps[: end + 1]) for end in range(len(steps))]
+    found = differences(Sample(seq, Counters(value, 0, 0)) for seq, value in enumerate(told))
+    assert sum(sample.counters.wan for sample in found) == (told[-1] if told else 0)
+
+
+def test_changes_name_what_differs_and_nothing_else() -> None:
+    before, after = opened(1).body, opened(2).body
+    assert changes(before, before) == []
+    (first,) = changes(None, before)
+    assert (first.kind, first.detail.startswith("1 releases, 1 checks")) == ("first", True)
+    gone = type(after)(
+        **{name: () if name in ("releases", "findings") else getattr(before, name) for name in after.__struct_fields__}
+    )
+    assert [(change.kind, change.after, change.detail) for change in changes(before, gone)] == [
+        ("release", "", "no longer assigned"),
+        ("finding", "", "no longer checked"),
+    ]
