@@ -59,8 +59,10 @@ floor           core   versions below which nothing is accepted again
 view            shell  what a device believes now, and how fresh it is
 trial           shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client          shell  the device's side: attempts, the swap, serving to peers
-token           noun   the line that invites a device
+token           noun   the line that invites a device, and the desk's record of it
+introduction    noun   what a device and the desk say to each other
 enrolment       shell  the desk, and joining
+first_settings  shell  the config.toml of a device that joins
 ==============  =====  ==================================================================================
 
 What the library (python-tuf) leaves to us, and where it is done

@@ -1,13 +1,7 @@
 """Enrolment: a device brings a key and a token to the desk, and leaves with a certificate, the authorities and the TUF root.
 
 The desk answers over TLS 1.3 with a certificate in role ``desk`` that the authority in the token issued; the device has none
-yet. What is said, once each way, every message behind its length (u32, little-endian)::
-
-    request   token id, public key, proof, mac
-    reply     reason ("" for yes), certificate, authorities, root
-
-``proof`` is a signature by the device's key over ``statement`` (token id, fleet, public key): it holds the private key. ``mac``
-is HMAC-SHA256 under the token's secret over statement and proof: it holds the token. The secret itself is never sent.
+yet. What is said is in ``introduction``.
 
 A use is on the desk's disk before the reply leaves. A key that comes again for the same token is the same use: a join that was
 interrupted anywhere is repeated with the same command and costs nothing. On the device the certificate is written last; what
@@ -24,23 +18,22 @@ import os
 import secrets
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pcm_p2p.errors import InputError, PcmError, StorageError, TransferError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId, check_name
-from pcm_p2p.trust.first_settings import check_settings, settings_text, write_settings
+from pcm_p2p.trust.first_settings import Overrides, check_settings, settings_text, write_settings
 from pcm_p2p.trust.identity import (
-    AUTHORITIES_SIZE_BYTES_MAX,
-    CERTIFICATE_SIZE_BYTES_MAX,
     DeviceIdentity,
     FleetCA,
     FleetRecord,
@@ -51,6 +44,19 @@ from pcm_p2p.trust.identity import (
     separated,
     verified_identity_untrusted,
     verify,
+)
+from pcm_p2p.trust.introduction import (
+    PROOF_DOMAIN,
+    REPLY_SIZE_BYTES_MAX,
+    REQUEST_SIZE_BYTES_MAX,
+    Reply,
+    Request,
+    decode_reply_untrusted,
+    decode_request_untrusted,
+    mac,
+    receive,
+    send,
+    statement,
 )
 from pcm_p2p.trust.token import (
     LINE_LENGTH_MAX,
@@ -67,3 +73,394 @@ if TYPE_CHECKING:
     from pcm_p2p.trust.repository import FleetFolder
 
 log = logging.getLogger(__name__)
+
+EXCHANGE_TIMEOUT_S = 15.0
+"""Choice: connect, handshake, one question, one answer, one fsync."""
+EXCHANGES_MAX = 32
+"""Choice: joins at one time; a further one is closed at once and repeats."""
+DESK_DAYS = 3_650
+"""The desk's own certificate lasts as long as the authority's beside it, so that a desk that is never restarted goes on."""
+LIFETIME_MAX = timedelta(days=366)
+
+_NOT_YET_VALID, _EXPIRED = 9, 10
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+
+
+def create_token(
+    folder: FleetFolder,
+    *,
+    desk: str,
+    role: EnrolledRole | str = "device",
+    site: str = "default",
+    uses: int = 1,
+    lifetime: timedelta = timedelta(hours=24),
+    origins: tuple[str, ...] = (),
+    seeds: tuple[str, ...] = (),
+) -> Token:
+    """Make a token and record it for the desk, which may be at work. Raises ``InputError`` that names the option."""
+    check_endpoints((desk,), "desk")
+    check_endpoints(seeds, "seed")
+    for url in origins:
+        if not url.startswith(("https://", "http://")):
+            raise InputError(f"{url!r} is not an http or https address", key="origin", remedy="Start it with https://.")
+    try:
+        check_name(site, "site")
+    except UntrustedBytes as error:
+        raise InputError(error.message, key="site") from None
+    if uses < 1:
+        raise InputError("a token is for one use or more", key="uses")
+    if not timedelta(0) < lifetime <= LIFETIME_MAX:
+        raise InputError("a token lasts from a second to a year", key="expires")
+    root = folder.root_bytes()
+    expires_ms = int((folder.wall_clock() + lifetime).timestamp() * 1_000)
+    fields = {
+        "desk": desk,
+        "token_id": secrets.token_bytes(16),
+        "secret": secrets.token_bytes(16),
+        "root_sha256": hashlib.sha256(root).digest(),
+        "authority_der": load_authority(folder.path / "ca" / "ca.pem").public_bytes(Encoding.DER),
+        "fleet": folder.fleet_id,
+        "fleet_name": folder.name,
+        "expires_ms": expires_ms,
+        "role": role,
+        "site": site,
+        "origins": origins,
+        "seeds": seeds,
+    }
+    try:
+        token = msgspec.convert(fields, Token)
+    except msgspec.ValidationError as error:
+        raise InputError(f"a token cannot be made of this: {error}") from None
+    if len(token.line()) > LINE_LENGTH_MAX:
+        raise InputError(
+            "the token would be too long", remedy="Name fewer origins and seeds; the fleet document has all."
+        )
+    record = TokenRecord(
+        secret=token.secret.hex(),
+        expires_ms=expires_ms,
+        uses_max=uses,
+        role=token.role,
+        site=site,
+        root_version=folder.root().signed.version,
+    )
+    TokenFolder(folder.path / "enrolment" / "tokens").put(token.token_id, record)
+    return token
+
+
+@contextmanager
+def _held(path: Path, refusal: PcmError) -> Iterator[None]:
+    """Hold the lock file ``path``; the lock ends with the process. Raises ``refusal`` if another has it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Desk:
+    """Honours the tokens of one fleet folder. Holds the authority's key in memory from ``open`` to ``close``."""
+
+    def __init__(self, folder: FleetFolder, authority: FleetCA, context: ssl.SSLContext, lock: ExitStack) -> None:
+        self._folder = folder
+        self._authority = authority
+        self._context = context
+        self._lock = lock
+        self._tokens = TokenFolder(folder.path / "enrolment" / "tokens")
+        self._one_at_a_time = threading.Lock()
+        self._exchanges = 0
+
+    @classmethod
+    def open(cls, folder: FleetFolder, passphrase: str) -> Desk:
+        """Raises ``TrustError`` for a wrong passphrase, or if another desk is at work on this folder."""
+        busy = TrustError(
+            f"{folder.path}: another desk is at work on this fleet", remedy="Stop it first; two would count uses twice."
+        )
+        with ExitStack() as opened:
+            opened.enter_context(_held(folder.path / "enrolment" / ".lock", busy))
+            authority = FleetCA.load(folder.path / "ca", passphrase)
+            if authority.fleet != folder.fleet_id:
+                raise TrustError(f"{folder.path}: the authority in ca/ is of another fleet")
+            home = folder.path / "enrolment" / "desk"
+            DeviceIdentity.create(home, authority, "desk", now=folder.wall_clock(), days=DESK_DAYS)
+            return cls(folder, authority, _desk_context(home), opened.pop_all())
+
+    def close(self) -> None:
+        """Let another desk have the folder."""
+        self._lock.close()
+
+    async def serve(
+        self,
+        host: str,
+        port: int,
+        *,
+        task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer for ever. Reports its listeners; raises ``OSError`` if the address cannot be listened on."""
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        await trio.serve_listeners(self._attend, listeners, task_status=task_status)
+
+    async def _attend(self, tcp: trio.SocketStream) -> None:
+        if self._exchanges >= EXCHANGES_MAX:
+            await trio.aclose_forcefully(tcp)
+            return
+        self._exchanges += 1
+        tls = trio.SSLStream(tcp, self._context, server_side=True, https_compatible=True)
+        try:
+            with trio.fail_after(EXCHANGE_TIMEOUT_S):
+                data = await receive(tls, REQUEST_SIZE_BYTES_MAX)
+                reply = await trio.to_thread.run_sync(self.answer, data)
+                await send(tls, msgspec.msgpack.encode(reply))
+                await tls.aclose()
+        except (trio.TooSlowError, trio.BrokenResourceError, TransferError, OSError) as error:
+            log.info("a device that came to enrol went away: %s", error or type(error).__name__)
+        finally:
+            self._exchanges -= 1
+            await trio.aclose_forcefully(tls)
+
+    def answer(self, data: bytes) -> Reply:
+        """The reply to one request; blocks for a write to disk. Never raises for what the device or the disk does."""
+        try:
+            with self._one_at_a_time:
+                return self._decide(decode_request_untrusted(data))
+        except UntrustedBytes as error:
+            log.warning("enrolment refused: %s", error)
+            return Reply("malformed")
+        except (PcmError, OSError) as error:
+            log.error("an enrolment failed at the desk: %s", error)
+            return Reply("failed")
+
+    def _decide(self, request: Request) -> Reply:
+        record = self._tokens.get(request.token_id)
+        if record is None:
+            return self._refuse(request, "unknown")
+        stated = statement(request.token_id, self._authority.fleet, request.public_key)
+        if not hmac.compare_digest(request.mac, mac(bytes.fromhex(record.secret), stated, request.proof)):
+            return self._refuse(request, "wrong")
+        if not verify(request.public_key, PROOF_DOMAIN, stated, request.proof):
+            return self._refuse(request, "wrong")
+        now = self._folder.wall_clock()
+        if now.timestamp() * 1_000 >= record.expires_ms:
+            return self._refuse(request, "expired")
+        public_key = request.public_key.hex()
+        if public_key not in record.spent and len(record.spent) >= record.uses_max:
+            return self._refuse(request, "used")
+        reply = Reply(
+            reason="",
+            certificate_der=self._authority.issue(request.public_key, record.role, now=now),
+            authorities_pem=self._authority.pem,
+            root=self._folder.root_bytes(record.root_version),
+        )
+        if public_key not in record.spent:
+            self._tokens.put(request.token_id, msgspec.structs.replace(record, spent=(*record.spent, public_key)))
+        device_id = DeviceId.of_public_key(request.public_key)
+        log.info("%s %s of site %s enrolled with token %s", record.role, device_id, record.site, _short(request))
+        return reply
+
+    def _refuse(self, request: Request, reason: str) -> Reply:
+        log.warning("enrolment with token %s refused: %s", _short(request), reason)
+        return Reply(reason)
+
+
+def _short(request: Request) -> str:
+    return request.token_id.hex()[:8]
+
+
+def _desk_context(home: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_NONE  # who joins has no certificate yet; the token and the proof stand in for it
+    context.num_tickets = 0
+    context.load_cert_chain(os.fspath(home / "device.crt"), os.fspath(home / "device.key"))
+    return context
+
+
+_REFUSALS = {
+    "unknown": ("does not know this token", "Ask for a new token, made in the fleet folder of this desk."),
+    "wrong": (
+        "refuses this token: its secret is not the right one",
+        "Copy the whole line again, or ask for a new token.",
+    ),
+    "expired": ("says that this token has expired", "Ask for a new token."),
+    "used": (
+        "says that this token was used as often as it may be",
+        "Ask for a new token; if nobody else should have had this one, find out who joined with it.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Joined:
+    """``config`` is the path of the daemon's settings."""
+
+    identity: DeviceIdentity
+    token: Token
+    config: Path
+
+
+async def join(
+    state: Path, line: str, *, wall_clock: Callable[[], datetime], overrides: Overrides | None = None
+) -> Joined:
+    """Enrol this device: make its key, go to the token's desk, write ``state``/identity and ``state``/config.toml.
+
+    ``overrides`` are settings above those of the token; a config.toml that is there is kept. May be repeated after any
+    interruption, and by a member of the fleet to renew its certificate. Raises ``InputError`` (malformed token, wrong setting,
+    member of another fleet), ``TrustError`` (refused, wrong desk or root, wrong clock), ``TransferError`` (desk not reached).
+    """
+    try:
+        token = decode_token_untrusted(line.strip())
+    except UntrustedBytes as error:
+        raise InputError(error.message, remedy="Copy the whole line, from 'pcm1.' to its end.") from None
+    now = wall_clock()
+    if now >= token.expires:
+        raise TrustError(
+            f"this token expired at {token.expires:%Y-%m-%d %H:%M} UTC; by this device's clock it is {now:%Y-%m-%d %H:%M}",
+            remedy="Set the clock if it is wrong; else ask for a new token.",
+        )
+    folder, config = state / "identity", state / "config.toml"
+    text = settings_text(token, overrides or {})
+    busy = InputError("another join is at work here", path=state, remedy="Wait for it to end.")
+    try:
+        with _held(folder / ".lock", busy):
+            key = await trio.to_thread.run_sync(_prepare, folder, config, text, token)
+            reply = await _ask(token, key, now)
+            identity = await trio.to_thread.run_sync(_accept, folder, config, text, token, key, reply, now)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or state}: {error.strerror}",
+            remedy="Make it writable or make room, then repeat this command.",
+        ) from None
+    return Joined(identity, token, config)
+
+
+def _prepare(folder: Path, config: Path, text: str, token: Token) -> Ed25519PrivateKey:
+    """All that can be refused without the desk, and the key. Nothing of it makes this device a member."""
+    try:
+        enrolled = DeviceIdentity.load(folder)
+    except TrustError:
+        enrolled = None
+    if enrolled is not None and enrolled.fleet != token.fleet:
+        raise InputError(
+            f"this device is enrolled in another fleet, {enrolled.record.name or enrolled.fleet}",
+            path=folder,
+            remedy="Choose another --state, or remove this one first.",
+        )
+    check_settings(config, text)
+    return load_or_create_key(folder)
+
+
+async def _ask(token: Token, key: Ed25519PrivateKey, now: datetime) -> Reply:
+    host, port = endpoint_untrusted(token.desk)
+    stated = statement(token.token_id, token.fleet, key.public_key().public_bytes_raw())
+    proof = key.sign(separated(PROOF_DOMAIN, stated))
+    request = Request(token.token_id, key.public_key().public_bytes_raw(), proof, mac(token.secret, stated, proof))
+    unreachable = "Check the address in the token, the network, and that 'pcm-p2p enroll desk' runs there; then repeat."
+    context = _joining_context(token)
+    tls: trio.SSLStream[trio.SocketStream] | None = None
+    try:
+        with trio.fail_after(EXCHANGE_TIMEOUT_S):
+            tcp = await trio.open_tcp_stream(host, port)
+            tls = trio.SSLStream(tcp, context, https_compatible=True)
+            await tls.do_handshake()
+            _check_desk(token, tls.getpeercert(binary_form=True) or b"", now)
+            await send(tls, msgspec.msgpack.encode(request))
+            reply = decode_reply_untrusted(await receive(tls, REPLY_SIZE_BYTES_MAX))
+    except trio.TooSlowError:
+        raise TransferError(
+            f"the desk at {token.desk} did not answer within {EXCHANGE_TIMEOUT_S:.0f} s", remedy=unreachable
+        ) from None
+    except (OSError, trio.BrokenResourceError) as error:
+        cause = error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise _not_the_desk(token, cause, now) from None
+        reason = str(cause if isinstance(cause, ssl.SSLError) else error) or "the connection broke"
+        raise TransferError(f"the desk at {token.desk} cannot be reached: {reason}", remedy=unreachable) from None
+    except (TransferError, UntrustedBytes) as error:
+        raise TransferError(f"the desk at {token.desk} gave no answer: {error}", remedy=unreachable) from None
+    finally:
+        if tls is not None:
+            await trio.aclose_forcefully(tls)
+    if reply.reason in _REFUSALS:
+        what, remedy = _REFUSALS[reply.reason]
+        raise TrustError(f"the desk at {token.desk} {what}", remedy=remedy)
+    if reply.reason:
+        raise TransferError(
+            f"the desk at {token.desk} could not answer: {reply.reason!r}",
+            remedy="Look into the log of the desk, then repeat this command.",
+        )
+    return reply
+
+
+def _joining_context(token: Token) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    try:
+        context.load_verify_locations(cadata=token.authority_der)
+    except (ssl.SSLError, ValueError):
+        raise InputError("the token holds no certificate", remedy="Ask for a new token.") from None
+    return context
+
+
+def _check_desk(token: Token, certificate_der: bytes, now: datetime) -> None:
+    """TLS has verified who issued it. Any member's certificate would pass that: only one in role ``desk`` is the desk's."""
+    try:
+        desk = peer_identity_untrusted(certificate_der)
+    except UntrustedBytes as error:
+        raise TrustError(f"{token.desk} is not a desk: {error}", remedy="Ask for a new token.") from None
+    if desk.role != "desk" or desk.fleet != token.fleet:
+        raise TrustError(
+            f"{token.desk} is not the desk of this fleet, but a {desk.role} of fleet {desk.fleet}",
+            remedy="Tell the fleet's owner: somebody answers in the place of the desk.",
+        )
+    if not desk.not_before <= now <= desk.not_after:
+        raise _wrong_clock(now)
+
+
+def _not_the_desk(token: Token, error: ssl.SSLCertVerificationError, now: datetime) -> TrustError:
+    if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:
+        return _wrong_clock(now)
+    return TrustError(
+        f"{token.desk} is not the desk that this token is for: {error.verify_message}",
+        remedy="Check the address in the token; if it is right, somebody answers in the place of the desk.",
+    )
+
+
+def _wrong_clock(now: datetime) -> TrustError:
+    return TrustError(
+        f"by this device's clock it is {now:%Y-%m-%d %H:%M} UTC, and the desk's certificate is not valid then",
+        remedy="Set the clock of this device and repeat; if it is right, look at the clock of the desk.",
+    )
+
+
+def _accept(
+    folder: Path, config: Path, text: str, token: Token, key: Ed25519PrivateKey, reply: Reply, now: datetime
+) -> DeviceIdentity:
+    """Check what the desk gave against the token, then write it; the certificate last."""
+    if not hmac.compare_digest(hashlib.sha256(reply.root).digest(), token.root_sha256):
+        raise TrustError(
+            f"the desk at {token.desk} gave another root than the one this token pins",
+            remedy="Ask for a new token by a way you trust; if it happens again, the desk's folder was altered.",
+        )
+    try:
+        authorities = authorities_untrusted(reply.authorities_pem)
+        identity = verified_identity_untrusted(reply.certificate_der, reply.authorities_pem, fleet=token.fleet, at=now)
+    except UntrustedBytes as error:
+        raise TrustError(
+            f"the desk at {token.desk} gave no usable certificate: {error}", remedy="Look at its log."
+        ) from None
+    if token.authority_der not in [authority.public_bytes(Encoding.DER) for authority in authorities]:
+        raise TrustError(
+            f"the desk at {token.desk} gave other authorities than the token's", remedy="Ask for a new token."
+        )
+    if identity.public_key != key.public_key().public_bytes_raw() or identity.role != token.role:
+        raise TrustError(f"the desk at {token.desk} certified another key or role", remedy="Look at its log.")
+    record = FleetRecord(token.fleet, name=token.fleet_name, site=token.site)
+    write_settings(config, text)
+    DeviceIdentity.install(folder, reply.certificate_der, reply.authorities_pem, record, reply.root)
+    return DeviceIdentity.load(folder)
