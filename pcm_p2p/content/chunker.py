@@ -7,9 +7,9 @@ golden vector in the tests holds them. Parameters travel in the manifest for peo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
-from pyfastcdc import FastCDC
+from pyfastcdc import BinaryStreamReader, FastCDC
 
 from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, ChunkerParameters
 from pcm_p2p.errors import PcmError
@@ -26,7 +26,7 @@ _GROW_ABOVE_BYTES = 1 << 30
 class Reader(Protocol):
     """A binary file opened for reading, or anything that fills a buffer the way ``readinto`` does (0 is the end)."""
 
-    def readinto(self, b: memoryview) -> int: ...
+    def readinto(self, buffer: memoryview, /) -> int: ...
 
 
 class ChunkerNotCompiled(PcmError):
@@ -66,5 +66,6 @@ def cut(reader: Reader, parameters: ChunkerParameters) -> Iterator[memoryview]:
         max_size=parameters.size_bytes_max,
         normalized_chunking=_NORMALIZED_CHUNKING,
     )
-    for piece in cutter.cut_stream(reader):
+    # Its own protocol names the argument, which no caller of readinto does.
+    for piece in cutter.cut_stream(cast(BinaryStreamReader, reader)):
         yield piece.data

@@ -1,0 +1,237 @@
+"""The crew that makes segment blobs: worker processes, so that compression uses every core and no memory of the caller.
+
+A worker is ``python -m pcm_p2p.content.compressor``. It reads jobs from its standard input and answers on its standard
+output: four bytes of length, then MessagePack, one answer a job in order. It ends at the end of its input, which is what it
+sees when the caller dies; on Linux the kernel kills it at once even in the middle of a segment. A blob gets its name by
+``rename`` when it is whole, so a killed worker leaves a temporary file and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+
+import pcm_p2p
+from pcm_p2p.content.chunk import Chunk
+from pcm_p2p.content.segment import encode_full
+from pcm_p2p.content.workplace import blob_path, storage_error
+from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
+from pcm_p2p.ids import ChunkId, SegmentId
+
+_LENGTH_SIZE_BYTES = 4
+_END_TIMEOUT_S = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk in a file: ``size`` bytes from ``offset``, which have to hash to ``chunk``."""
+
+    file: int
+    offset: int
+    size: int
+    chunk: bytes
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Make the segment of ``pieces``. ``files`` are what the pieces refer to; ``segments`` and ``temporary`` are folders."""
+
+    number: int
+    files: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    level: int
+    segments: str
+    temporary: str
+
+
+class Made(msgspec.Struct, frozen=True, tag=True):
+    """The blob of job ``number`` is in place; its size in bytes."""
+
+    number: int
+    segment: bytes
+    size: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Job ``number`` came to nothing. ``input``: a source is to blame; ``full``: the disk."""
+
+    number: int
+    message: str
+    input: bool
+    full: bool
+
+    def error(self) -> PcmError:
+        if self.input:
+            return InputError(self.message)
+        return DiskFull(self.message) if self.full else StorageError(self.message)
+
+
+def make(job: Job) -> Made:
+    """Read, verify, compress, write. Raises ``InputError`` if a source changed since it was cut, ``StorageError``."""
+    blob = encode_full(_read(job), job.level)
+    segment = SegmentId.of(blob)
+    path = blob_path(Path(job.segments), segment)
+    temporary = Path(job.temporary) / f"{segment.short}-{secrets.token_hex(6)}"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_bytes(blob)
+        temporary.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error(f"segment {segment.short}… cannot be written", error) from error
+    return Made(job.number, bytes(segment), len(blob))
+
+
+def _read(job: Job) -> Iterator[bytes]:
+    with contextlib.ExitStack() as stack:
+        opened: dict[int, IO[bytes]] = {}
+        for piece in job.pieces:
+            path = Path(job.files[piece.file])
+            try:
+                if piece.file not in opened:
+                    opened[piece.file] = stack.enter_context(path.open("rb", buffering=0))
+                data = os.pread(opened[piece.file].fileno(), piece.size, piece.offset)
+                yield Chunk.verified(ChunkId(piece.chunk), data).data
+            except OSError as error:
+                raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+            except UntrustedBytes:
+                raise InputError(
+                    "changed while it was being read", path=path, remedy="Run the command again."
+                ) from None
+
+
+class Crew:
+    """So many workers; a context manager. They are gone when it is left, whatever they were doing."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        # The package must be the caller's own, wherever the caller found it.
+        root = str(Path(pcm_p2p.__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        try:
+            for _ in range(self._processes):
+                self._workers.append(
+                    subprocess.Popen(
+                        [sys.executable, "-P", "-m", "pcm_p2p.content.compressor"],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        env={**os.environ, "PYTHONPATH": path},
+                    )
+                )
+        except OSError as error:
+            self._end()
+            raise StorageError(f"no process can be started for compression: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.wait(_END_TIMEOUT_S)
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Made]:
+        """Do all jobs, at most one a worker at a time; answers come as they are ready. Raises what ``make`` raises."""
+        waiting = iter(jobs)
+        with selectors.DefaultSelector() as selector:
+            for worker, job in zip(self._workers, waiting):  # noqa: B905 - either may be the shorter one
+                self._give(worker, job)
+                selector.register(_pipe(worker.stdout), selectors.EVENT_READ, worker)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    worker = key.data
+                    answer = self._take(worker)
+                    if isinstance(answer, Failed):
+                        raise answer.error()
+                    following = next(waiting, None)
+                    if following is None:
+                        selector.unregister(key.fileobj)
+                    else:
+                        self._give(worker, following)
+                    yield answer
+
+    def _give(self, worker: subprocess.Popen[bytes], job: Job) -> None:
+        try:
+            _send(_pipe(worker.stdin), msgspec.msgpack.encode(job))
+        except OSError:
+            raise self._died(worker) from None
+
+    def _take(self, worker: subprocess.Popen[bytes]) -> Made | Failed:
+        data = _receive(_pipe(worker.stdout))
+        if data is None:
+            raise self._died(worker)
+        return msgspec.msgpack.decode(data, type=Made | Failed)
+
+    @staticmethod
+    def _died(worker: subprocess.Popen[bytes]) -> StorageError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(_END_TIMEOUT_S)
+        return StorageError(
+            f"a compressing process ended by itself (status {worker.returncode})",
+            remedy="Most likely memory ran out. Run the command again, it goes on where it was; a lower --level needs less.",
+        )
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "made with PIPE"
+    return pipe
+
+
+def _send(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(len(data).to_bytes(_LENGTH_SIZE_BYTES, "big") + data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> bytes | None:
+    """The next message; None at the end, which may come within one."""
+    head = pipe.read(_LENGTH_SIZE_BYTES)
+    size = int.from_bytes(head, "big")
+    data = pipe.read(size) if len(head) == _LENGTH_SIZE_BYTES else b""
+    return data if data and len(data) == size else None
+
+
+def _die_with_caller() -> None:
+    # Linux only; elsewhere the end of the input is noticed after the segment in hand.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _work() -> None:
+    _die_with_caller()
+    # An interrupt from the terminal reaches the caller too, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while (data := _receive(sys.stdin.buffer)) is not None:
+        job = msgspec.msgpack.decode(data, type=Job)
+        answer: Made | Failed
+        try:
+            answer = make(job)
+        except PcmError as error:
+            answer = Failed(job.number, error.message, isinstance(error, InputError), isinstance(error, DiskFull))
+        _send(sys.stdout.buffer, msgspec.msgpack.encode(answer))
+
+
+if __name__ == "__main__":
+    _work()
