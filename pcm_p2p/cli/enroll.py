@@ -32,7 +32,9 @@ class EnrolledAs(StrEnum):
 @app.command()
 def desk(
     fleet: Fleet,
-    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 lets the system choose.")] = "0.0.0.0:8742",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 lets the system choose.")
+    ] = "0.0.0.0:8742",
     origin: Annotated[
         Path | None, typer.Option(help="Origin tree whose timestamp this desk keeps signing before it expires.")
     ] = None,
@@ -104,7 +106,9 @@ def join(
     root: Annotated[Path | None, typer.Option(help="Apply changes below this folder instead of '/'.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of config.toml, such as listen.port=8741 or 'discovery.seeds=[\"h:1\"]'."),
+        typer.Option(
+            "--set", help="A setting of config.toml, such as listen.port=8741 or 'discovery.seeds=[\"h:1\"]'."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -21,7 +21,9 @@ Fleet = Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="Th
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make.")],
     name: Annotated[str, typer.Option(help="What people call the fleet.")],
-    owner: Annotated[list[str] | None, typer.Option(help="A person who gets a root and a targets key; repeat it.")] = None,
+    owner: Annotated[
+        list[str] | None, typer.Option(help="A person who gets a root and a targets key; repeat it.")
+    ] = None,
     root_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a new root needs.")] = 1,
     targets_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a release or policy needs.")] = 1,
     kdf: Annotated[Derivation, typer.Option(help="Cost of trying a passphrase.")] = Derivation.moderate,
@@ -67,7 +69,9 @@ def init(
     for key in keys:
         out().print(f"  {key.role:<10} {key.owner:<16} {key.fingerprint}  [dim]{key.path.name}[/dim]")
     note("Next: edit fleet.toml (origins, sites), then 'pcm-p2p fleet stage', 'sign' and 'publish'.")
-    note("Move root keys to an offline place. Nothing is changed on any device before 'pcm-p2p fleet activate' is signed.")
+    note(
+        "Move root keys to an offline place. Nothing is changed on any device before 'pcm-p2p fleet activate' is signed."
+    )
 
 
 @app.command()

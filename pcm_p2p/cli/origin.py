@@ -20,7 +20,9 @@ def _group() -> None:
 @app.command()
 def serve(
     folder: Annotated[Path, typer.Argument(help="The published tree, as 'pcm-p2p publish --to' wrote it.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 lets the system choose.")] = "127.0.0.1:8740",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 lets the system choose.")
+    ] = "127.0.0.1:8740",
     rate: Annotated[int, typer.Option(min=0, help="Bytes a second over all connections; 0 is without limit.")] = 0,
     port_file: PortFile = None,
 ) -> None:

@@ -36,7 +36,9 @@ def sign(
     folder = FleetFolder.open(fleet)
     proposals = folder.proposals()
     if not proposals:
-        raise InputError("nothing is proposed", path=fleet, remedy="Stage a release, a policy or a fleet document first.")
+        raise InputError(
+            "nothing is proposed", path=fleet, remedy="Stage a release, a policy or a fleet document first."
+        )
     if not json:
         for proposal in proposals:
             for line in proposal.lines():

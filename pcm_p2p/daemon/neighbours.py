@@ -76,7 +76,9 @@ class Neighbours:
             raise TransferError(f"the fleet document has no collector {collector.short}")
         async with self._overlay.dial(*address, role="collector") as session:
             if session.device != collector:
-                raise TransferError(f"{address[0]}:{address[1]} is collector {session.device.short}, not {collector.short}")
+                raise TransferError(
+                    f"{address[0]}:{address[1]} is collector {session.device.short}, not {collector.short}"
+                )
             task_status.started(session)
             await session.closed.wait()
 

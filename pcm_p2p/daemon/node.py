@@ -252,7 +252,7 @@ class _Node:
             on_change=self._trust_changed,
         )
         self.spreader = Spreader(self.overlay, self.follower.digest(), self.follower.ask_neighbour, rng=rng)
-        keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())
+        keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())  # noqa: PLW0108 - the applier comes below
         self.applier = Applier(
             state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
         )

@@ -149,7 +149,12 @@ class Steward:
             work = ReleaseWork(assigned, since_ms=self._now_ms())
             old = before.get(work.key)
             if old is not None:
-                work.manifest, work.state, work.since_ms, work.detail = old.manifest, old.state, old.since_ms, old.detail
+                work.manifest, work.state, work.since_ms, work.detail = (
+                    old.manifest,
+                    old.state,
+                    old.since_ms,
+                    old.detail,
+                )
                 work.moved = old.moved
             work.manifest = await trio.to_thread.run_sync(self._manifest, view, assigned)
             works[work.key] = work
@@ -199,7 +204,9 @@ class Steward:
             return
         floor = await trio.to_thread.run_sync(self._keepsakes.counter, manifest.release)
         if manifest.counter < floor:
-            self._enter(work, "failed", f"counter {manifest.counter} is below {floor}, which was applied; release it anew")
+            self._enter(
+                work, "failed", f"counter {manifest.counter} is below {floor}, which was applied; release it anew"
+            )
             return
         await self._want(manifest, only_if_complete=False)
         progress = self._fetcher.progress(manifest.manifest_id)
@@ -336,7 +343,9 @@ def read_documents(view: TrustedView) -> tuple[tuple[Policy, ...], Activation | 
     return tuple(policies), activation, tuple(problems)
 
 
-def manifests_to_keep(facts: DeviceFacts, now: Callable[[], datetime]) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
+def manifests_to_keep(
+    facts: DeviceFacts, now: Callable[[], datetime]
+) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
     """Which manifests of a new index this device needs: those of the releases that policy assigns to it."""
 
     def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
