@@ -74,7 +74,13 @@ class Discovery:
     """
 
     def __init__(
-        self, sidecar: Sidecar, *, device: DeviceId, fleet: str, interfaces: Sequence[str] = (), listen: Sequence[str] = ()
+        self,
+        sidecar: Sidecar,
+        *,
+        device: DeviceId,
+        fleet: str,
+        interfaces: Sequence[str] = (),
+        listen: Sequence[str] = (),
     ) -> None:
         self._sidecar = sidecar
         self._device = device

@@ -210,7 +210,15 @@ class Membership:
     """Call ``handle`` for every event; perform the effects in order. Not more than ``ROSTER_MAX`` members are kept."""
 
     def __init__(
-        self, device: DeviceId, *, site: str, port: int, incarnation: int, weight: int, rng: Random, degree: int = DEGREE
+        self,
+        device: DeviceId,
+        *,
+        site: str,
+        port: int,
+        incarnation: int,
+        weight: int,
+        rng: Random,
+        degree: int = DEGREE,
     ) -> None:
         self.device = device
         self.site = site
@@ -483,7 +491,11 @@ class Membership:
     def _heard_of_myself(self, entry: RosterEntry, now_ms: int) -> list[Effect]:
         accused = entry.status != Status.ALIVE and entry.incarnation >= self.incarnation
         behind = entry.incarnation > self.incarnation  # restored from an old image: others know a later me
-        if not (accused or behind) or now_ms - self._refuted_ms < REFUTE_INTERVAL_MS or entry.incarnation >= 0xFFFF_FFFE:
+        if (
+            not (accused or behind)
+            or now_ms - self._refuted_ms < REFUTE_INTERVAL_MS
+            or entry.incarnation >= 0xFFFF_FFFE
+        ):
             return []
         self._refuted_ms = now_ms
         self.incarnation = entry.incarnation + 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -223,9 +224,7 @@ class Overlay:
         """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
         await self._session(device).send(message)
 
-    async def broadcast(
-        self, message: Message, except_: Collection[DeviceId] = (), *, site_only: bool = False
-    ) -> None:
+    async def broadcast(self, message: Message, except_: Collection[DeviceId] = (), *, site_only: bool = False) -> None:
         """Queue a message to all peers; those whose session ends meanwhile are skipped."""
         for device, session in list(self._sessions.items()):
             if device in except_ or (site_only and session.peer_hello.site != self._settings.site):
@@ -390,7 +389,7 @@ class Overlay:
 
     async def _keep_time(self) -> None:
         while True:
-            await trio.sleep(TICK_S)
+            await trio.sleep_until(math.floor(trio.current_time()) + TICK_S)  # together with the pings of sessions
             self._fold(Tick())
             if trio.current_time() - self._saved_s > SAVE_INTERVAL_S:
                 self._save()

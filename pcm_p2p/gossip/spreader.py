@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from random import Random
 from typing import Any, Protocol
@@ -92,7 +93,7 @@ class Spreader:
 
     async def _keep_time(self) -> None:
         while True:
-            await trio.sleep(TICK_S)
+            await trio.sleep_until(math.floor(trio.current_time()) + TICK_S)  # together with other timers
             await self._fold(Tick())
 
     async def _peer(self, event: PeerUp | PeerDown) -> None:

@@ -60,7 +60,9 @@ def encode_control(message: Message) -> bytes:
     """A message as a complete frame. Raises ``ValueError`` if it is larger than a receiver would take."""
     body = _encoder.encode(message)
     if len(body) > CONTROL_SIZE_BYTES_MAX:
-        raise ValueError(f"{type(message).__name__} has {len(body)} bytes; at most {CONTROL_SIZE_BYTES_MAX} fit a frame")
+        raise ValueError(
+            f"{type(message).__name__} has {len(body)} bytes; at most {CONTROL_SIZE_BYTES_MAX} fit a frame"
+        )
     return _HEAD.pack(1 + len(body), _KIND_CONTROL) + body
 
 

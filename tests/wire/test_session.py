@@ -348,7 +348,8 @@ async def test_idle_sessions_stay_alive_with_one_ping_per_interval(autojump_cloc
         await trio.sleep(20 * PING_INTERVAL_S + 1)
         assert (one.closed_reason, two.closed_reason) == ("", "")
         ping = len(encode_control(Ping(1))) - 5
-        assert one.statistics().control_in_bytes == pytest.approx(20 * ping, abs=2 * ping)
+        pongs = one.statistics().control_in_bytes / ping
+        assert 15 <= pongs <= 20  # an interval is rounded up to whole seconds
         assert two.statistics().control_in_bytes == one.statistics().control_in_bytes
         assert one.statistics().round_trip_s is not None
 
