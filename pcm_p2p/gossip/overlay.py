@@ -220,6 +220,10 @@ class Overlay:
         """Devices of this site that are believed to be alive, with a session or not."""
         return self._membership.alive()
 
+    def session_with(self, device: DeviceId) -> Session | None:
+        """The live session with this peer, for those that need more than one request of it (report carriers)."""
+        return self._sessions.get(device)
+
     async def send(self, device: DeviceId, message: Message) -> None:
         """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
         await self._session(device).send(message)
