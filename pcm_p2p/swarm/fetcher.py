@@ -14,6 +14,7 @@ tried again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 from collections import deque
@@ -302,10 +303,12 @@ class Fetcher:
             self._outbox_filled = trio.Event()
             while self._outbox:
                 item = self._outbox.popleft()
-                if isinstance(item, Send):
-                    await self._peers.send(item.device, item.message)
-                else:
-                    await self._peers.broadcast(item.message, besides=item.besides)
+                # A session that ends meanwhile is told as ``peer_down``.
+                with contextlib.suppress(TransferError):
+                    if isinstance(item, Send):
+                        await self._peers.send(item.device, item.message)
+                    else:
+                        await self._peers.broadcast(item.message, besides=item.besides)
 
     # -- chunks from neighbours -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import trio
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
 from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
-from pcm_p2p.content.segment import encode_full, plan_runs
+from pcm_p2p.content.segment import encode_full
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId, DeviceId, SegmentId
 from pcm_p2p.swarm.fetcher import Fetcher
@@ -40,7 +40,7 @@ def make_release(
     size_bytes: int = 1 << 20,
     *,
     chunk_bytes: int = 32 << 10,
-    segment_bytes: int = 256 << 10,
+    chunks_a_segment: int = 8,
     seed: int = 1,
     shared: bytes = b"",
 ) -> Release:
@@ -53,7 +53,8 @@ def make_release(
     sizes = [len(piece) for piece in data]
     blobs: dict[SegmentId, bytes] = {}
     segments = []
-    for first, count in plan_runs(sizes, segment_bytes):
+    for first in range(0, len(data), chunks_a_segment):
+        count = len(data[first : first + chunks_a_segment])
         blob = encode_full(data[first : first + count], 1)
         blobs[SegmentId.of(blob)] = blob
         segments.append(Segment(id=bytes(SegmentId.of(blob)), size=len(blob), kind="full", first=first, count=count))
