@@ -10,7 +10,6 @@ a private apply root, and intervals that suit somebody who is watching.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import signal
 import sys
@@ -88,9 +87,8 @@ class Fleet:
         await self._join("collector", state, await self._token("collector", role="collector", uses=1))
         write_atomic(self._password_file, f"{self.password}\n".encode(), mode=0o600)
         await self._serve_collector()
-        table = (await self._run("collector-show", "collector", "--state", state, "--show")).decode()
-        address = f'address = "{self._addresses["collector"]}"'
-        table = re.sub(r'^address = ".*"$', address, table, flags=re.MULTILINE)
+        show: Words = ["--state", state, "--listen", self._addresses["collector"], "--show"]
+        table = (await self._run("collector-show", "collector", *show)).decode()
         document = self.authority / "fleet.toml"
         sites = "".join(f'\n[[site]]\nname = "{site.name}"\n' for site in self.scenario.site)
         await trio.to_thread.run_sync(
