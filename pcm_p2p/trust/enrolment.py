@@ -18,12 +18,12 @@ import os
 import secrets
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import trio
@@ -59,7 +59,6 @@ from pcm_p2p.trust.introduction import (
     statement,
 )
 from pcm_p2p.trust.token import (
-    LINE_LENGTH_MAX,
     EnrolledRole,
     Token,
     TokenFolder,
@@ -90,12 +89,12 @@ def create_token(
     folder: FleetFolder,
     *,
     desk: str,
-    role: EnrolledRole | str = "device",
+    role: str = "device",
     site: str = "default",
     uses: int = 1,
     lifetime: timedelta = timedelta(hours=24),
-    origins: tuple[str, ...] = (),
-    seeds: tuple[str, ...] = (),
+    origins: Sequence[str] = (),
+    seeds: Sequence[str] = (),
 ) -> Token:
     """Make a token and record it for the desk, which may be at work. Raises ``InputError`` that names the option."""
     check_endpoints((desk,), "desk")
@@ -111,37 +110,36 @@ def create_token(
         raise InputError("a token is for one use or more", key="uses")
     if not timedelta(0) < lifetime <= LIFETIME_MAX:
         raise InputError("a token lasts from a second to a year", key="expires")
-    root = folder.root_bytes()
+    root_version = folder.root().signed.version
     expires_ms = int((folder.wall_clock() + lifetime).timestamp() * 1_000)
-    fields = {
-        "desk": desk,
-        "token_id": secrets.token_bytes(16),
-        "secret": secrets.token_bytes(16),
-        "root_sha256": hashlib.sha256(root).digest(),
-        "authority_der": load_authority(folder.path / "ca" / "ca.pem").public_bytes(Encoding.DER),
-        "fleet": folder.fleet_id,
-        "fleet_name": folder.name,
-        "expires_ms": expires_ms,
-        "role": role,
-        "site": site,
-        "origins": origins,
-        "seeds": seeds,
-    }
+    token = Token(
+        desk=desk,
+        token_id=secrets.token_bytes(16),
+        secret=secrets.token_bytes(16),
+        root_sha256=hashlib.sha256(folder.root_bytes(root_version)).digest(),
+        authority_der=load_authority(folder.path / "ca" / "ca.pem").public_bytes(Encoding.DER),
+        fleet=folder.fleet_id,
+        fleet_name=folder.name,
+        expires_ms=expires_ms,
+        role=cast(EnrolledRole, role),
+        site=site,
+        origins=tuple(origins),
+        seeds=tuple(seeds),
+    )
     try:
-        token = msgspec.convert(fields, Token)
-    except msgspec.ValidationError as error:
-        raise InputError(f"a token cannot be made of this: {error}") from None
-    if len(token.line()) > LINE_LENGTH_MAX:
+        decode_token_untrusted(token.line())
+    except UntrustedBytes:
         raise InputError(
-            "the token would be too long", remedy="Name fewer origins and seeds; the fleet document has all."
-        )
+            "a token cannot be made of this: too many or too long origins and seeds, or an unknown role",
+            remedy="Name fewer: devices learn the others from the fleet document.",
+        ) from None
     record = TokenRecord(
         secret=token.secret.hex(),
         expires_ms=expires_ms,
         uses_max=uses,
         role=token.role,
         site=site,
-        root_version=folder.root().signed.version,
+        root_version=root_version,
     )
     TokenFolder(folder.path / "enrolment" / "tokens").put(token.token_id, record)
     return token

@@ -18,10 +18,9 @@ Numbers: leaf certificates last 365 days and begin one day early, for clocks tha
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -31,24 +30,24 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust import keyfile
+from pcm_p2p.trust.certificate import (
+    AUTHORITY_DAYS,
+    CERTIFICATE_DAYS,
+    CERTIFICATE_SIZE_BYTES_MAX,
+    FLEET_ID,
+    NAME_URI,
+    authority_certificate,
+    member_certificate,
+)
 
-MemberRole = Literal["device", "collector", "relay", "desk"]
-
-CERTIFICATE_SIZE_BYTES_MAX = 4_096
-"""Ours are below 700 bytes; what is larger is not ours and is not parsed."""
-CERTIFICATE_DAYS = 365
-AUTHORITY_DAYS = 3_650
-BACKDATED = timedelta(days=1)
 AUTHORITIES_SIZE_BYTES_MAX = 64 << 10
 
-_NAME_URI = re.compile(r"spiffe://([0-9a-f]{32})/(device|collector|relay|desk)/([0-9a-f]{32})")
-_FLEET = re.compile(r"[0-9a-f]{32}")
 _PARSER_COMPLAINTS = (
     ValueError,
     TypeError,
@@ -81,17 +80,6 @@ class FleetRecord(msgspec.Struct, frozen=True):
     site: str = "default"
 
 
-def name_uri(fleet: str, role: str, device_id: DeviceId) -> str:
-    """The one name in a certificate. Raises ``InputError`` for a fleet or role that there cannot be."""
-    uri = f"spiffe://{fleet}/{role}/{device_id.hex()}"
-    if not _NAME_URI.fullmatch(uri):
-        raise InputError(
-            f"{uri!r} cannot be certified",
-            remedy="Roles are device, collector, relay and desk; a fleet id is 32 hex digits.",
-        )
-    return uri
-
-
 class FleetCA:
     """The fleet's certificate authority. Holds its private key: keep it where the desk is and nowhere else."""
 
@@ -104,7 +92,7 @@ class FleetCA:
     def in_memory(cls, fleet: str, *, now: datetime, days: int = AUTHORITY_DAYS) -> Self:
         """An authority that ends with the process, for tests and labs."""
         private_key = Ed25519PrivateKey.generate()
-        return cls(private_key, _authority_certificate(private_key, fleet, now, days))
+        return cls(private_key, authority_certificate(private_key, fleet, now, days))
 
     @classmethod
     def create(
@@ -120,7 +108,7 @@ class FleetCA:
         """Make ``ca.key`` (encrypted) and ``ca.pem`` in ``folder``. Raises ``InputError`` if there is a ``ca.key``."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         private_key = keyfile.create(folder / "ca.key", passphrase, "ca", owner, preset=preset).private_key
-        authority = cls(private_key, _authority_certificate(private_key, fleet, now, AUTHORITY_DAYS))
+        authority = cls(private_key, authority_certificate(private_key, fleet, now, AUTHORITY_DAYS))
         write_atomic(folder / "ca.pem", authority.pem)
         return authority
 
@@ -150,80 +138,14 @@ class FleetCA:
 
         Raises ``InputError`` for a key or role that cannot be certified.
         """
-        try:
-            holder = Ed25519PublicKey.from_public_bytes(public_key)
-        except ValueError as error:
-            raise InputError(f"this key cannot be certified: {error}") from None
-        device_id = DeviceId.of_public_key(public_key)
-        issuer_key = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_common_name(device_id.hex()))
-            .issuer_name(self._certificate.subject)
-            .public_key(holder)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(min(now + timedelta(days=days), self._certificate.not_valid_after_utc))
-            .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name_uri(self.fleet, role, device_id))]),
-                critical=False,
-            )
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
-                critical=False,
-            )
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(holder), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key), critical=False)
-            .sign(self._private_key, None)
-        )
+        certificate = member_certificate(self._private_key, self._certificate, self.fleet, public_key, role, now, days)
         return certificate.public_bytes(serialization.Encoding.DER)
-
-
-def _authority_certificate(private_key: Ed25519PrivateKey, fleet: str, now: datetime, days: int) -> x509.Certificate:
-    if not _FLEET.fullmatch(fleet):
-        raise InputError(f"{fleet[:80]!r} is not a fleet id", remedy="A fleet id is 32 lower-case hexadecimal digits.")
-    name, public_key = _common_name(fleet), private_key.public_key()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATED)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .sign(private_key, None)
-    )
-
-
-def _common_name(text: str) -> x509.Name:
-    return x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "pcm_p2p"), x509.NameAttribute(NameOID.COMMON_NAME, text)]
-    )
-
-
-def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _fleet_of_authority(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     fleet = str(names[0].value) if len(names) == 1 else ""
-    if not _FLEET.fullmatch(fleet):
+    if not FLEET_ID.fullmatch(fleet):
         raise UntrustedBytes("this is not the certificate of a fleet's authority")
     return fleet
 
@@ -319,7 +241,7 @@ def _identity_in(certificate: x509.Certificate) -> PeerIdentity:
         raise UntrustedBytes("certificate: an authority's, not a member's")
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise UntrustedBytes("certificate: must hold exactly one name, a URI")
-    match = _NAME_URI.fullmatch(names[0].value)
+    match = NAME_URI.fullmatch(names[0].value)
     if match is None:
         raise UntrustedBytes(f"certificate: {names[0].value[:120]!r} is not the name of a member")
     fleet, role, named = match.groups()
@@ -385,7 +307,7 @@ class DeviceIdentity:
     device_id: DeviceId
     role: str
     fleet: str
-    certificate_der: bytes
+    certificate_der: bytes = field(repr=False)
     not_after: datetime
     authorities_pem: bytes = field(repr=False)
     root_json: bytes = field(repr=False)

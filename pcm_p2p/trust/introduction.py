@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from pcm_p2p.errors import TransferError, UntrustedBytes
-from pcm_p2p.trust.identity import AUTHORITIES_SIZE_BYTES_MAX, CERTIFICATE_SIZE_BYTES_MAX, separated
+from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX
+from pcm_p2p.trust.identity import AUTHORITIES_SIZE_BYTES_MAX, separated
 
 REQUEST_SIZE_BYTES_MAX = 4_096
 REPLY_SIZE_BYTES_MAX = 600_000

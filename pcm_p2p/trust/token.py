@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ import msgspec
 
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, UntrustedBytes
-from pcm_p2p.trust.identity import CERTIFICATE_SIZE_BYTES_MAX
+from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX
 
 PREFIX = "pcm1."
 LINE_LENGTH_MAX = 8_192
@@ -143,7 +144,7 @@ class TokenFolder:
         return self.path / f"{token_id.hex()}.json"
 
 
-def check_endpoints(texts: tuple[str, ...], what: str) -> None:
+def check_endpoints(texts: Sequence[str], what: str) -> None:
     """Raises ``InputError`` that names the first of ``texts`` that is not ``host:port``."""
     for text in texts:
         try:
