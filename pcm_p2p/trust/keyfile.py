@@ -224,7 +224,7 @@ def _read(path: Path) -> Document:
         raise InputError("there is no such file", path=path, remedy="Check the path.") from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputError("is not a file", path=path, remedy="Pass the path of a key file.")
@@ -233,7 +233,11 @@ def _read(path: Path) -> Document:
                 f"{path}: others can read or write this key file (mode {stat.S_IMODE(status.st_mode):o})",
                 remedy=f"Run 'chmod 600 {path}'; if others had access, replace the key.",
             )
-        data = file.read(SIZE_BYTES_MAX + 1)
+        data = os.read(descriptor, SIZE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+    finally:
+        os.close(descriptor)
     try:
         return decode_key_file_untrusted(data)
     except UntrustedBytes as error:
