@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,8 @@ State = Annotated[
     typer.Option("--state", envvar="PCM_P2P_STATE", help="State folder of the daemon.", show_default=True),
 ]
 DEFAULT_STATE = Path("/var/lib/pcm-p2p")
+DAEMON_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""Measured on a device of three: one malloc arena instead of one per thread saves 5 MB resident."""
 STATES = ("pass", "fail", "error", "not_run", "not_applicable", "manual")
 
 
@@ -33,9 +37,10 @@ def daemon(
     EXIT STATUS: 0 ended on request; 2 config.toml is wrong; 5 the identity is missing or refused; 6 the state folder is
     in use by another daemon or cannot be written.
     """
-    from pcm_p2p.daemon.node import run_daemon
-
-    run_daemon(state, json_log=json_log, verbose=verbose)
+    words = [sys.executable, "-m", "pcm_p2p.daemon", "--state", str(state)]
+    words += ["--json-log"] if json_log else []
+    words += ["--verbose"] if verbose else []
+    os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606 - our own interpreter and module
 
 
 def status(state: State = DEFAULT_STATE, json: Json = False) -> None:

@@ -1,7 +1,8 @@
 """The collector as a service: the composition root of ``collector``. Enrolled like a device, with the role collector.
 
 State folder: ``identity/``, ``config.toml`` (its [device] site only), ``collector/seal.key`` (opens reports),
-``collector/archive.sqlite``, ``collector/incarnation``, ``run/lock``. The console is a process of its own over the same archive, kept running from here.
+``collector/archive.sqlite``, ``collector/incarnation``, ``run/lock``. The console is a process of its own over the same archive,
+kept running from here.
 """
 
 from __future__ import annotations
