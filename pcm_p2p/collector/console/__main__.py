@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -48,33 +49,35 @@ async def _run(chosen: argparse.Namespace) -> None:
         print(f"Password of the console (shown once): {password.fresh}", file=sys.stderr, flush=True)
     gate = Gate(password, secure=chosen.certificate is not None)
     console = Console(chosen.archive, gate, stale_after_ms=round(chosen.stale_after * 3_600_000))
+    ended = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, ended)
         if chosen.until_stdin_closes:
-            nursery.start_soon(_stop_with_parent, nursery.cancel_scope)
+            nursery.start_soon(_end_with_parent, ended)
         await serve(
             create_app(console),
             chosen.listen,
+            ended=ended,
             port_file=chosen.port_file,
             certificate=chosen.certificate,
             key=chosen.key,
             ready=lambda address: print(f"Console at {address}/", file=sys.stderr, flush=True),
         )
+        nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _end_on_signal(ended: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            scope.cancel()
-            return
+            ended.set()
 
 
-async def _stop_with_parent(scope: trio.CancelScope) -> None:
+async def _end_with_parent(ended: trio.Event) -> None:
     """The collector holds the other end of standard input: however it ends, this ends with it."""
-    async with trio.lowlevel.FdStream(0) as lifeline:
+    async with trio.lowlevel.FdStream(os.dup(0)) as lifeline:
         while await lifeline.receive_some():
             pass
-    scope.cancel()
+    ended.set()
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
@@ -149,10 +150,11 @@ async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form body. Raises ``UntrustedBytes``; ``trio.TooSlowError`` if the body does not come."""
     body = b""
     with trio.fail_after(FORM_TIMEOUT_S):
-        async for part in request.stream():
-            body += part
-            if len(body) > FORM_SIZE_BYTES_MAX:
-                raise UntrustedBytes(f"a form of more than {FORM_SIZE_BYTES_MAX} bytes")
+        async with contextlib.aclosing(request.stream()) as parts:
+            async for part in parts:
+                body += part
+                if len(body) > FORM_SIZE_BYTES_MAX:
+                    raise UntrustedBytes(f"a form of more than {FORM_SIZE_BYTES_MAX} bytes")
     return form_untrusted(body)
 
 
