@@ -4,11 +4,15 @@ Participants: the devices of one site, each with sessions to about 20 others; a 
 master, no tracker, no election.
 
 =============  ==========================================================================================
-membership     roster, suspicion, whom to dial                                                 [core]
+membership     who is at this site, who is suspect, who is gone                                [core]
+targets        the addresses that may be dialled, and which of them now                       [core]
 beacon         whether this device announces itself by mDNS                                    [core]
 spread         whose metadata is newer, whom to ask, who lies                                  [core]
 discovery      mDNS through the asyncio side-car: introductions, nothing more                  [shell]
 overlay        listener, dialler, one session per device, messages to their handlers           [shell]
+session_table  one session per device, who is let in, how much was carried                     [shell]
+announcer      keeps this device announced while it is a beacon                               [shell]
+handlers       who wants which message, and what their faults may do                           [shell]
 spreader       digests over the sessions, attempts to whoever verifies                         [shell]
 roster_file    incarnation, port and last-known roster over a restart                          [shell]
 =============  ==========================================================================================

@@ -11,9 +11,7 @@ Evidence, strongest first: a live session (nothing outweighs it) > what a device
   accusation, so that the subject can refute (the mass-restart complaint of memberlist).
 - A node that lost a third of its sessions within a minute is itself the likely cause and stops accusing (Lifeguard in small).
 
-Dialling: up to ``DEGREE`` sessions, at most ``DIALS_MAX`` attempts at once, exponential back-off per address for ever, both
-ends of a pair not at the same time (the higher id waits ``PATIENCE_MS``). Subnets with fewer than two sessions come first, so
-that a site of several subnets stays one graph.
+Up to ``DEGREE`` sessions are sought; ``targets`` says where.
 
 Nobody waits for this detector before fetching (claims and leases do that), so its times are calm. Numbers:
 research/gossip-scale.md 1.1 where not marked as a choice.
@@ -27,17 +25,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from random import Random
 
+from pcm_p2p.gossip.targets import Address, Targets
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.wire.messages import RosterEntry
 
 DEGREE = 20
 ROSTER_MAX = 512
-TARGETS_MAX = 1_024
-DIALS_MAX = 4
-"""Choice: a machine that starts among 20 others has all sessions after five rounds of some 10 ms."""
-PATIENCE_MS = 1_500
-BACKOFF_MS_MIN = 500
-BACKOFF_MS_MAX = 300_000
 BRIEF_SESSION_MS = 10_000
 """Choice: a session that ended sooner counts as a failed dial, so that two nodes that disagree do not spin."""
 SUSPECT_AFTER_MS = 3_000
@@ -64,17 +57,6 @@ class Status(IntEnum):
     SUSPECT = 1
     LEFT = 2
     DEAD = 3
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    host: str
-    port: int
-
-    @property
-    def subnet(self) -> str:
-        """The /24 of an IPv4 address, the host otherwise: only for spreading sessions."""
-        return self.host.rpartition(".")[0] or self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +176,6 @@ class _Contact:
     since_ms: int
 
 
-@dataclass(slots=True)
-class _Target:
-    """An address that may be dialled."""
-
-    address: Address
-    seed: bool
-    device: DeviceId | None
-    next_ms: int
-    introduced_ms: int
-    failures: int = 0
-
-
 class Membership:
     """Call ``handle`` for every event; perform the effects in order. Not more than ``ROSTER_MAX`` members are kept."""
 
@@ -228,8 +198,7 @@ class Membership:
         self.members: dict[DeviceId, Member] = {}
         self._rng = rng
         self._degree = degree
-        self._targets: dict[Address, _Target] = {}
-        self._dialling: dict[Address, DeviceId | None] = {}
+        self._targets = Targets(device, rng)
         self._sessions: dict[DeviceId, _Contact] = {}
         self._untold: dict[DeviceId, None] = {}
         self._told_ms = 0
@@ -250,12 +219,9 @@ class Membership:
         effects: list[Effect] = []
         match event:
             case Introduced(address, device, seed):
-                self._introduce(address, device, seed, now_ms)
+                self._introduce(address, device, now_ms, seed=seed)
             case Dialled(address, device):
-                self._dialling.pop(address, None)
-                if (target := self._targets.get(address)) is not None:
-                    target.device = device
-                    target.next_ms = now_ms + PATIENCE_MS
+                self._targets.reached(address, device, now_ms)
             case DialFailed(address):
                 self._dial_failed(address, now_ms)
             case SessionUp():
@@ -268,8 +234,7 @@ class Membership:
                 self.weight = weight
                 self._untold[self.device] = None
             case NetworkChanged():
-                for target in self._targets.values():
-                    target.failures, target.next_ms = 0, min(target.next_ms, now_ms)
+                self._targets.retry_all(now_ms)
             case Tick():
                 self._accuse(now_ms)
                 self._bury(now_ms)
@@ -281,81 +246,20 @@ class Membership:
 
     # Whom to dial
 
-    def _introduce(self, address: Address, device: DeviceId | None, seed: bool, now_ms: int) -> None:
-        if device == self.device or not address.port:
-            return
-        target = self._targets.get(address)
-        if target is None:
-            if len(self._targets) >= TARGETS_MAX and not self._drop_target():
-                return
-            wait_ms = PATIENCE_MS if device is not None and device < self.device else 0
-            self._targets[address] = _Target(address, seed, device, now_ms + wait_ms, now_ms)
-            return
-        target.seed = target.seed or seed
-        if device is not None and target.device != device and target.device not in self._sessions:
-            target.device = device
-        if target.failures and now_ms - target.introduced_ms > SUSPECT_AFTER_MS:
-            target.next_ms = now_ms  # it is announced anew, so it may be back
-        target.introduced_ms = now_ms
-
-    def _drop_target(self) -> bool:
-        """Make room: the address that failed most often, seeds excepted."""
-        worst = max(
-            (t for t in self._targets.values() if not t.seed and t.address not in self._dialling),
-            key=lambda t: (t.failures, t.address),
-            default=None,
-        )
-        if worst is None or not worst.failures:
-            return False
-        del self._targets[worst.address]
-        return True
+    def _introduce(self, address: Address, device: DeviceId | None, now_ms: int, *, seed: bool = False) -> None:
+        self._targets.introduce(address, device, now_ms, seed=seed, connected=self._sessions.keys())
 
     def _dial_failed(self, address: Address, now_ms: int) -> None:
-        self._dialling.pop(address, None)
-        target = self._targets.get(address)
-        if target is None:
-            return
-        self._back_off(target, now_ms)
-        member = self.members.get(target.device) if target.device is not None else None
+        expected = self._targets.failed(address, now_ms)
+        member = self.members.get(expected) if expected is not None else None
         if member is not None and member.address == address:
             member.failed_dials += 1
 
-    def _back_off(self, target: _Target, now_ms: int) -> None:
-        wait_ms = min(BACKOFF_MS_MIN << min(target.failures, 20), BACKOFF_MS_MAX)
-        target.failures += 1
-        target.next_ms = now_ms + wait_ms * self._rng.randint(75, 125) // 100
-
     def _dial(self, now_ms: int) -> list[Effect]:
-        effects: list[Effect] = []
-        room = self._degree - len(self._sessions) - len(self._dialling)
-        room = min(room, DIALS_MAX - len(self._dialling))
-        if room <= 0:
-            return effects
-        reached = {*self._sessions, *self._dialling.values(), self.device}
-        due = [
-            target
-            for target in self._targets.values()
-            if target.next_ms <= now_ms
-            and target.address not in self._dialling
-            and (target.device is None or target.device not in reached)
-        ]
-        self._rng.shuffle(due)
-        by_subnet: dict[str, int] = {}
-        for device in self._sessions:
-            if (member := self.members.get(device)) is not None:
-                by_subnet[member.address.subnet] = by_subnet.get(member.address.subnet, 0) + 1
-        due.sort(key=lambda target: (target.failures > 0, min(by_subnet.get(target.address.subnet, 0), 2)))
-        for target in due:
-            if room == 0:
-                break
-            if target.device is not None and target.device in reached:
-                continue
-            self._dialling[target.address] = target.device
-            if target.device is not None:
-                reached.add(target.device)
-            effects.append(Dial(target.address))
-            room -= 1
-        return effects
+        wanted = self._degree - len(self._sessions)
+        subnets = [self.members[device].address.subnet for device in self._sessions if device in self.members]
+        dials = self._targets.next_dials(now_ms, connected=self._sessions.keys(), subnets=subnets, wanted=wanted)
+        return [Dial(address) for address in dials]
 
     # What sessions show
 
@@ -363,7 +267,7 @@ class Membership:
         local = up.site == self.site
         self._sessions[up.device] = _Contact(local, now_ms)
         if up.address is not None:
-            self._introduce(up.address, up.device, False, now_ms)
+            self._introduce(up.address, up.device, now_ms)
         if not local:
             return []
         address = up.address or Address("", 0)
@@ -388,16 +292,10 @@ class Membership:
     def _session_down(self, device: DeviceId, left: bool, now_ms: int) -> None:
         contact = self._sessions.pop(device, None)
         brief = contact is not None and now_ms - contact.since_ms < BRIEF_SESSION_MS
-        for target in self._targets.values():
-            if target.device != device:
-                continue
-            if left:
-                target.next_ms = now_ms + FORGET_LEFT_MS
-            elif brief:
-                self._back_off(target, now_ms)
-            else:
-                patience_ms = PATIENCE_MS if device < self.device else 0
-                target.failures, target.next_ms = 0, now_ms + patience_ms + self._rng.randint(0, 250)
+        if left:
+            self._targets.pause(device, now_ms + FORGET_LEFT_MS)
+        else:
+            self._targets.lost(device, now_ms, brief=brief)
         member = self.members.get(device)
         if member is None:
             return
@@ -466,9 +364,7 @@ class Membership:
             )
             if old and device not in self._sessions:
                 del self.members[device]
-                target = self._targets.get(member.address)
-                if target is not None and not target.seed:
-                    del self._targets[member.address]
+                self._targets.forget(member.address)
 
     # What others say
 
@@ -538,7 +434,7 @@ class Membership:
             member.accusers.add(sender)
         self.members[device] = member
         self._untold[device] = None
-        self._introduce(address, device, False, now_ms)
+        self._introduce(address, device, now_ms)
 
     def _room_for_member(self) -> bool:
         """Whether one more fits, after forgetting the oldest of those that are gone if it must be."""

@@ -1,4 +1,4 @@
-"""The overlay: this device's sessions with its neighbours. A shell around ``membership`` and ``beacon``.
+"""The overlay: this device's sessions with its neighbours. A shell around ``membership``.
 
 It listens, dials whom the membership core names, keeps one session per device, passes messages to those who registered for
 them, and tells them who came and went. What messages mean is not its matter, rosters excepted.
@@ -21,14 +21,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
-from pcm_p2p.errors import UntrustedBytes
-from pcm_p2p.gossip import beacon
+from pcm_p2p.gossip.announcer import Introducer, keep_announced
+from pcm_p2p.gossip.handlers import Handler, Handlers, Server, Watcher
 from pcm_p2p.gossip.membership import (
-    Address,
     Dial,
     DialFailed,
     Dialled,
@@ -46,19 +45,15 @@ from pcm_p2p.gossip.membership import (
     WeightChanged,
 )
 from pcm_p2p.gossip.roster_file import Remembered, RosterFile, next_incarnation
+from pcm_p2p.gossip.session_table import FOREIGN_SESSIONS_MAX, SESSIONS_MAX, OverlayStatistics, SessionTable
+from pcm_p2p.gossip.targets import Address
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, FileGet, Hello, Message, Roster
 from pcm_p2p.wire.session import RATE_BYTES_PER_S_MIN, Pace, Session, SessionClosed
 
 TICK_S = 1.0
-SESSIONS_MAX = 40
-"""Twice the degree: in a large site those who come later are let in by those who have enough."""
-FOREIGN_SESSIONS_MAX = 4
-"""Choice: neighbours of other sites carry metadata and reports, not chunks; a few are enough."""
 ROLES = ("device", "collector", "relay")
-BEACON_INTERVAL_S = 60.0
-BEACON_START_S_MAX = 0.5
 SAVE_INTERVAL_S = 60.0
 FETCH_TIMEOUT_S = 15.0
 LEAVING = "leaving"
@@ -105,38 +100,6 @@ class PeerDown:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayStatistics:
-    """Bulk bytes are answers (chunks, files), control bytes are messages; both since the start, closed sessions included."""
-
-    sessions: int
-    site_peers: int
-    control_in_bytes: int
-    control_out_bytes: int
-    bulk_in_bytes: int
-    bulk_out_bytes: int
-
-
-class Introducer(Protocol):
-    """What the overlay needs of ``discovery.Discovery``."""
-
-    async def run(
-        self,
-        port: int,
-        introduce: Callable[[Any], None],
-        network_changed: Callable[[], None],
-        *,
-        task_status: trio.TaskStatus[None] = ...,
-    ) -> None: ...
-
-    async def announce(self, wanted: bool) -> None: ...
-
-
-Handler = Callable[[DeviceId, Any], Awaitable[None]]
-Server = Callable[[DeviceId, Any], Awaitable["bytes | memoryview"]]
-Watcher = Callable[["PeerUp | PeerDown"], Awaitable[None]]
-
-
 class Overlay:
     """Register handlers first, then ``run`` in a nursery; ``run`` reports as started with the (host, port) it listens on."""
 
@@ -170,13 +133,9 @@ class Overlay:
             weight=settings.weight,
             rng=rng,
         )
-        self._handlers: dict[type[Message], list[Handler]] = {}
-        self._servers: dict[type[Message], Callable[[Session, Any], Awaitable[bytes | memoryview]]] = {}
-        self._watchers: list[Watcher] = []
-        self._sessions: dict[DeviceId, Session] = {}
-        self._hosts: dict[DeviceId, str] = {}
+        self._handlers = Handlers()
+        self._table = SessionTable(device, settings.site, settings.role, settings.sessions_max)
         self._dialling: set[DeviceId] = set()
-        self._closed_bytes = [0, 0, 0, 0]
         self._nursery: trio.Nursery | None = None
         self._leaving = False
         self._saved_s = 0.0
@@ -188,25 +147,21 @@ class Overlay:
 
         A handler must not wait for an answer of the same peer: what that peer sends waits behind it.
         """
-        self._handlers.setdefault(message_type, []).append(handler)
+        self._handlers.register(message_type, handler)
 
     def serve(self, request_type: type[Message], server: Server) -> None:
         """``await server(device, request)`` gives the answer's bytes, or raises ``wire.session.Refuse``."""
-
-        async def answer(session: Session, request: Any) -> bytes | memoryview:
-            return await server(session.device, request)
-
-        self._servers[request_type] = answer
+        self._handlers.serve(request_type, server)
 
     def watch(self, watcher: Watcher) -> None:
         """``await watcher(PeerUp | PeerDown)``, in order. Same limits as ``register``."""
-        self._watchers.append(watcher)
+        self._handlers.watch(watcher)
 
     # While it runs
 
     def peers(self) -> list[PeerInfo]:
         """All peers with a live session, by id."""
-        return [self._info(self._sessions[device]) for device in sorted(self._sessions)]
+        return [self._info(session) for session in self._table.all()]
 
     def site_peers(self) -> list[PeerInfo]:
         """The peers of my site whose bytes are cheap: those that the swarm may count on."""
@@ -214,15 +169,11 @@ class Overlay:
 
     def session_with(self, device: DeviceId) -> Session | None:
         """The live session with a peer, for hand-overs that need more than ``send`` and ``fetch``."""
-        return self._sessions.get(device)
+        return self._table.get(device)
 
     def known(self) -> list[DeviceId]:
         """Devices of this site that are believed to be alive, with a session or not."""
         return self._membership.alive()
-
-    def session_with(self, device: DeviceId) -> Session | None:
-        """The live session with this peer, for those that need more than one request of it (report carriers)."""
-        return self._sessions.get(device)
 
     async def send(self, device: DeviceId, message: Message) -> None:
         """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
@@ -230,11 +181,9 @@ class Overlay:
 
     async def broadcast(self, message: Message, except_: Collection[DeviceId] = (), *, site_only: bool = False) -> None:
         """Queue a message to all peers; those whose session ends meanwhile are skipped."""
-        for device, session in list(self._sessions.items()):
-            if device in except_ or (site_only and session.peer_hello.site != self._settings.site):
-                continue
-            with contextlib.suppress(SessionClosed):
-                session.post(message)
+        for session in self._table.all():
+            if session.device not in except_ and not (site_only and self._table.is_foreign(session)):
+                self._post(session, message)
         await trio.lowlevel.checkpoint()
 
     async def fetch(
@@ -270,16 +219,7 @@ class Overlay:
         self._fold(NetworkChanged())
 
     def statistics(self) -> OverlayStatistics:
-        control_in, control_out, bulk_in, bulk_out = self._closed_bytes
-        for session in self._sessions.values():
-            now = session.statistics()
-            control_in += now.control_in_bytes
-            control_out += now.control_out_bytes
-            bulk_in += now.bulk_in_bytes
-            bulk_out += now.bulk_out_bytes
-        return OverlayStatistics(
-            len(self._sessions), len(self.site_peers()), control_in, control_out, bulk_in, bulk_out
-        )
+        return self._table.statistics()
 
     @contextlib.asynccontextmanager
     async def dial(self, host: str, port: int, role: str) -> AsyncIterator[Session]:
@@ -295,7 +235,7 @@ class Overlay:
         if self._nursery is None:
             await trio.aclose_forcefully(link.stream)
             raise SessionClosed("the overlay is not running")
-        session = self._new_session(link, self._deliver, None)
+        session = self._new_session(link, self._handlers.deliver, None)
         await self._nursery.start(self._run_on_the_side, session)
         try:
             yield session
@@ -308,7 +248,7 @@ class Overlay:
         self._leaving = True
         self._save()
         async with trio.open_nursery() as nursery:
-            for session in list(self._sessions.values()):
+            for session in self._table.all():
                 nursery.start_soon(session.close, LEAVING)
 
     async def run(
@@ -333,7 +273,9 @@ class Overlay:
                     await nursery.start(
                         self._introducer.run, self._membership.port, self._introduce_candidate, self.network_changed
                     )
-                    nursery.start_soon(self._keep_beacon, self._introducer)
+                    nursery.start_soon(
+                        keep_announced, self._introducer, self.device, self._security.fleet, self.known, self._rng
+                    )
                 task_status.started(self.listening)
         finally:
             self._nursery = None
@@ -378,11 +320,11 @@ class Overlay:
                     return
                 self._nursery.start_soon(self._dial, address)
             case Tell(entries, None):
-                for session in list(self._sessions.values()):
-                    if session.peer_hello.site == self._settings.site:
+                for session in self._table.all():
+                    if not self._table.is_foreign(session):
                         self._post(session, Roster(entries))
-            case Tell(entries, device) if device in self._sessions:
-                self._post(self._sessions[device], Roster(entries))
+            case Tell(entries, device) if device is not None and (told := self._table.get(device)) is not None:
+                self._post(told, Roster(entries))
             case Refute():
                 self._save()
 
@@ -404,15 +346,6 @@ class Overlay:
         entries = others or self._remembered.entries  # alone for a while: do not forget the neighbours
         self._roster_file.save(Remembered(self._membership.incarnation, self._membership.port, entries))
 
-    async def _keep_beacon(self, introducer: Introducer) -> None:
-        tag = beacon.group_tag(self._security.fleet)
-        announced = False
-        await trio.sleep(self._rng.uniform(0, BEACON_START_S_MAX))
-        while True:
-            announced = beacon.should_announce(self.device, self.known(), tag, announced=announced)
-            await introducer.announce(announced)
-            await trio.sleep(BEACON_INTERVAL_S * self._rng.uniform(0.75, 1.25))
-
     async def _dial(self, address: Address) -> None:
         reached: DeviceId | None = None
         try:
@@ -423,7 +356,7 @@ class Overlay:
             return
         try:
             self._fold(Dialled(address, link.device))
-            existing = self._sessions.get(link.device)
+            existing = self._table.get(link.device)
             if (
                 link.device == self.device
                 or link.device in self._dialling
@@ -462,7 +395,7 @@ class Overlay:
             device=link.device,
             role=link.role,
             dialled=link.dialled,
-            serve=self._servers,
+            serve=self._handlers.servers,
             on_message=on_message,
             on_start=on_start,
             pace_in=self._pace_in,
@@ -473,19 +406,17 @@ class Overlay:
         """Run a session over the link to its end; returns whether it was admitted."""
         if link.role not in ROLES or self._leaving:
             return False
-        self._hosts.setdefault(link.device, link.host)
         admitted = False
 
         async def admit(session: Session) -> None:
             nonlocal admitted
             self._dialling.discard(link.device)
-            refusal = self._refusal(session)
+            refusal = LEAVING if self._leaving else self._table.refusal(session)
             if refusal:
                 await session.close(refusal)
                 return
             admitted = True
-            self._hosts[link.device] = link.host
-            await self._admit(session)
+            await self._admit(session, link.host)
 
         session = self._new_session(link, self._dispatch, admit)
         try:
@@ -495,58 +426,30 @@ class Overlay:
         except Exception:  # a fault of ours that one peer brought about must not end the sessions with all others
             _log.exception("the session with %s failed", link.device.short)
             reason = "internal error"
-        self._count(session)
-        if self._sessions.get(link.device) is session:
+        self._table.count_closed(session)
+        if self._table.holds(session):
             _log.info("session with %s ended: %s", link.device.short, reason)
             await self._dismiss(session, reason)
-        elif link.device not in self._sessions:
-            self._hosts.pop(link.device, None)
         return admitted
 
-    def _refusal(self, session: Session) -> str:
-        """Why this session is not wanted; empty if it is."""
-        device, site = session.device, session.peer_hello.site
-        if device == self.device:
-            return "myself"
-        if self._leaving:
-            return LEAVING
-        existing = self._sessions.get(device)
-        if existing is not None:
-            return "" if self._prefers(session, existing) else "duplicate"
-        if len(self._sessions) >= self._settings.sessions_max:
-            return "full"
-        foreign = sum(1 for other in self._sessions.values() if other.peer_hello.site != self._settings.site)
-        if site != self._settings.site and self._settings.role == "device" and foreign >= FOREIGN_SESSIONS_MAX:
-            return "full"
-        return ""
-
-    def _prefers(self, new: Session, old: Session) -> bool:
-        if new.peer_hello.incarnation != old.peer_hello.incarnation:
-            return new.peer_hello.incarnation > old.peer_hello.incarnation
-        if new.dialled == old.dialled:
-            return True
-        return (self.device if new.dialled else new.device) == min(self.device, new.device)
-
-    async def _admit(self, session: Session) -> None:
+    async def _admit(self, session: Session, host: str) -> None:
         device, hello = session.device, session.peer_hello
-        old = self._sessions.get(device)
-        self._sessions[device] = session
+        old = self._table.admit(session, host)
         if old is not None:
             if self._nursery is not None:
                 self._nursery.start_soon(old.close, "replaced")
-            await self._tell_watchers(PeerDown(device, "replaced"))
-            if self._sessions.get(device) is not session:
+            await self._handlers.announce(PeerDown(device, "replaced"))
+            if not self._table.holds(session):
                 return
-        address = Address(self._hosts[device], hello.port) if hello.port else None
+        address = Address(host, hello.port) if hello.port else None
         self._fold(SessionUp(device, address, hello.site, hello.incarnation, hello.weight))
-        _log.info("session with %s (%s, site %s) at %s", device.short, session.role, hello.site, self._hosts[device])
-        await self._tell_watchers(PeerUp(self._info(session)))
+        _log.info("session with %s (%s, site %s) at %s", device.short, session.role, hello.site, host)
+        await self._handlers.announce(PeerUp(self._info(session)))
 
     async def _dismiss(self, session: Session, reason: str) -> None:
-        del self._sessions[session.device]
-        self._hosts.pop(session.device, None)
+        self._table.remove(session)
         self._fold(SessionDown(session.device, session.bye_reason == LEAVING))
-        await self._tell_watchers(PeerDown(session.device, reason))
+        await self._handlers.announce(PeerDown(session.device, reason))
 
     async def _run_on_the_side(
         self, session: Session, *, task_status: trio.TaskStatus[Hello] = trio.TASK_STATUS_IGNORED
@@ -554,34 +457,17 @@ class Overlay:
         try:
             await session.run(task_status=task_status)
         finally:
-            self._count(session)
-
-    async def _tell_watchers(self, event: PeerUp | PeerDown) -> None:
-        for watcher in self._watchers:
-            try:
-                await watcher(event)
-            except SessionClosed:
-                continue  # the watcher spoke to a session that has just ended
-            except Exception:
-                _log.exception("a watcher of peers failed at %s", event)
+            self._table.count_closed(session)
 
     async def _dispatch(self, session: Session, message: Message) -> None:
-        if self._sessions.get(session.device) is session:
+        if self._table.holds(session):
             if isinstance(message, Roster):
                 self._fold(RosterHeard(session.device, message.entries))
             else:
-                await self._deliver(session, message)
-
-    async def _deliver(self, session: Session, message: Message) -> None:
-        for handler in self._handlers.get(type(message), ()):
-            try:
-                await handler(session.device, message)
-            except UntrustedBytes as error:
-                _log.warning("%s sent a bad %s: %s", session.device.short, type(message).__name__, error)
-                raise
+                await self._handlers.deliver(session, message)
 
     def _session(self, device: DeviceId) -> Session:
-        session = self._sessions.get(device)
+        session = self._table.get(device)
         if session is None:
             raise SessionClosed(f"no session with {device.short}")
         return session
@@ -591,7 +477,7 @@ class Overlay:
         member = self._membership.members.get(session.device)
         return PeerInfo(
             session.device,
-            self._hosts.get(session.device, "?"),
+            self._table.host(session.device),
             hello.site,
             session.role,
             min(member.weight if member is not None else hello.weight, 16),
@@ -599,10 +485,3 @@ class Overlay:
             hello.agent,
             session.statistics().round_trip_s,
         )
-
-    def _count(self, session: Session) -> None:
-        last = session.statistics()
-        for index, value in enumerate(
-            (last.control_in_bytes, last.control_out_bytes, last.bulk_in_bytes, last.bulk_out_bytes)
-        ):
-            self._closed_bytes[index] += value

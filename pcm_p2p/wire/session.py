@@ -7,9 +7,9 @@ What a user of a session can rely on:
 
 - **Control never waits behind data.** Outgoing control frames go before bulk pieces; answers that are under way share the
   stream piece by piece. An upload limit delays pieces, not messages.
-- **Nothing grows without bound.** Control frames wait in a queue of ``CONTROL_QUEUE_MAX`` messages and
-  ``CONTROL_QUEUE_BYTES_MAX`` bytes; a peer that lets it overflow is closed as too slow. A peer has at most
-  ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is above is refused.
+- **Nothing grows without bound.** Control frames wait in a bounded queue (``outgoing``); a peer that lets it overflow is closed
+  as too slow. A peer has at most ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is
+  above is refused.
 - **Nothing waits for ever.** Hello has a deadline, every write and every wait for bytes has one, and a request ends when its
   answer stalls or drips. The side that dialled pings after ``PING_INTERVAL_S`` without traffic, the other answers: two wakeups
   per interval and session, and none at all while data flows. Silence for ``SILENCE_S`` ends the session.
@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
@@ -39,10 +38,11 @@ from pcm_p2p.wire.framing import (
     Frame,
     FrameDecoder,
     decode_message_untrusted,
-    encode_bulk,
     encode_control,
 )
 from pcm_p2p.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused
+from pcm_p2p.wire.outgoing import Outgoing
+from pcm_p2p.wire.pending import Pending
 
 HELLO_TIMEOUT_S = 5.0
 """Choice: a handshake on a LAN takes milliseconds; a loaded machine some hundred."""
@@ -52,8 +52,6 @@ SILENCE_S = 15.0
 """Three pings unanswered."""
 SERVE_TIMEOUT_S = 30.0
 """Choice: longest work on one request before it is refused as busy."""
-CONTROL_QUEUE_MAX = 1_024
-CONTROL_QUEUE_BYTES_MAX = 4 << 20
 INBOX_MAX = 256
 OUTSTANDING_MAX = 32
 """Choice: pipelines are 2 to 8 deep (research/gossip-scale.md 1.4)."""
@@ -61,7 +59,6 @@ SERVED_AT_ONCE_MAX = 4
 """Choice: with answers of at most 4 MiB this bounds a session's outgoing memory to 16 MiB."""
 RATE_BYTES_PER_S_MIN = 16 << 10
 """Choice: slower than this a LAN peer is worth leaving for another."""
-WRITE_SIZE_BYTES = 256 << 10
 RECEIVE_SIZE_BYTES = 256 << 10
 
 _log = logging.getLogger(__name__)
@@ -113,36 +110,6 @@ class SessionStatistics:
     round_trip_s: float | None = None
 
 
-@dataclass(slots=True)
-class _Answer:
-    """Bytes that the writer sends as pieces; ``last`` says whether they end the answer."""
-
-    request: int
-    view: memoryview
-    last: bool
-    written: trio.Event
-
-
-class _Pending:
-    """A request of ours that waits for its answer."""
-
-    __slots__ = ("ended", "error", "heard_at", "pieces", "size_bytes", "size_bytes_max")
-
-    def __init__(self, size_bytes_max: int) -> None:
-        self.size_bytes_max = size_bytes_max
-        self.pieces: list[bytes] = []
-        self.size_bytes = 0
-        self.heard_at = trio.current_time()
-        self.error: Exception | None = None
-        self.ended = trio.Event()
-
-    def fail(self, error: Exception) -> None:
-        if not self.ended.is_set():
-            self.error = error
-            self.pieces.clear()
-            self.ended.set()
-
-
 class Session:
     """Made over a stream, then ``run`` in a nursery; ``run`` reports as started once both sides said Hello.
 
@@ -180,20 +147,17 @@ class Session:
         self._pace_in = pace_in
         self._pace_out = pace_out
         self._decoder = FrameDecoder()
-        self._control: deque[bytes] = deque()
-        self._control_bytes = 0
-        self._bulk: deque[_Answer] = deque()
-        self._writer_wanted = trio.Event()
+        self._outgoing = Outgoing()
         self._closing_reason: str | None = None
         self._scope = trio.CancelScope()
         self._inbox_in, self._inbox_out = trio.open_memory_channel[Message](INBOX_MAX)
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._requests = 0
         self._fetching = trio.CapacityLimiter(OUTSTANDING_MAX)
         self._outstanding = 0
         self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
-        self._statistics = SessionStatistics()
-        self._control_in = self._control_out = self._bulk_in = self._bulk_out = 0
+        self._control_in = self._bulk_in = 0
+        self._round_trip_s: float | None = None
         self._sent_at = self._heard_at = 0.0
         self._ping_sent: tuple[int, float] | None = None
         self._pings = 0
@@ -207,12 +171,12 @@ class Session:
         return self._peer_hello
 
     def statistics(self) -> SessionStatistics:
-        return replace(
-            self._statistics,
-            control_in_bytes=self._control_in,
-            control_out_bytes=self._control_out,
-            bulk_in_bytes=self._bulk_in,
-            bulk_out_bytes=self._bulk_out,
+        return SessionStatistics(
+            self._control_in,
+            self._outgoing.control_bytes,
+            self._bulk_in,
+            self._outgoing.bulk_bytes,
+            self._round_trip_s,
         )
 
     def post(self, message: Message) -> None:
@@ -221,12 +185,10 @@ class Session:
             reason = self.closed_reason or self._closing_reason
             raise SessionClosed(f"session with {self.device.short} is closed: {reason}")
         frame = encode_control(message)
-        if len(self._control) >= CONTROL_QUEUE_MAX or self._control_bytes + len(frame) > CONTROL_QUEUE_BYTES_MAX:
+        if not self._outgoing.has_room_for(frame):
             self._end("too slow: the queue of messages to it is full")
             raise SessionClosed(f"session with {self.device.short} is closed: {self.closed_reason}")
-        self._control.append(frame)
-        self._control_bytes += len(frame)
-        self._writer_wanted.set()
+        self._outgoing.put_control(frame)
 
     async def send(self, message: Message) -> None:
         """Queue a message and let others run. Raises ``SessionClosed``."""
@@ -250,39 +212,23 @@ class Session:
             if self.closed_reason:
                 raise SessionClosed(f"session with {self.device.short} is closed: {self.closed_reason}")
             self._requests = number = (self._requests + 1) & 0xFFFF_FFFF
-            pending = self._pending[number] = _Pending(size_bytes_max)
+            pending = self._pending[number] = Pending(size_bytes_max)
             try:
                 self.post(make_request(number))
-                await self._wait(pending, timeout_s, rate_bytes_per_s_min)
+                if not await pending.wait(timeout_s, rate_bytes_per_s_min):
+                    raise PeerTooSlow(
+                        f"{self.device.short} sent {pending.size_bytes} bytes of an answer and then was too slow"
+                    )
             finally:
                 self._pending.pop(number, None)
-            if pending.error is not None:
-                raise pending.error
-            return pending.pieces[0] if len(pending.pieces) == 1 else b"".join(pending.pieces)
-
-    async def _wait(self, pending: _Pending, timeout_s: float, rate_bytes_per_s_min: int) -> None:
-        asked_at = trio.current_time()
-        while True:
-            deadline = pending.heard_at + timeout_s
-            if rate_bytes_per_s_min > 0:
-                deadline = min(deadline, asked_at + max(timeout_s, (pending.size_bytes + 1) / rate_bytes_per_s_min))
-            if deadline <= trio.current_time():
-                raise PeerTooSlow(
-                    f"{self.device.short} sent {pending.size_bytes} bytes of an answer and then was too slow"
-                )
-            with trio.move_on_at(deadline):
-                await pending.ended.wait()
-                return
+            return pending.answer()
 
     async def close(self, reason: str) -> None:
         """Say Bye, wait at most a second until it is written, and end. Does nothing on a closed session."""
         if not self.closed_reason:
             if not self._closing_reason:
                 self._closing_reason = reason
-                bye = encode_control(Bye(reason[:200]))
-                self._control.append(bye)
-                self._control_bytes += len(bye)
-                self._writer_wanted.set()
+                self._outgoing.put_control(encode_control(Bye(reason[:200])))
             with trio.move_on_after(1.0):
                 await self.closed.wait()
             self._end(reason)
@@ -390,25 +336,14 @@ class Session:
             if not 0 < frame.request <= self._requests:
                 raise UntrustedBytes("an answer to a request that was never made")
             return
-        if pending.ended.is_set():
-            return
-        pending.heard_at = self._heard_at
-        pending.size_bytes += len(frame.data)
-        if pending.size_bytes > pending.size_bytes_max:
-            pending.fail(
-                UntrustedBytes(f"the answer of {self.device.short} is longer than {pending.size_bytes_max} bytes")
-            )
-            return
-        pending.pieces.append(frame.data)
-        if frame.last:
-            pending.ended.set()
+        pending.take(frame, self._heard_at)
 
     async def _take_message(self, nursery: trio.Nursery, message: Message) -> None:
         if isinstance(message, Ping):
             self.post(Pong(message.nonce))
         elif isinstance(message, Pong):
             if self._ping_sent is not None and self._ping_sent[0] == message.nonce:
-                self._statistics = replace(self._statistics, round_trip_s=self._heard_at - self._ping_sent[1])
+                self._round_trip_s = self._heard_at - self._ping_sent[1]
                 self._ping_sent = None
         elif isinstance(message, Refused):
             pending = self._pending.get(message.request)
@@ -476,49 +411,24 @@ class Session:
             start += len(part)
             if self._pace_out is not None:
                 await self._pace_out.take(len(part))
-            answer = _Answer(request, part, start >= len(view), trio.Event())
-            self._bulk.append(answer)
-            self._writer_wanted.set()
-            await answer.written.wait()  # bounded by the writer's deadline, which ends the session
-            if answer.last:
+            last = start >= len(view)
+            await self._outgoing.write_part(request, part, last=last)
+            if last:
                 return
 
     async def _write(self) -> None:
         while True:
-            data = self._next_to_write()
+            data = self._outgoing.next_write()
             if data is None:
                 if self._closing_reason:
                     return self._end(self._closing_reason)
-                self._writer_wanted = trio.Event()
-                await self._writer_wanted.wait()
+                await self._outgoing.wait()
                 continue
             with trio.move_on_after(SILENCE_S) as writing:
                 await self._stream.send_all(data)
             if writing.cancelled_caught:
                 return self._end(f"too slow: did not take {len(data)} bytes within {SILENCE_S:g} s")
             self._sent_at = trio.current_time()
-
-    def _next_to_write(self) -> bytes | None:
-        """All control frames that wait, up to a bound; else one piece of the answer whose turn it is."""
-        if self._control:
-            frames = [self._control.popleft()]
-            size = len(frames[0])
-            while self._control and size + len(self._control[0]) <= WRITE_SIZE_BYTES:
-                frames.append(self._control.popleft())
-                size += len(frames[-1])
-            self._control_bytes -= size
-            self._control_out += size
-            return b"".join(frames)
-        if self._bulk:
-            answer = self._bulk.popleft()
-            piece, answer.view = answer.view[:BULK_PIECE_SIZE_BYTES], answer.view[BULK_PIECE_SIZE_BYTES:]
-            self._bulk_out += len(piece)
-            if answer.view:
-                self._bulk.append(answer)
-            else:
-                answer.written.set()
-            return encode_bulk(answer.request, piece, last=answer.last and not answer.view)
-        return None
 
     async def _keep_alive(self) -> None:
         while True:

@@ -12,7 +12,6 @@ from functools import partial
 from random import Random
 
 from pcm_p2p.gossip.membership import (
-    Address,
     Dial,
     DialFailed,
     Dialled,
@@ -27,6 +26,7 @@ from pcm_p2p.gossip.membership import (
     Tell,
     Tick,
 )
+from pcm_p2p.gossip.targets import Address
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.wire.messages import RosterEntry
 

@@ -15,12 +15,8 @@ from hypothesis import strategies as st
 from neighbourhood import World, device_id
 
 from pcm_p2p.gossip.membership import (
-    BACKOFF_MS_MAX,
     DEGREE,
-    DIALS_MAX,
     ROSTER_MAX,
-    TARGETS_MAX,
-    Address,
     Dial,
     DialFailed,
     Dialled,
@@ -37,6 +33,7 @@ from pcm_p2p.gossip.membership import (
     Tick,
     WeightChanged,
 )
+from pcm_p2p.gossip.targets import BACKOFF_MS_MAX, DIALS_MAX, TARGETS_MAX, Address
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.wire.messages import RosterEntry
 

@@ -204,7 +204,9 @@ async def test_two_that_dial_each_other_keep_one_session_and_agree_which(tmp_pat
             for node, other in ((a, b), (b, a)):
                 await node.overlay.send(other.overlay.device, Route(True))
                 await other.until(lambda node=node, other=other: (node.overlay.device, Route(True)) in other.seen)  # type: ignore[misc]
-            one, two = a.overlay._sessions[b.overlay.device], b.overlay._sessions[a.overlay.device]
+            one, two = a.overlay.session_with(b.overlay.device), b.overlay.session_with(a.overlay.device)
+            assert one is not None
+            assert two is not None
             assert one.dialled != two.dialled
 
 

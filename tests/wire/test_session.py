@@ -36,6 +36,7 @@ from pcm_p2p.wire.messages import (
     Refused,
     Route,
 )
+from pcm_p2p.wire.outgoing import CONTROL_QUEUE_MAX
 from pcm_p2p.wire.session import (
     HELLO_TIMEOUT_S,
     PING_INTERVAL_S,
@@ -503,7 +504,7 @@ async def test_a_peer_that_lets_the_queue_overflow_is_closed(autojump_clock: tri
             while posted < 10_000:
                 session.post(RecordsPut(1, (bytes(1_000),)))
                 posted += 1
-        assert posted <= session_module.CONTROL_QUEUE_MAX
+        assert posted <= CONTROL_QUEUE_MAX
 
     assert "queue" in await with_stuck(flood)
 
