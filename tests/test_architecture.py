@@ -61,7 +61,7 @@ CORES = {
         "policy.selector",
     ),
     *("trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
-    *("gossip.beacon", "gossip.membership", "gossip.spread"),
+    *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings", "swarm.mirrors"),
     *("swarm.ownership", "swarm.picker", "swarm.rendezvous"),
     *("apply.plan", "apply.step"),
