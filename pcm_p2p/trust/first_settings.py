@@ -30,9 +30,8 @@ def settings_text(token: Token, overrides: Overrides) -> str:
     }
     for table, values in overrides.items():
         tables.setdefault(table, {}).update(values)
-    lines = [
-        f"# Written when this device joined {token.fleet_name or token.fleet}. Every other setting has its default."
-    ]
+    fleet = _string(token.fleet_name or token.fleet)  # quoted: a line break in the name would end the comment
+    lines = [f"# Written when this device joined {fleet}. Every other setting has its default."]
     for table, values in tables.items():
         lines += ["", f"[{_key(table)}]"]
         lines += [f"{_key(key)} = {_value(value, f'{table}.{key}')}" for key, value in values.items()]
