@@ -29,8 +29,14 @@ inspection          shell  runs the checks of a device, each with its deadline
 report              noun   the whole picture as JSON, packed
 record              core   a packed report sealed, signed and numbered
 acknowledgement     core   what collectors sign
-outbox              shell  own and carried records and acknowledgements in SQLite
+parcel              noun   a stored record, and what a transaction did
+outbox              shell  own and carried records and acknowledgements: one transaction per method
+own_records         shell  its numbering and what waits under it
+carried_records     shell  its records of others, within quotas
+held_acks           shell  its acknowledgements
+outbox_tables       shell  its tables
 handover            noun   the answer to a hand-over on the wire
+carriage            noun   what the courier hears, and what it wants done
 courier             core   what to send to whom, and when
 carry               shell  performs what the courier decides; answers neighbours
 ==================  =====  ==================================================================================

@@ -19,12 +19,11 @@ from typing import Protocol
 import trio
 
 from pcm_p2p.compliance.acknowledgement import open_ack_untrusted
-from pcm_p2p.compliance.courier import (
+from pcm_p2p.compliance.carriage import (
     Answered,
     CollectorDown,
     CollectorsKnown,
     CollectorUp,
-    Courier,
     Dial,
     Effect,
     Event,
@@ -40,8 +39,11 @@ from pcm_p2p.compliance.courier import (
     Stored,
     Tick,
 )
+from pcm_p2p.compliance.courier import Courier
 from pcm_p2p.compliance.handover import TAKEN_SIZE_BYTES_MAX, decode_taken_untrusted, encode_taken
-from pcm_p2p.compliance.outbox import Changed, Kept, Outbox, OutboxStatistics, Sealer
+from pcm_p2p.compliance.outbox import Outbox, OutboxStatistics
+from pcm_p2p.compliance.own_records import Sealer
+from pcm_p2p.compliance.parcel import Changed, Kept
 from pcm_p2p.compliance.record import Record, VerifyCertificate, open_record_untrusted
 from pcm_p2p.compliance.report import ReportBody, pack
 from pcm_p2p.errors import PcmError, StorageError, TransferError, UntrustedBytes

@@ -28,13 +28,34 @@ from random import Random
 
 from blake3 import blake3
 
-from pcm_p2p.compliance.outbox import Parcel
+from pcm_p2p.compliance.carriage import (
+    Answered,
+    CollectorDown,
+    CollectorsKnown,
+    CollectorUp,
+    Dial,
+    Effect,
+    Event,
+    Gone,
+    HandAcks,
+    HangUp,
+    PeerDown,
+    PeerRoute,
+    PeerUp,
+    Put,
+    PutFailed,
+    SayRoute,
+    Stored,
+    Tick,
+)
+from pcm_p2p.compliance.parcel import Parcel
 from pcm_p2p.ids import DeviceId
 
 RECORDS_AT_ONCE_MAX = 64
 """``RecordsPut`` carries no more."""
-OWED_PEERS_MAX = 512
-"""As many as a roster holds; an acknowledgement that is forgotten is asked for again by offering the record."""
+PEERS_MAX = 512
+"""As many as a roster holds. Of those who are away: an acknowledgement that is forgotten is asked for again by offering the
+record, a route is said again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,7 @@ class CourierLimits:
     ``refused_ms``: whoever refused a record is not asked again before this.
     ``idle_ms``: an upload session without anything to send is closed after this.
     ``back_off_ms_min/max``: after a failed hand-over, doubled each time.
+    ``say_again_ms``: a route is told to all neighbours again, in case a session began between two tellings.
     ``put_bytes_max``: what a 64 kbit/s uplink moves within the silence that a session endures (15 s).
     """
 
@@ -58,136 +80,8 @@ class CourierLimits:
     idle_ms: int = 30_000
     back_off_ms_min: int = 2_000
     back_off_ms_max: int = 300_000
+    say_again_ms: int = 600_000
     put_bytes_max: int = 96 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The outbox holds these now (at start: all of them)."""
-
-    parcels: tuple[Parcel, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The outbox no longer holds these. ``advanced``: authors of whom more is acknowledged than before."""
-
-    hashes: tuple[bytes, ...]
-    advanced: tuple[DeviceId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorsKnown:
-    """The collectors of the fleet document, in its order."""
-
-    collectors: tuple[DeviceId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorUp:
-    collector: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorDown:
-    """A dial failed, or a session ended by itself."""
-
-    collector: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    """A session with a device of my site."""
-
-    peer: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    peer: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class PeerRoute:
-    """What a neighbour said of its route to a collector."""
-
-    peer: DeviceId
-    reachable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A ``Put`` came back; ``taken`` stands beside ``hashes``. What was acknowledged comes as ``Gone`` before."""
-
-    target: DeviceId
-    hashes: tuple[bytes, ...]
-    taken: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutFailed:
-    """A ``Put`` did not come back in time, or the session is gone. Whether anything was taken is not known."""
-
-    target: DeviceId
-    hashes: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    pass
-
-
-Event = (
-    Stored
-    | Gone
-    | CollectorsKnown
-    | CollectorUp
-    | CollectorDown
-    | PeerUp
-    | PeerDown
-    | PeerRoute
-    | Answered
-    | PutFailed
-    | Tick
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    collector: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    collector: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Hand these over to the collector's session or to a neighbour."""
-
-    target: DeviceId
-    hashes: tuple[bytes, ...]
-    to_collector: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SayRoute:
-    """Tell one neighbour, or all (``peer`` None), whether I reach a collector."""
-
-    reachable: bool
-    peer: DeviceId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HandAcks:
-    """Give a neighbour what collectors signed about these authors."""
-
-    peer: DeviceId
-    authors: tuple[DeviceId, ...]
-
-
-Effect = Dial | HangUp | Put | SayRoute | HandAcks
 
 
 class _State(Enum):
@@ -247,6 +141,7 @@ class Courier:
         self._limits = limits or CourierLimits()
         self._waiting: dict[bytes, _Waiting] = {}
         self._peers: dict[DeviceId, _Target] = {}
+        self._routes_of_strangers: dict[DeviceId, bool] = {}
         self._owed: dict[DeviceId, dict[DeviceId, None]] = {}
         self._collectors: tuple[DeviceId, ...] = ()
         self._dialling: DeviceId | None = None
@@ -255,12 +150,16 @@ class Courier:
         self._dial_failures = 0
         self._dial_not_before_ms = 0
         self._idle_since_ms: int | None = None
+        self._say_again_ms = 0
         self.reachable = False
         self.wake_at_ms: int | None = None
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """Fold one event into the state and return what the shell shall do."""
         effects = self._fold(event, now_ms)
+        if self.reachable and self._peers and now_ms >= self._say_again_ms:
+            self._say_again_ms = now_ms + self._limits.say_again_ms
+            effects.append(SayRoute(True))
         effects += self._use_uplink(now_ms) if self._uplink is not None else self._look_for_a_way(now_ms)
         self.wake_at_ms = self._next_wake(now_ms)
         return effects
@@ -289,10 +188,11 @@ class Courier:
             case CollectorDown(collector):
                 return self._collector_down(collector, now_ms)
             case PeerUp(peer):
-                self._peers[peer] = _Target()
+                self._peers[peer] = _Target(routed=self._routes_of_strangers.pop(peer, False))
                 return [SayRoute(self.reachable, peer), *self._pay(peer)]
             case PeerDown(peer):
                 self._peers.pop(peer, None)
+                self._routes_of_strangers.pop(peer, None)
             case PeerRoute(peer, reachable):
                 self._peer_route(peer, reachable, now_ms)
             case Answered(target, hashes, taken):
@@ -322,7 +222,7 @@ class Courier:
             for peer in (*waiting.offers, author):
                 if peer != self._me and peer not in self._collectors:
                     self._owed.setdefault(peer, {})[author] = None
-        while len(self._owed) > OWED_PEERS_MAX:
+        while len(self._owed) > PEERS_MAX:
             del self._owed[next(iter(self._owed))]
         return [effect for peer in [*self._owed] if peer in self._peers for effect in self._pay(peer)]
 
@@ -342,16 +242,19 @@ class Courier:
             return []  # the next one at once
         interval_ms = self._limits.interval_ms
         self._dial_not_before_ms = now_ms + interval_ms * 3 // 4 + self._rng.randrange(interval_ms // 2 + 1)
-        return self._now_reachable(False)
+        return self._now_reachable(False, now_ms)
 
-    def _now_reachable(self, reachable: bool) -> list[Effect]:
+    def _now_reachable(self, reachable: bool, now_ms: int) -> list[Effect]:
         if reachable == self.reachable:
             return []
         self.reachable = reachable
+        self._say_again_ms = now_ms + self._limits.say_again_ms
         return [SayRoute(reachable)]
 
     def _peer_route(self, peer: DeviceId, reachable: bool, now_ms: int) -> None:
-        if peer not in self._peers:
+        if peer not in self._peers:  # its word was quicker than the news of its session
+            if len(self._routes_of_strangers) < PEERS_MAX:
+                self._routes_of_strangers[peer] = reachable
             return
         self._peers[peer].routed = reachable
         if reachable:  # it uploads what it holds at once, so its acknowledgement is due sooner
@@ -377,7 +280,7 @@ class Courier:
         if target not in self._collectors:
             return []
         self._dial_failures = 0
-        return self._now_reachable(True)
+        return self._now_reachable(True, now_ms)
 
     def _put_failed(self, target: DeviceId, hashes: tuple[bytes, ...], now_ms: int) -> None:
         for offered in hashes:
@@ -481,6 +384,8 @@ class Courier:
         times = [state.not_before_ms for state in (self._uplink_state, *self._peers.values())]
         if self._uplink is not None and self._idle_since_ms is not None:
             times.append(self._idle_since_ms + self._limits.idle_ms)
+        if self.reachable and self._peers:
+            times.append(self._say_again_ms)
         if self._waiting:
             times.append(self._dial_not_before_ms)
             times += [offer.until_ms for waiting in self._waiting.values() for offer in waiting.offers.values()]

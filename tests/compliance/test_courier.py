@@ -7,14 +7,11 @@ import random
 import pytest
 from compliance_world import FakeDevice
 
-from pcm_p2p.compliance.courier import (
-    RECORDS_AT_ONCE_MAX,
+from pcm_p2p.compliance.carriage import (
     Answered,
     CollectorDown,
     CollectorsKnown,
     CollectorUp,
-    Courier,
-    CourierLimits,
     Dial,
     Effect,
     Event,
@@ -30,7 +27,8 @@ from pcm_p2p.compliance.courier import (
     Stored,
     Tick,
 )
-from pcm_p2p.compliance.outbox import Parcel
+from pcm_p2p.compliance.courier import RECORDS_AT_ONCE_MAX, Courier, CourierLimits
+from pcm_p2p.compliance.parcel import Parcel
 from pcm_p2p.compliance.record import RecordKey
 from pcm_p2p.ids import DeviceId
 
@@ -308,6 +306,21 @@ def test_authors_choose_different_neighbours() -> None:
             courier.handle(PeerRoute(peer, True), 0)
         chosen.add(puts(courier.handle(Stored((parcel(1, me),)), 0))[0].target)
     assert len(chosen) >= 5
+
+
+def test_a_route_is_told_again_and_one_told_before_its_session_is_remembered() -> None:
+    play = Play()
+    play(PeerUp(PEERS[0]))
+    (put,) = puts(connected(play, parcel()))
+    play(Gone(put.hashes, (ME,)), Answered(FIRST, put.hashes, (True,)))
+    play.after(30_000)
+    assert play.courier.wake_at_ms == 600_000
+    assert play.after(570_000) == [SayRoute(True)]
+    early = Play(CUT_OFF)
+    early(PeerRoute(PEERS[0], True), PeerUp(PEERS[0]))
+    assert early.courier.route == "through 1 neighbour"
+    early(PeerDown(PEERS[0]), PeerUp(PEERS[0]))
+    assert early.courier.route == "none", "a new session says it anew"
 
 
 def test_a_courier_is_deterministic() -> None:

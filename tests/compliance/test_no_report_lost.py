@@ -22,13 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from pcm_p2p.compliance.acknowledgement import open_ack_untrusted
-from pcm_p2p.compliance.courier import (
+from pcm_p2p.compliance.carriage import (
     Answered,
     CollectorDown,
     CollectorsKnown,
     CollectorUp,
-    Courier,
-    CourierLimits,
     Dial,
     Event,
     Gone,
@@ -43,7 +41,9 @@ from pcm_p2p.compliance.courier import (
     Stored,
     Tick,
 )
-from pcm_p2p.compliance.outbox import MIGRATIONS, Changed, Kept, Outbox
+from pcm_p2p.compliance.courier import Courier, CourierLimits
+from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
+from pcm_p2p.compliance.parcel import Changed, Kept
 from pcm_p2p.compliance.record import open_record_untrusted
 from pcm_p2p.compliance.report import pack
 from pcm_p2p.ids import DeviceId

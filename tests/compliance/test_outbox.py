@@ -12,7 +12,9 @@ import pytest
 from compliance_world import START_MS, FakeCollector, FakeDevice, verify_certificate
 
 from pcm_p2p.compliance.acknowledgement import Level
-from pcm_p2p.compliance.outbox import MIGRATIONS, Changed, Kept, Outbox, OutboxFull, OutboxLimits
+from pcm_p2p.compliance.carried_records import CarriedLimits
+from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox, OutboxFull, OutboxLimits
+from pcm_p2p.compliance.parcel import Changed, Kept
 from pcm_p2p.compliance.record import Record, RecordKey, open_record_untrusted
 from pcm_p2p.compliance.report import pack
 from pcm_p2p.database import open_database
@@ -218,16 +220,16 @@ async def test_carried_records_expire_by_the_carriers_own_clock(tmp_path: Path) 
 @pytest.mark.parametrize(
     "limits",
     [
-        OutboxLimits(author_records_max=3),
-        OutboxLimits(author_bytes_max=2_000),
-        OutboxLimits(carried_records_max=3),
-        OutboxLimits(carried_bytes_max=2_000),
+        CarriedLimits(author_records_max=3),
+        CarriedLimits(author_bytes_max=2_000),
+        CarriedLimits(records_max=3),
+        CarriedLimits(size_bytes_max=2_000),
     ],
     ids=["author records", "author bytes", "records", "bytes"],
 )
-async def test_a_flood_is_refused_and_pushes_nothing_out(tmp_path: Path, limits: OutboxLimits) -> None:
+async def test_a_flood_is_refused_and_pushes_nothing_out(tmp_path: Path, limits: CarriedLimits) -> None:
     records = await foreign(tmp_path, BOB, 6)
-    async with outbox_at(tmp_path / "node.sqlite", limits=limits) as outbox:
+    async with outbox_at(tmp_path / "node.sqlite", limits=OutboxLimits(carried=limits)) as outbox:
         await add(outbox)
         answers, _ = await outbox.keep(records, BOB.id, START_MS)
         kept = [record.hash for record, answer in zip(records, answers, strict=True) if answer is Kept.KEPT]
@@ -239,7 +241,9 @@ async def test_a_flood_is_refused_and_pushes_nothing_out(tmp_path: Path, limits:
 
 async def test_one_author_cannot_take_the_room_of_another(tmp_path: Path) -> None:
     flood, one = await foreign(tmp_path, BOB, 5), await foreign(tmp_path, FakeDevice("carol"))
-    async with outbox_at(tmp_path / "node.sqlite", limits=OutboxLimits(author_records_max=2)) as outbox:
+    async with outbox_at(
+        tmp_path / "node.sqlite", limits=OutboxLimits(carried=CarriedLimits(author_records_max=2))
+    ) as outbox:
         await outbox.keep(flood, BOB.id, START_MS)
         assert (await outbox.keep(one, BOB.id, START_MS))[0] == [Kept.KEPT]
 
