@@ -40,18 +40,16 @@ from pcm_p2p.trust.identity import (
     authorities_untrusted,
     load_authority,
     load_or_create_key,
-    peer_identity_untrusted,
-    separated,
     verified_identity_untrusted,
     verify,
 )
 from pcm_p2p.trust.introduction import (
+    EXCHANGE_TIMEOUT_S,
     PROOF_DOMAIN,
-    REPLY_SIZE_BYTES_MAX,
     REQUEST_SIZE_BYTES_MAX,
     Reply,
     Request,
-    decode_reply_untrusted,
+    ask_desk,
     decode_request_untrusted,
     mac,
     receive,
@@ -65,7 +63,6 @@ from pcm_p2p.trust.token import (
     TokenRecord,
     check_endpoints,
     decode_token_untrusted,
-    endpoint_untrusted,
 )
 
 if TYPE_CHECKING:
@@ -73,16 +70,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXCHANGE_TIMEOUT_S = 15.0
-"""Choice: connect, handshake, one question, one answer, one fsync."""
 EXCHANGES_MAX = 32
 """Choice: joins at one time; a further one is closed at once and repeats."""
 DESK_DAYS = 3_650
 """The desk's own certificate lasts as long as the authority's beside it, so that a desk that is never restarted goes on."""
 LIFETIME_MAX = timedelta(days=366)
-
-_NOT_YET_VALID, _EXPIRED = 9, 10
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 
 def create_token(
@@ -277,20 +269,6 @@ def _desk_context(home: Path) -> ssl.SSLContext:
     return context
 
 
-_REFUSALS = {
-    "unknown": ("does not know this token", "Ask for a new token, made in the fleet folder of this desk."),
-    "wrong": (
-        "refuses this token: its secret is not the right one",
-        "Copy the whole line again, or ask for a new token.",
-    ),
-    "expired": ("says that this token has expired", "Ask for a new token."),
-    "used": (
-        "says that this token was used as often as it may be",
-        "Ask for a new token; if nobody else should have had this one, find out who joined with it.",
-    ),
-}
-
-
 @dataclass(frozen=True)
 class Joined:
     """``config`` is the path of the daemon's settings."""
@@ -325,7 +303,7 @@ async def join(
     try:
         with _held(folder / ".lock", busy):
             key = await trio.to_thread.run_sync(_prepare, folder, config, text, token)
-            reply = await _ask(token, key, now)
+            reply = await ask_desk(token, key, now)
             identity = await trio.to_thread.run_sync(_accept, folder, config, text, token, key, reply, now)
     except OSError as error:
         raise StorageError(
@@ -349,91 +327,6 @@ def _prepare(folder: Path, config: Path, text: str, token: Token) -> Ed25519Priv
         )
     check_settings(config, text)
     return load_or_create_key(folder)
-
-
-async def _ask(token: Token, key: Ed25519PrivateKey, now: datetime) -> Reply:
-    host, port = endpoint_untrusted(token.desk)
-    stated = statement(token.token_id, token.fleet, key.public_key().public_bytes_raw())
-    proof = key.sign(separated(PROOF_DOMAIN, stated))
-    request = Request(token.token_id, key.public_key().public_bytes_raw(), proof, mac(token.secret, stated, proof))
-    unreachable = "Check the address in the token, the network, and that 'pcm-p2p enroll desk' runs there; then repeat."
-    context = _joining_context(token)
-    tls: trio.SSLStream[trio.SocketStream] | None = None
-    try:
-        with trio.fail_after(EXCHANGE_TIMEOUT_S):
-            tcp = await trio.open_tcp_stream(host, port)
-            tls = trio.SSLStream(tcp, context, https_compatible=True)
-            await tls.do_handshake()
-            _check_desk(token, tls.getpeercert(binary_form=True) or b"", now)
-            await send(tls, msgspec.msgpack.encode(request))
-            reply = decode_reply_untrusted(await receive(tls, REPLY_SIZE_BYTES_MAX))
-    except trio.TooSlowError:
-        raise TransferError(
-            f"the desk at {token.desk} did not answer within {EXCHANGE_TIMEOUT_S:.0f} s", remedy=unreachable
-        ) from None
-    except (OSError, trio.BrokenResourceError) as error:
-        cause = error.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise _not_the_desk(token, cause, now) from None
-        reason = str(cause if isinstance(cause, ssl.SSLError) else error) or "the connection broke"
-        raise TransferError(f"the desk at {token.desk} cannot be reached: {reason}", remedy=unreachable) from None
-    except (TransferError, UntrustedBytes) as error:
-        raise TransferError(f"the desk at {token.desk} gave no answer: {error}", remedy=unreachable) from None
-    finally:
-        if tls is not None:
-            await trio.aclose_forcefully(tls)
-    if reply.reason in _REFUSALS:
-        what, remedy = _REFUSALS[reply.reason]
-        raise TrustError(f"the desk at {token.desk} {what}", remedy=remedy)
-    if reply.reason:
-        raise TransferError(
-            f"the desk at {token.desk} could not answer: {reply.reason!r}",
-            remedy="Look into the log of the desk, then repeat this command.",
-        )
-    return reply
-
-
-def _joining_context(token: Token) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    try:
-        context.load_verify_locations(cadata=token.authority_der)
-    except (ssl.SSLError, ValueError):
-        raise InputError("the token holds no certificate", remedy="Ask for a new token.") from None
-    return context
-
-
-def _check_desk(token: Token, certificate_der: bytes, now: datetime) -> None:
-    """TLS has verified who issued it. Any member's certificate would pass that: only one in role ``desk`` is the desk's."""
-    try:
-        desk = peer_identity_untrusted(certificate_der)
-    except UntrustedBytes as error:
-        raise TrustError(f"{token.desk} is not a desk: {error}", remedy="Ask for a new token.") from None
-    if desk.role != "desk" or desk.fleet != token.fleet:
-        raise TrustError(
-            f"{token.desk} is not the desk of this fleet, but a {desk.role} of fleet {desk.fleet}",
-            remedy="Tell the fleet's owner: somebody answers in the place of the desk.",
-        )
-    if not desk.not_before <= now <= desk.not_after:
-        raise _wrong_clock(now)
-
-
-def _not_the_desk(token: Token, error: ssl.SSLCertVerificationError, now: datetime) -> TrustError:
-    if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:
-        return _wrong_clock(now)
-    return TrustError(
-        f"{token.desk} is not the desk that this token is for: {error.verify_message}",
-        remedy="Check the address in the token; if it is right, somebody answers in the place of the desk.",
-    )
-
-
-def _wrong_clock(now: datetime) -> TrustError:
-    return TrustError(
-        f"by this device's clock it is {now:%Y-%m-%d %H:%M} UTC, and the desk's certificate is not valid then",
-        remedy="Set the clock of this device and repeat; if it is right, look at the clock of the desk.",
-    )
 
 
 def _accept(

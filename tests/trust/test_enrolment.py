@@ -325,7 +325,7 @@ async def test_a_desk_that_talks_nonsense_gave_no_answer(fleet: FleetFolder, tmp
 
 
 async def test_a_silent_desk_is_given_up(fleet: FleetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enrolment, "EXCHANGE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(introduction, "EXCHANGE_TIMEOUT_S", 0.2)
     async with impostor(None) as address:
         with pytest.raises(TransferError, match="did not answer"):
             await joins(tmp_path / "state", create_token(fleet, desk=address))
@@ -338,6 +338,12 @@ async def test_a_desk_that_is_not_there_is_named(fleet: FleetFolder, tmp_path: P
         with pytest.raises(TransferError, match=address) as refused:
             await joins(tmp_path / "state", create_token(fleet, desk=address))
     assert "enroll desk" in refused.value.remedy
+
+
+@pytest.mark.parametrize("address", ["desk..example:1", "x" * 70 + ":1", "%:1"])
+async def test_a_desk_with_a_name_that_cannot_be_is_named(fleet: FleetFolder, tmp_path: Path, address: str) -> None:
+    with pytest.raises(TransferError, match="cannot be reached"):
+        await joins(tmp_path / "state", create_token(fleet, desk=address))
 
 
 def nobody() -> ssl.SSLContext:
