@@ -87,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--archive", type=Path, required=True, help="the collector's archive (SQLite)")
     parser.add_argument(
-        "--listen", default="127.0.0.1:8743", metavar="HOST:PORT", help="default: %(default)s; port 0: any"
+        "--listen", default="127.0.0.1:8744", metavar="HOST:PORT", help="default: %(default)s; port 0: any"
     )
     parser.add_argument(
         "--password-file",

@@ -86,7 +86,7 @@ def _listen(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or int(port) > 65_535:
-        raise InputError(f"{listen!r} is not HOST:PORT", remedy="Write for example '127.0.0.1:8743' or '[::1]:8743'.")
+        raise InputError(f"{listen!r} is not HOST:PORT", remedy="Write for example '127.0.0.1:8744' or '[::1]:8743'.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
