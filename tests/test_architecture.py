@@ -66,6 +66,7 @@ CORES = {
     *("swarm.ownership", "swarm.picker", "swarm.rendezvous"),
     *("apply.plan", "apply.step"),
     *("compliance.assessment", "compliance.courier", "compliance.finding", "compliance.handover", "compliance.report"),
+    *("compliance.acknowledgement", "compliance.carriage", "compliance.parcel", "compliance.record"),
     *("compliance.version_order", "compliance.facts.observation"),
     *("collector.changes", "collector.console.access", "collector.console.presentation"),
     *("lab.result", "lab.scenario"),
