@@ -21,7 +21,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,9 +39,9 @@ from pcm_p2p.swarm.mirrors import Mirror, Mirrors
 FLUSH_SIZE_BYTES = 256 << 10
 """Choice: what a SIGKILL may cost of the piece in flight."""
 RESUMES_MAX = 20
-FRUITLESS_MAX, PATIENCE_MS = 3, 5_000
-"""Choice: attempts in a row without a byte, and the longest rest, that a segment which is partly here waits for before it
-is given up to a neighbour, who starts from nothing."""
+FRUITLESS_MAX, FRUIT_BYTES_MIN, PATIENCE_MS = 2, 64 << 10, 5_000
+"""Choice: after so many attempts in a row that brought less than that, or for a rest longer than that, a segment is given
+up to a neighbour, who starts from nothing."""
 REDIRECTS_MAX = 3
 CONNECTIONS_MAX = 4
 
@@ -169,7 +169,7 @@ class OriginClient:
     async def get(self, path: str, size_bytes_max: int) -> bytes:
         """The whole file at ``path`` from the first mirror that has it.
 
-        Raises ``OriginMissing`` (404 everywhere) or ``OriginFailed``. Longer than ``size_bytes_max`` is a failure of the
+        Raises ``OriginMissing`` (404 wherever there was an answer) or ``OriginFailed``. Longer than ``size_bytes_max`` is a failure of the
         mirror.
         """
         place = 0
@@ -190,11 +190,12 @@ class OriginClient:
             if response.status_code in (404, 410):
                 return None
             self._check_status(mirror, path, response, (200,))
-            async for block in self._blocks(mirror, response):
-                self._counters.metadata_bytes += len(block)
-                data += block
-                if len(data) > size_bytes_max:
-                    raise self._failed(mirror, f"{mirror.url}/{path} is longer than {size_bytes_max} bytes")
+            async with contextlib.aclosing(self._blocks(mirror, response)) as blocks:
+                async for block in blocks:
+                    self._counters.metadata_bytes += len(block)
+                    data += block
+                    if len(data) > size_bytes_max:
+                        raise self._failed(mirror, f"{mirror.url}/{path} is longer than {size_bytes_max} bytes")
         return bytes(data)
 
     # -- segments -------------------------------------------------------------------------------------------------------------
@@ -226,24 +227,26 @@ class OriginClient:
                 if mirror is None and place:
                     raise OriginMissing(f"the origin has no segment {segment.segment_id.short}", whole_origin=False)
                 if mirror is None:
-                    fruitless += 1
-                    wait_ms = self._mirrors.wait_ms(_now_ms())
-                    if not part.done or fruitless >= FRUITLESS_MAX or wait_ms > PATIENCE_MS:
-                        raise self._resting()
-                    await trio.sleep(wait_ms / 1000)
+                    await self._wait_for_mirror(part, fruitless)
                     continue
                 before = part.done
                 with contextlib.suppress(_Broken):
                     if not await self._read_rest(mirror, segment, part, progress):
                         place = self._mirrors.all.index(mirror) + 1
-                if part.done > before:
-                    fruitless = 0
+                fruitless = 0 if part.done - before >= FRUIT_BYTES_MIN else fruitless + 1
             if part.done == segment.size:
                 blob = await trio.to_thread.run_sync(_read_verified, part.path, segment)
                 if blob is not None:
                     return blob
                 await self._blame(segment, part)
         raise self._resting()
+
+    async def _wait_for_mirror(self, part: _Part, fruitless: int) -> None:
+        """All mirrors rest. Worth waiting for only a little, and only with a part that a neighbour would not have."""
+        wait_ms = self._mirrors.wait_ms(_now_ms())
+        if not part.done or fruitless >= FRUITLESS_MAX or wait_ms > PATIENCE_MS:
+            raise self._resting()
+        await trio.sleep(wait_ms / 1000)
 
     async def _open_part(self, segment: Segment) -> _Part:
         size = await self.part_size(segment.segment_id)
@@ -291,17 +294,20 @@ class OriginClient:
         """Body to file. What arrived is in the file and in ``part.done`` however this ends."""
         waiting = bytearray()
         try:
-            async for block in self._blocks(mirror, response):
-                self._counters.wan_bytes += len(block)
-                if part.done + len(waiting) + len(block) > segment.size:
-                    waiting.clear()
-                    raise self._wrong(mirror, f"{mirror.url} sends more than segment {segment.segment_id.short} has")
-                waiting += block
-                progress(part.done + len(waiting), len(block))
-                if len(waiting) >= FLUSH_SIZE_BYTES:
-                    await self._flush(part, waiting)
-                if self._pace is not None:
-                    await self._pace.take(len(block))
+            async with contextlib.aclosing(self._blocks(mirror, response)) as blocks:
+                async for block in blocks:
+                    self._counters.wan_bytes += len(block)
+                    if part.done + len(waiting) + len(block) > segment.size:
+                        waiting.clear()
+                        raise self._wrong(
+                            mirror, f"{mirror.url} sends more than segment {segment.segment_id.short} has"
+                        )
+                    waiting += block
+                    progress(part.done + len(waiting), len(block))
+                    if len(waiting) >= FLUSH_SIZE_BYTES:
+                        await self._flush(part, waiting)
+                    if self._pace is not None:
+                        await self._pace.take(len(block))
         finally:
             if waiting:
                 with trio.CancelScope(shield=True):
@@ -344,18 +350,26 @@ class OriginClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._failed(mirror, f"{mirror.url} {_describe(error)}") from None
 
-    async def _blocks(self, mirror: Mirror, response: httpx2.Response) -> AsyncIterator[bytes]:
+    async def _blocks(self, mirror: Mirror, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
         """The raw body; raises ``_Broken`` when it comes slower than the least rate."""
         waited_s, received, since = 0.0, 0, trio.current_time()
-        async for block in response.aiter_raw():
-            waited_s += trio.current_time() - since
-            received += len(block)
-            if waited_s >= self._settings.stall_s:
-                if received < self._settings.rate_bytes_per_s_min * waited_s:
-                    raise self._failed(mirror, f"{mirror.url} is too slow: {received} bytes in {waited_s:.0f} s")
-                waited_s, received = 0.0, 0
-            yield block
-            since = trio.current_time()
+        raw = response.aiter_raw()
+        try:
+            async for block in raw:
+                waited_s += trio.current_time() - since
+                received += len(block)
+                if waited_s >= self._settings.stall_s:
+                    if received < self._settings.rate_bytes_per_s_min * waited_s:
+                        raise self._failed(mirror, f"{mirror.url} is too slow: {received} bytes in {waited_s:.0f} s")
+                    waited_s, received = 0.0, 0
+                yield block
+                since = trio.current_time()
+        finally:
+            # The library nests generators and closes only the outermost. A read that is cancelled unwinds all of them.
+            with trio.CancelScope() as leaving:
+                leaving.cancel()
+                async for _ in raw:
+                    pass
 
     def _check_status(self, mirror: Mirror, path: str, response: httpx2.Response, good: tuple[int, ...]) -> None:
         status = response.status_code

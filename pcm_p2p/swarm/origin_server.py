@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def origin_app(folder: Path, *, rate_bytes_per_s: int = 0, counters: OriginCount
     tree = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "HEAD"])])
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
         is_segment = str(scope.get("path", "")).startswith("/segments/")
 
         async def paced_send(message: Message) -> None:
@@ -91,6 +95,13 @@ def origin_app(folder: Path, *, rate_bytes_per_s: int = 0, counters: OriginCount
     return counted
 
 
+async def _live(receive: Receive, send: Send) -> None:
+    """ASGI lifespan with nothing to do. The framework's own reports being cancelled as a failure to shut down."""
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})
+
+
 async def serve_origin(
     folder: Path,
     host: str,
@@ -106,8 +117,10 @@ async def serve_origin(
     Reports ``(host, port)`` as started, and writes ``host:port`` to ``port_file``, once it accepts connections. Raises
     ``InputError`` when the address cannot be had.
     """
+    listener = _listen(host, port)
+    bound = int(listener.getsockname()[1])
     config = Config()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.bind = [f"fd://{listener.detach()}"]
     config.accesslog = None
     config.errorlog = _log
     config.include_server_header = False
@@ -118,30 +131,23 @@ async def serve_origin(
     def run(*, task_status: trio.TaskStatus[list[str]]) -> Awaitable[None]:
         return anycorn_serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)  # type: ignore[arg-type]
 
-    # Raised behind the nursery, which would wrap it into a group.
-    refused: InputError | None = None
     async with trio.open_nursery() as nursery:
         if task_status is trio.TASK_STATUS_IGNORED:
             nursery.start_soon(_end_on_signal, nursery.cancel_scope.cancel)
-        try:
-            binds: list[str] = await nursery.start(run)
-        except OSError as error:
-            refused = _cannot_listen(host, port, error)
-            nursery.cancel_scope.cancel()
-        else:
-            bound = int(binds[0].rpartition(":")[2])
-            if port_file is not None:
-                await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
-            _log.info("origin serves %s on http://%s:%d", folder, host, bound)
-            task_status.started((host, bound))
-    if refused is not None:
-        raise refused
+        await nursery.start(run)
+        if port_file is not None:
+            await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
+        _log.info("origin serves %s on http://%s:%d", folder, host, bound)
+        task_status.started((host, bound))
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
-    return InputError(
-        f"{host}:{port} cannot be listened on: {error.strerror or error}", remedy="Choose another port, or 0."
-    )
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}", remedy="Choose another port, or 0."
+        ) from error
 
 
 async def _end_on_signal(end: Callable[[], None]) -> None:
