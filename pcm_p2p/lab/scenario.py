@@ -15,7 +15,7 @@
     [[site]]
     name = "office-2"
     devices = 4
-    wan_bytes_per_s = 2_000_000          # the office's link, both ways; 0 is without limit
+    wan_bytes_per_s = 2_000_000          # the office's link, both ways; 10 MB/s by default, 0 is without limit
     lan_bytes_per_s = 0                  # netns only: each device's own link
 
     [release]
@@ -73,7 +73,9 @@ class Site(_Table, frozen=True):
 
     name: str = "office-1"
     devices: Count = 6
-    wan_bytes_per_s: Rate = 0
+    wan_bytes_per_s: Rate = 10_000_000
+    """Choice: 80 Mbit/s, a good line of an office. A link without limit (loopback takes 7 MB in 10 ms) is none that an office
+    has, and what it measures is how long a process waits for a core: then whole segments pass before a claim is heard."""
     lan_bytes_per_s: Rate = 0
 
 
