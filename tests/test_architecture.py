@@ -60,7 +60,7 @@ CORES = {
         "policy.resource",
         "policy.selector",
     ),
-    *("trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
+    *("trust.fingerprint", "trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
     *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings", "swarm.mirrors"),
     *("swarm.ownership", "swarm.picker", "swarm.rendezvous"),

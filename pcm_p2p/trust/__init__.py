@@ -48,7 +48,8 @@ Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/ac
 module          kind   what it holds
 ==============  =====  ==================================================================================
 keyfile         shell  an authority's key in a file, encrypted under a passphrase
-certificate     core   what the authority writes into certificates
+fingerprint     core   public keys of authorities, as metadata lists and people compare them
+certificate     shell  what the authority writes into certificates
 identity        shell  fleet CA, device identity, mutual TLS contexts, signatures with a domain
 lint            core   rules for metadata beyond the TUF specification
 index           core   names in the tree; the list of policies and releases

@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nacl.exceptions import CryptoError
 from nacl.pwhash import argon2id
 from nacl.secret import SecretBox
@@ -32,6 +32,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-
 
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.trust.fingerprint import grouped, public_tuf_key
 
 SCHEMA: Final = "pcm.key/1"
 Role = Literal["root", "targets", "snapshot", "timestamp", "ca"]
@@ -124,18 +125,6 @@ class KeyFile(PublicKeyFile):
 
     def __repr__(self) -> str:
         return f"KeyFile({self.path}, {self.role}, {self.owner!r}, {self.fingerprint})"
-
-
-def public_tuf_key(public_key: bytes, owner: str) -> SSlibKey:
-    """The TUF form of a raw Ed25519 public key. The owner's name is no part of the key id."""
-    key = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(public_key))
-    key.unrecognized_fields["x-pcm-owner"] = owner
-    return key
-
-
-def grouped(hexadecimal: str) -> str:
-    """``0123456789ab`` as ``0123 4567 89ab``."""
-    return " ".join(hexadecimal[at : at + 4] for at in range(0, len(hexadecimal), 4))
 
 
 def create(path: Path, passphrase: str, role: Role, owner: str, *, preset: Preset = "moderate") -> KeyFile:
