@@ -61,7 +61,7 @@ floor           core   versions below which nothing is accepted again
 view            shell  what a device believes now, and how fresh it is
 trial           shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client          shell  the device's side: attempts, the swap, serving to peers
-token           noun   the line that invites a device, and the desk's record of it
+token           shell  the line that invites a device, and the desk's record of it
 introduction    shell  what a device and the desk say to each other
 enrolment       shell  the desk, and joining
 first_settings  shell  the config.toml of a device that joins
