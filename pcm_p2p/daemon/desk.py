@@ -16,8 +16,9 @@ import trio
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, PcmError
 from pcm_p2p.trust.enrolment import Desk
+from pcm_p2p.trust.founding import TIMESTAMP_LIFETIME
 from pcm_p2p.trust.publish import OnlineKeys, refresh_online
-from pcm_p2p.trust.repository import TIMESTAMP_LIFETIME, FleetFolder
+from pcm_p2p.trust.repository import FleetFolder
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ async def run_desk(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
     desk = Desk.open(folder, passphrase)
-    keys = OnlineKeys.open(folder, passphrase) if origin is not None else None
     try:
+        keys = OnlineKeys.open(folder, passphrase) if origin is not None else None
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 try:
@@ -60,6 +61,8 @@ async def _keep_fresh(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> No
             if await trio.to_thread.run_sync(_is_due, folder):
                 published = await trio.to_thread.run_sync(refresh_online, folder, origin, keys)
                 log.info("timestamp %d signed, good until %s", published.versions.timestamp, published.expires)
+                for remark in published.remarks:
+                    log.warning("%s", remark)
         except (PcmError, OSError) as error:
             log.error("the timestamp could not be signed anew: %s", error)
         await trio.sleep(LOOK_INTERVAL_S)

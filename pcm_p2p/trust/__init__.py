@@ -44,28 +44,32 @@ Origin tree (static files, any web server; peers serve the same paths)::
 Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/activation.toml``, ``identity/ca.pem``,
 ``policies/<id>.toml``, ``releases/main/<name>@<version>.manifest``.
 
-==============  =====  ==================================================================================
-module          kind   what it holds
-==============  =====  ==================================================================================
-keyfile         shell  an authority's key in a file, encrypted under a passphrase
-fingerprint     core   public keys of authorities, as metadata lists and people compare them
-certificate     shell  what the authority writes into certificates
-identity        shell  fleet CA, device identity, mutual TLS contexts, signatures with a domain
-lint            core   rules for metadata beyond the TUF specification
-index           core   names in the tree; the list of policies and releases
-fleet_document  core   origins, collectors and sites of a fleet
-repository      shell  the authorities' folder: staging, proposals, signatures
-proposal        core   what would be signed, as a person reads it
-publish         shell  from a signed proposal to the origin tree; keeping it from expiring
-floor           core   versions below which nothing is accepted again
-view            shell  what a device believes now, and how fresh it is
-trial           shell  one attempt at a source, in a copy that is thrown away unless all of it is good
-client          shell  the device's side: attempts, the swap, serving to peers
-token           shell  the line that invites a device, and the desk's record of it
-introduction    shell  what a device and the desk say to each other
-enrolment       shell  the desk, and joining
-first_settings  shell  the config.toml of a device that joins
-==============  =====  ==================================================================================
+===============  =====  ==================================================================================
+module           kind   what it holds
+===============  =====  ==================================================================================
+keyfile          shell  an authority's key in a file, encrypted under a passphrase
+fingerprint      core   public keys of authorities, as metadata lists and people compare them
+certificate      shell  what the authority writes into certificates
+identity         shell  fleet CA, device identity, mutual TLS contexts, signatures with a domain
+lint             core   rules for metadata beyond the TUF specification
+index            core   names in the tree; the list of policies and releases
+fleet_document   core   origins, collectors and sites of a fleet
+founding         shell  the first keys and the first root of a fleet
+fleet_documents  shell  the documents in the authorities' folder, and its lock
+repository       shell  the authorities' folder: staging, proposals, signatures
+release_list     core   releases in a targets document, and their counters
+immutable_file   shell  files that never change once they have their name
+proposal         core   what would be signed, as a person reads it
+publish          shell  from a signed proposal to the origin tree; keeping it from expiring
+floor            core   versions below which nothing is accepted again
+view             shell  what a device believes now, and how fresh it is
+trial            shell  one attempt at a source, in a copy that is thrown away unless all of it is good
+client           shell  the device's side: attempts, the swap, serving to peers
+token            shell  the line that invites a device, and the desk's record of it
+introduction     shell  what a device and the desk say to each other
+enrolment        shell  the desk, and joining
+first_settings   shell  the config.toml of a device that joins
+===============  =====  ==================================================================================
 
 What the library (python-tuf) leaves to us, and where it is done
     - that a key counts once however often it is listed, and that key ids fit their keys: ``lint``

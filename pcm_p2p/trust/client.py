@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -35,12 +36,21 @@ import trio
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.durable import fsync_folder, write_atomic
+from pcm_p2p.durable import fsync_folder, sweep_temporaries, write_atomic
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.floor import Floor
 from pcm_p2p.trust.index import check_tree_path, metadata_version
 from pcm_p2p.trust.lint import lint_root
-from pcm_p2p.trust.trial import Kind, Refusal, SourceFailed, Trial, Wanted, all_releases
+from pcm_p2p.trust.trial import (
+    Kind,
+    Refusal,
+    SourceFailed,
+    Trial,
+    Wanted,
+    all_releases,
+    newest_root,
+    root_versions,
+)
 from pcm_p2p.trust.view import GRACE, Freshness, State, TrustedView
 
 log = logging.getLogger(__name__)
@@ -137,22 +147,18 @@ class TrustClient:
             for name in ("generations", "roots"):
                 (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock()
+            for folder in (self.folder, self.folder / "roots", self.folder / "evidence"):
+                sweep_temporaries(folder)
             self._check_bootstrap()
+            self._check_roots()
+            self._view = self._load_view()
         except OSError as error:
+            self.close()
             raise StorageError(f"{self.folder} cannot be used: {error.strerror}") from None
+        except TrustError:
+            self.close()
+            raise
         self._floor = self._load_floor()
-        self._view = self._load_view()
-        if self._view is not None:
-            # The floor file may be lost or older than the view; what is trusted is a floor by itself.
-            state = self._view.state
-            self._floor = self._floor.raised(
-                self._view.versions,
-                timestamp_signers=self._floor.timestamp_signers or state.timestamp_signers,
-                snapshot_signers=self._floor.snapshot_signers or state.snapshot_signers,
-                now_ms=0,
-                issued_ms=min(state.accepted_ms, state.expires_ms),
-                expires_ms=state.expires_ms,
-            )
 
     def close(self) -> None:
         """Give the folder back. Safe to call twice."""
@@ -161,11 +167,7 @@ class TrustClient:
             self._lock_descriptor = None
 
     def __enter__(self) -> Self:
-        try:
-            self.open()
-        except BaseException:
-            self.close()
-            raise
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -262,54 +264,67 @@ class TrustClient:
         number = max((int(path.name) for path in generations.iterdir() if path.name.isdigit()), default=0) + 1
         generation = generations / str(number)
         staging.rename(generation)
-        fsync_folder(generations)
-        write_atomic(self.folder / "current", b"%d\n" % number)
-        before, self._view = self._view, TrustedView.load(generation)
+        try:
+            fsync_folder(generations)
+            write_atomic(self.folder / "current", b"%d\n" % number)
+        except OSError:
+            if self._pointer() != number:
+                shutil.rmtree(generation, ignore_errors=True)
+            raise
+        before, self._view = self._view, TrustedView(generation, state)
         self._floor = floor
-        write_atomic(self.folder / "floor.json", msgspec.json.encode(floor))
+        try:
+            write_atomic(self.folder / "floor.json", msgspec.json.encode(floor))
+        except OSError as error:
+            log.error("trust: the floor could not be saved, and is raised by the view at the next start: %s", error)
         keep = {generation.name, before.folder.name if before else ""}
         for path in generations.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _pointer(self) -> int | None:
+        """The generation that ``current`` names; ``None`` if it does not read."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = (self.folder / "current").read_text("ascii").strip()
+            return int(text) if text.isdigit() else None
+        return None
+
     def serve(self, path: str) -> bytes | None:
-        """The bytes of a file of the tree for a peer, or ``None``: not a name of the tree, or not here. Blocking."""
+        """The bytes of a file of the tree for a peer, or ``None``: not a name of the tree, or not here. Blocking.
+
+        Hashed again on the way: a rotten disk must not get this device blamed as a liar.
+        """
         try:
             check_tree_path(path)
         except UntrustedBytes:
             return None
         view, wanted = self._view, metadata_version(path)
         if wanted is not None and wanted[0] == "root":
-            file = self.folder / "roots" / f"{wanted[1]}.root.json"
-        elif view is None:
+            return _read_or_none(self.folder / "roots" / f"{wanted[1]}.root.json")
+        if view is None:
             return None
-        elif wanted is not None:
+        if wanted is not None:
             role, version = wanted
             if role != "timestamp" and version != getattr(view.versions, role):
                 return None
-            file = view.folder / "metadata" / f"{role}.json"
-        else:
-            file = view.folder / path
-        try:
-            return file.read_bytes()
-        except OSError:
+            return view.metadata(f"metadata/{role}.json")
+        data = _read_or_none(view.folder / path)
+        if data is None or not path.rpartition("/")[2].startswith(hashlib.sha256(data).hexdigest() + "."):
             return None
+        return data
 
     def _floor_sank(self) -> bool:
         """Lower the floor by what the newest kept root no longer believes; whether that gave time back."""
-        root = self._newest_root()
-        under = self._floor.under(frozenset(root.roles["timestamp"].keyids), frozenset(root.roles["snapshot"].keyids))
+        under = self._floor.under(*self._online_keys())
         if under.time_ms == self._floor.time_ms:
             return False
         self._floor = under
         return True
 
-    def _newest_root(self) -> Root:
-        newest = max((int(path.name.split(".")[0]) for path in (self.folder / "roots").glob("*.root.json")), default=0)
-        try:
-            return Metadata[Root].from_bytes((self.folder / "roots" / f"{newest}.root.json").read_bytes()).signed
-        except (OSError, RepositoryError):
-            return Metadata[Root].from_bytes(self._bootstrap).signed
+    def _online_keys(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Ids of the timestamp and snapshot keys that the newest kept root names."""
+        root = Metadata[Root].from_bytes(newest_root(self.folder / "roots", self._bootstrap)).signed
+        return frozenset(root.roles["timestamp"].keyids), frozenset(root.roles["snapshot"].keyids)
 
     def _lock(self) -> None:
         descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -334,23 +349,57 @@ class TrustClient:
         if complaints:
             raise TrustError(f"the pinned root cannot be believed: {complaints[0]}", remedy="Enrol this device again.")
         pinned = self.folder / "roots" / f"{document.signed.version}.root.json"
-        if not pinned.exists():
+        if _read_or_none(pinned) != self._bootstrap:
             write_atomic(pinned, self._bootstrap)
 
+    def _check_roots(self) -> None:
+        """Follow the chain from the pinned root on; what does not hold is removed, so that it is fetched again."""
+        trusted = Metadata[Root].from_bytes(self._bootstrap).signed
+        for version in sorted(root_versions(self.folder / "roots")):
+            if version <= trusted.version:
+                continue
+            file = self.folder / "roots" / f"{version}.root.json"
+            try:
+                document = Metadata[Root].from_bytes(file.read_bytes())
+                if version != trusted.version + 1 or document.signed.version != version:
+                    raise ValueError(f"version {document.signed.version} does not follow {trusted.version}")
+                for root in (trusted, document.signed):
+                    root.verify_delegate("root", document.signed_bytes, document.signatures)
+            except (OSError, RepositoryError, TypeError, ValueError) as error:
+                log.error("trust: %s does not hold and is fetched again: %s", file, error)
+                file.unlink(missing_ok=True)
+                continue
+            trusted = document.signed
+
     def _load_floor(self) -> Floor:
-        """The floor as it was saved; a lost or torn file is an empty floor, which the view then raises."""
+        """The higher of the saved floor and what the view proves by itself, as far as the newest root believes either.
+
+        ``floor.json`` may be lost, or of before the view: it is written after the pointer.
+        """
+        floor, of_view = Floor(), Floor()
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return msgspec.json.decode((self.folder / "floor.json").read_bytes(), type=Floor)
-        return Floor()
+            floor = msgspec.json.decode((self.folder / "floor.json").read_bytes(), type=Floor)
+        if self._view is not None:
+            state = self._view.state
+            of_view = of_view.raised(
+                self._view.versions,
+                timestamp_signers=state.timestamp_signers,
+                snapshot_signers=state.snapshot_signers,
+                now_ms=0,
+                issued_ms=state.accepted_ms,
+                expires_ms=state.expires_ms,
+            )
+        timestamp_keys, snapshot_keys = self._online_keys()
+        return floor.under(timestamp_keys, snapshot_keys).or_higher(of_view.under(timestamp_keys, snapshot_keys))
 
     def _load_view(self) -> TrustedView | None:
         """The generation that ``current`` names; if it does not load, the newest other one that does."""
         generations = self.folder / "generations"
         names = sorted((path.name for path in generations.iterdir() if path.name.isdigit()), key=int, reverse=True)
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            pointed = (self.folder / "current").read_text("ascii").strip()
+        pointed = self._pointer()
+        if pointed is not None:
             # A generation above the pointer was moved in, and its swap never committed.
-            names = [name for name in names if pointed.isdigit() and int(name) <= int(pointed)]
+            names = [name for name in names if int(name) <= pointed]
         for name in names:
             try:
                 view = TrustedView.load(generations / name)
@@ -359,6 +408,13 @@ class TrustClient:
                 continue
             if view.fleet_id == self.fleet_id:
                 return view
+        return None
+
+
+def _read_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
         return None
 
 

@@ -23,6 +23,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +34,8 @@ from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import DeviceId, check_name
 from pcm_p2p.toml_document import decode_toml
 
-_Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-_Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 COLLECTORS_MAX = 16
 """As many as a record can be sealed to."""
 
@@ -83,11 +85,13 @@ class FleetDocument(_Table, frozen=True):
     site: Annotated[tuple[Site, ...], msgspec.Meta(max_length=10_000)] = ()
 
     def site_of(self, address: str) -> str | None:
-        """The site whose subnets hold this IP address; the narrowest subnet wins."""
+        """The site whose subnets hold this IP address; the narrowest subnet wins. ``::ffff:10.1.0.5`` is ``10.1.0.5``."""
         try:
             place = ipaddress.ip_address(address)
         except ValueError:
             return None
+        if isinstance(place, ipaddress.IPv6Address) and place.ipv4_mapped is not None:
+            place = place.ipv4_mapped
         found = [
             (network.prefixlen, site.name)
             for site in self.site
@@ -101,7 +105,7 @@ def decode_fleet_document(data: bytes, path: Path | str) -> FleetDocument:
     """Read the document; ``path`` is only named in errors. Raises ``InputError`` with file, line, key and remedy."""
     document = decode_toml(data, FleetDocument, path)
     for origin in document.origin:
-        if not origin.url.startswith(("http://", "https://")):
+        if not _is_web_address(origin.url):
             raise InputError(
                 f"{origin.url!r} is not an http or https address",
                 path=path,
@@ -161,9 +165,20 @@ def _check_site(site: Site, path: Path | str) -> None:
         raise InputError(str(error), path=path, key="site.subnets", remedy="Write for example '10.1.0.0/24'.") from None
 
 
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _endpoint(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+        raise ValueError(f"{text!r} is not host:port")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         raise ValueError(f"{text!r} is not host:port")
     return host, int(port)

@@ -67,6 +67,20 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             snapshot_signers,
         )
 
+    def or_higher(self, other: Floor) -> Floor:
+        """The higher of both, each role with the signers of the side that is higher (``other``'s where both are equal)."""
+        timestamp = other if other.timestamp >= self.timestamp else self
+        snapshot = other if (other.snapshot, other.targets) >= (self.snapshot, self.targets) else self
+        return Floor(
+            max(self.root, other.root),
+            timestamp.timestamp,
+            snapshot.snapshot,
+            max(self.targets, other.targets),
+            max(self.time_ms, other.time_ms),
+            timestamp.timestamp_signers,
+            snapshot.snapshot_signers,
+        )
+
     def under(self, timestamp_keys: frozenset[str], snapshot_keys: frozenset[str]) -> Floor:
         """What is left when only these online keys are believed.
 

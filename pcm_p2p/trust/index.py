@@ -36,6 +36,9 @@ TARGET_PATH_LENGTH_MAX = 180
 METADATA_SIZE_BYTES_MAX = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
 """python-tuf's own defaults, which its conformance suite was run with."""
 
+VERSION_MAX = 9_999_999_999
+"""The largest version of a document: what a file name of the tree can carry."""
+
 MetadataRole = Literal["root", "timestamp", "snapshot", "targets"]
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:=@-]*")
@@ -51,7 +54,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is published: target paths of policies and of release manifests, each sorted and distinct."""
 
     schema: Literal["pcm.index/1"]
-    fleet: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    fleet: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     policies: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=10_000)] = ()
     releases: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=10_000)] = ()
 

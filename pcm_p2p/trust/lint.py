@@ -7,13 +7,17 @@ meets a threshold of two), targets whose only hash is MD5, ``..`` in names and t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from tuf.api.metadata import Key, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from securesystemslib.formats import encode_canonical
+from tuf.api.metadata import Key, Root, Signed, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
 
 from pcm_p2p.errors import UntrustedBytes
-from pcm_p2p.trust.index import check_target_path, target_size_bytes_max
+from pcm_p2p.trust.index import VERSION_MAX, check_target_path, target_size_bytes_max
 
 FLEET_FIELD = "x-pcm-fleet"
 OWNER_FIELD = "x-pcm-owner"
@@ -42,14 +46,20 @@ def _root(root: Root, fleet_id: str) -> Iterator[str]:
         yield f"root is of {named}, not of fleet {fleet_id[:8]}"
     if not root.consistent_snapshot:
         yield "root does not use consistent snapshots"
-    seen: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     for keyid, key in sorted(root.keys.items()):
         if (key.keytype, key.scheme) not in KEY_TYPES:
             yield f"the key of {owner_of(key)} has the unknown type {key.keytype}/{key.scheme}"
-        public = str(key.keyval.get("public"))
+            continue
+        public = _public_bytes(key)
+        if public is None:
+            yield f"the key of {owner_of(key)} cannot be read"
+            continue
         if public in seen:
             yield f"one key stands under two ids, {seen[public][:8]} and {keyid[:8]}"
         seen[public] = keyid
+        if keyid != _key_id(key):
+            yield f"the id {keyid[:8]} of the key of {owner_of(key)} does not belong to it"
     for name in ROLES:
         role = root.roles.get(name)
         if role is None:
@@ -62,6 +72,13 @@ def _root(root: Root, fleet_id: str) -> Iterator[str]:
         yield from (
             f"{name} refers to a key that root does not hold" for keyid in role.keyids if keyid not in root.keys
         )
+
+
+def lint_version(document: Signed) -> tuple[str, ...]:
+    """Complaints about the version of any document: the tree and our own files can carry so many digits."""
+    if 1 <= document.version <= VERSION_MAX:
+        return ()
+    return (f"{document.type} has a version beyond {VERSION_MAX}",)
 
 
 def lint_targets(targets: Targets) -> tuple[str, ...]:
@@ -100,6 +117,27 @@ def lint_timestamp(timestamp: Timestamp) -> tuple[str, ...]:
     meta = timestamp.snapshot_meta
     bound = meta.length and "sha256" in (meta.hashes or {})
     return () if bound else ("timestamp does not bind the snapshot by length and SHA-256",)
+
+
+def _key_id(key: Key) -> str:
+    """As the signing library gives it: owner and other additions are no part of it."""
+    described = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
+    return hashlib.sha256(str(encode_canonical(described)).encode()).hexdigest()
+
+
+def _public_bytes(key: Key) -> bytes | None:
+    """The key itself, whatever the spelling: hexadecimal and PEM both have several for one key."""
+    public = key.keyval.get("public")
+    if not isinstance(public, str) or len(public) > 4_096:
+        return None
+    try:
+        if key.keytype == "ed25519":
+            raw = bytes.fromhex(public)
+            return raw if len(raw) == 32 else None
+        loaded = load_pem_public_key(public.encode())
+        return loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
 
 
 def _holds_float(value: Any) -> bool:

@@ -3,11 +3,13 @@
 Two commits, each one atomic replacement of a ``timestamp.json``:
 
 1. in the fleet folder: signed root and targets, then snapshot, then timestamp. What the timestamp refers to is published;
-2. in the origin tree: segments, targets, root, targets metadata, snapshot, and the timestamp last. Everything but the timestamp
+2. in the origin tree: segments, targets, targets metadata, snapshot, root, and the timestamp last. Everything but the timestamp
    is named by hash or version and never changes, so a reader of the old timestamp goes on undisturbed.
 
-Killed anywhere, the tree verifies as before or as after, and publishing again completes it. The tree never goes back: a folder
-that was restored from a backup is behind the tree, and is refused.
+Killed anywhere, the tree verifies as before or as after, and publishing again completes it. (Between a root that changes online
+keys and the timestamp by the new ones, readers find nothing newer: that is why these two are written last, in this order.) The
+tree never goes back: a folder that was restored from a backup is behind the tree, and is refused, as is the tree of another
+fleet.
 """
 
 from __future__ import annotations
@@ -32,20 +34,16 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from pcm_p2p.content.manifest import decode_untrusted
-from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, StorageError, TrustError
+from pcm_p2p.durable import sweep_temporaries, write_atomic
+from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust import keyfile
 from pcm_p2p.trust.floor import Versions
+from pcm_p2p.trust.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
+from pcm_p2p.trust.immutable_file import place_immutable
 from pcm_p2p.trust.index import target_file
 from pcm_p2p.trust.lint import ISSUED_FIELD, lint_root, lint_snapshot, lint_targets, lint_timestamp
-from pcm_p2p.trust.repository import (
-    SNAPSHOT_LIFETIME,
-    TIMESTAMP_LIFETIME,
-    FleetFolder,
-    Passphrase,
-    place_immutable,
-    whole_seconds,
-)
+from pcm_p2p.trust.proposal import signatures_of
+from pcm_p2p.trust.repository import FleetFolder
 
 ROOT_WARNING_DAYS = 180
 TARGETS_WARNING_DAYS = 90
@@ -64,8 +62,7 @@ class OnlineKeys:
         """Raises ``InputError`` or ``TrustError`` as ``keyfile.load`` does."""
 
         def one(role: str) -> CryptoSigner:
-            words = passphrase if isinstance(passphrase, str) else passphrase(role)
-            return keyfile.load(folder.path / "keys" / f"{role}.key", words).signer()
+            return keyfile.load(folder.path / "keys" / f"{role}.key", ask(passphrase, role)).signer()
 
         return cls(one("snapshot"), one("timestamp"))
 
@@ -89,7 +86,7 @@ def publish(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> Published:
     is at work, or when the tree is ahead of this folder; ``StorageError`` if a blob is gone.
     """
     with folder.locked(), _tree_locked(origin):
-        _refuse_if_tree_is_ahead(folder, origin)
+        _refuse_tree_of_others(folder, origin)
         root, targets = _commit_people(folder)
         _commit_online(folder, keys, root, targets)
         folder.remove_proposal("root")
@@ -103,12 +100,15 @@ def refresh_online(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> Publi
     Raises ``InputError`` if nothing was ever published, else as ``publish``.
     """
     with folder.locked(), _tree_locked(origin):
-        _refuse_if_tree_is_ahead(folder, origin)
-        targets = folder.targets()
+        _refuse_tree_of_others(folder, origin)
+        root, targets = folder.root(), folder.targets()
         if targets is None:
             raise InputError("has published nothing yet", path=folder.path, remedy="Run 'pcm-p2p publish' first.")
-        _commit_online(folder, keys, folder.root(), targets)
-        return _follow(folder, origin, content=False)
+        _refuse_other_signers(root, targets)
+        _commit_online(folder, keys, root, targets)
+        # Targets metadata is placed after everything it names: where it is, nothing else is missing.
+        placed = (origin / "metadata" / f"{targets.signed.version}.targets.json").exists()
+        return _follow(folder, origin, content=not placed)
 
 
 def _commit_people(folder: FleetFolder) -> tuple[Metadata[Root], Metadata[Targets]]:
@@ -119,23 +119,35 @@ def _commit_people(folder: FleetFolder) -> tuple[Metadata[Root], Metadata[Target
             "signatures are missing: " + "; ".join(one.line() for one in missing),
             remedy="Let them sign with 'pcm-p2p sign --key FILE'.",
         )
-    root, proposed_root = folder.root(), folder.proposed_root()
-    if proposed_root is not None:
-        _refuse(lint_root(proposed_root.signed, folder.fleet_id))
-        write_atomic(folder.metadata / f"{proposed_root.signed.version}.root.json", proposed_root.to_bytes())
-        root = proposed_root
-    targets, proposed_targets = folder.targets(), folder.proposed_targets()
-    if proposed_targets is not None:
-        _refuse(lint_targets(proposed_targets.signed))
-        write_atomic(folder.metadata / f"{proposed_targets.signed.version}.targets.json", proposed_targets.to_bytes())
-        targets = proposed_targets
+    proposed_root, proposed_targets = folder.proposed_root(), folder.proposed_targets()
+    root, targets = proposed_root or folder.root(), proposed_targets or folder.targets()
     if targets is None:
         raise InputError("has nothing to publish", path=folder.path, remedy="Stage and sign a change first.")
-    try:
-        root.signed.verify_delegate("targets", targets.signed_bytes, targets.signatures)
-    except RepositoryError as error:
-        raise TrustError(f"the targets are not signed by the keys of this root: {error}") from None
+    _refuse(lint_root(root.signed, folder.fleet_id))
+    _refuse(lint_targets(targets.signed))
+    _refuse_other_signers(root, targets)
+    now = folder.wall_clock()
+    for what, document in (("root", root), ("targets", targets)):
+        if document.signed.is_expired(now):
+            raise TrustError(
+                f"refused to publish: {what} expired on {document.signed.expires:%Y-%m-%d}",
+                remedy="Propose it anew and let its holders sign.",
+            )
+    # Root last: once it is here, it counts.
+    if proposed_targets is not None:
+        write_atomic(folder.metadata / f"{proposed_targets.signed.version}.targets.json", proposed_targets.to_bytes())
+    if proposed_root is not None:
+        write_atomic(folder.metadata / f"{proposed_root.signed.version}.root.json", proposed_root.to_bytes())
     return root, targets
+
+
+def _refuse_other_signers(root: Metadata[Root], targets: Metadata[Targets]) -> None:
+    standing = signatures_of(root.signed, "targets", targets)
+    if not standing.complete:
+        raise TrustError(
+            f"the targets are not signed by the holders that root names: {standing.line()}",
+            remedy="Propose the targets anew and let them sign with 'pcm-p2p sign --key FILE'.",
+        )
 
 
 def _commit_online(folder: FleetFolder, keys: OnlineKeys, root: Metadata[Root], targets: Metadata[Targets]) -> None:
@@ -169,7 +181,9 @@ def _commit_online(folder: FleetFolder, keys: OnlineKeys, root: Metadata[Root], 
 def _snapshot_is_due(
     snapshot: Metadata[Snapshot], targets: Metadata[Targets], root: Metadata[Root], now: datetime
 ) -> bool:
-    if snapshot.signed.meta["targets.json"].version != targets.signed.version:
+    if snapshot.signed.meta["targets.json"] != MetaFile.from_data(
+        targets.signed.version, targets.to_bytes(), ["sha256"]
+    ):
         return True
     if snapshot.signed.expires - now < SNAPSHOT_LIFETIME / 2:
         return True
@@ -198,8 +212,8 @@ def _follow(folder: FleetFolder, origin: Path, *, content: bool) -> Published:
             if not (origin / name).exists():
                 _place(folder.path / "repository" / name, origin / name)
                 added += 1
-    names = [f"{version}.root.json" for version in range(1, root.signed.version + 1)]
-    names += [f"{targets.signed.version}.targets.json", f"{snapshot.signed.version}.snapshot.json"]
+    names = [f"{targets.signed.version}.targets.json", f"{snapshot.signed.version}.snapshot.json"]
+    names += [f"{version}.root.json" for version in range(1, root.signed.version + 1)]
     for name in names:
         place = origin / "metadata" / name
         if not place.exists() and (folder.metadata / name).exists():
@@ -218,7 +232,9 @@ def _remarks(folder: FleetFolder, root: Metadata[Root], targets: Metadata[Target
         ("targets", targets, TARGETS_WARNING_DAYS),
     ):
         days = (document.signed.expires - now).days
-        if days < warning_days:
+        if days < 0:
+            yield f"{what} expired on {document.signed.expires:%Y-%m-%d}: devices install nothing until a new one is signed"
+        elif days < warning_days:
             yield f"{what} expires in {days} days, on {document.signed.expires:%Y-%m-%d}: its holders must sign a new one"
 
 
@@ -237,30 +253,52 @@ def _segment_files(folder: FleetFolder, targets: Targets) -> Iterator[str]:
     for path, info in targets.targets.items():
         if path.startswith("releases/"):
             file = folder.path / "repository" / target_file(path, info.hashes["sha256"])
-            for segment in decode_untrusted(file.read_bytes()).segments:
+            try:
+                manifest = decode_untrusted(file.read_bytes())
+            except (OSError, UntrustedBytes) as error:
+                raise StorageError(
+                    f"{file} cannot be read: {error}", remedy="Restore the fleet folder, or add the release again."
+                ) from None
+            for segment in manifest.segments:
                 name = segment.segment_id.hex()
                 if name not in seen:
                     seen.add(name)
                     yield f"{name[:2]}/{name}"
 
 
-def _refuse_if_tree_is_ahead(folder: FleetFolder, origin: Path) -> None:
-    try:
-        theirs = Metadata[Timestamp].from_bytes((origin / "metadata" / "timestamp.json").read_bytes())
-    except FileNotFoundError:
-        return
-    except (OSError, RepositoryError, TypeError, ValueError) as error:
-        raise TrustError(
-            f"{origin / 'metadata' / 'timestamp.json'} cannot be read: {error}",
-            remedy="Remove it if the tree is to be published anew.",
-        ) from None
-    ours = folder.timestamp()
-    version = ours.signed.version if ours is not None else 0
-    if theirs.signed.version > version:
-        raise TrustError(
-            f"the tree has timestamp {theirs.signed.version}, this folder {version}: it is older than what was published",
-            remedy="Use the fleet folder that published last; a restored backup must not go back.",
-        )
+def _refuse_tree_of_others(folder: FleetFolder, origin: Path) -> None:
+    """Everything in the tree was in this folder first. What is not comes from a later copy of it, or from another fleet."""
+    timestamp = origin / "metadata" / "timestamp.json"
+    referred = [path.name for path in (origin / "metadata").glob("*.root.json")]
+    if timestamp.exists():
+        try:
+            theirs = Metadata[Timestamp].from_bytes(timestamp.read_bytes())
+        except (OSError, RepositoryError, TypeError, ValueError) as error:
+            raise TrustError(
+                f"{timestamp} cannot be read: {error}", remedy="Remove it if the tree is to be published anew."
+            ) from None
+        ours = folder.timestamp()
+        version = ours.signed.version if ours is not None else 0
+        if theirs.signed.version > version:
+            raise TrustError(
+                f"the tree has timestamp {theirs.signed.version}, this folder {version}:"
+                " it is older than what was published",
+                remedy="Use the fleet folder that published last; a restored backup must not go back.",
+            )
+        if ours is not None and theirs.signed.version == version and theirs.signed_bytes != ours.signed_bytes:
+            raise _other_history(timestamp)
+        referred.append(f"{theirs.signed.snapshot_meta.version}.snapshot.json")
+    for name in referred:
+        placed, kept = origin / "metadata" / name, folder.metadata / name
+        if placed.exists() and (not kept.exists() or kept.read_bytes() != placed.read_bytes()):
+            raise _other_history(placed)
+
+
+def _other_history(file: Path) -> TrustError:
+    return TrustError(
+        f"{file} is not what this folder published: the tree belongs to another fleet, or to another copy of this folder",
+        remedy="Publish to another tree, or use the fleet folder that published last.",
+    )
 
 
 @contextlib.contextmanager
@@ -274,6 +312,7 @@ def _tree_locked(origin: Path) -> Iterator[None]:
             raise TrustError(
                 f"another publisher is at work on {origin}", remedy="Wait until it has finished."
             ) from None
+        sweep_temporaries(origin / "metadata")
         yield
     finally:
         os.close(descriptor)

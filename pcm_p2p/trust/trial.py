@@ -7,6 +7,7 @@ Steps, in this order::
     refresh  ``tuf.ngclient.Updater`` walks root → timestamp → snapshot → targets with files from the source
     lint     fleet id, keys, hashes, names: what a correct signature does not prove (``lint``)
     floor    no version below what was accepted before, whatever the cache said
+    forks    no other document with a version that is trusted already
     targets  index, standing documents, policies, wanted manifests: taken over from the current generation where equal,
              else fetched; each is verified by length and SHA-256 by python-tuf
     state    ``state.json`` of the new generation
@@ -30,8 +31,11 @@ from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
     DownloadHTTPError,
+    DownloadLengthMismatchError,
     ExpiredMetadataError,
+    LengthOrHashMismatchError,
     RepositoryError,
+    UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
 from tuf.ngclient import Updater, UpdaterConfig  # type: ignore[attr-defined]
@@ -51,7 +55,7 @@ from pcm_p2p.trust.index import (
     target_file,
     target_size_bytes_max,
 )
-from pcm_p2p.trust.lint import lint_root, lint_targets
+from pcm_p2p.trust.lint import lint_root, lint_snapshot, lint_targets, lint_timestamp, lint_version
 from pcm_p2p.trust.view import Kept, State, TrustedView
 
 Kind = Literal["good", "unchanged", "expired", "bad", "incomplete", "older"]
@@ -124,9 +128,13 @@ class Trial:
             offered = self._offered_timestamp()
             older = self.current is not None and offered is not None and offered < self.current.versions.timestamp
             raise Refusal("older" if older else "bad", str(error)) from None
+        except UnsignedMetadataError as error:
+            raise Refusal("older" if self._was_signed_before() else "bad", str(error)) from None
+        except DownloadLengthMismatchError as error:
+            raise Refusal("bad", f"longer than what was signed: {error}") from None
         except DownloadError as error:
             raise Refusal("incomplete", str(error)) from None
-        except (RepositoryError, UntrustedBytes, TypeError, ValueError) as error:
+        except (RepositoryError, UntrustedBytes, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise Refusal("bad", str(error) or type(error).__name__) from None
         finally:
             self._keep_roots()
@@ -139,9 +147,10 @@ class Trial:
         cache.mkdir(mode=0o700, parents=True)
         (self.staging / "metadata").mkdir()
         (self.staging / "targets").mkdir()
-        if self.current is not None:
-            for role in ("timestamp", "snapshot", "targets"):
-                shutil.copyfile(self.current.folder / "metadata" / f"{role}.json", cache / f"{role}.json")
+        for role in ("timestamp", "snapshot", "targets"):
+            # A damaged file is as good as none: the floor stands without it.
+            if self.current is not None and (data := self.current.metadata(f"metadata/{role}.json")) is not None:
+                (cache / f"{role}.json").write_bytes(data)
 
     def _run(self) -> Accepted:
         cache = self.staging / "cache"
@@ -159,7 +168,7 @@ class Trial:
                 targets_max_length=METADATA_SIZE_BYTES_MAX["targets"],
                 prefix_targets_with_hash=True,
             ),
-            bootstrap=self._newest_root(),
+            bootstrap=newest_root(self.roots, self.bootstrap),
         )
         updater._trusted_set.reference_time = self.reference_time
         updater.refresh()
@@ -167,10 +176,11 @@ class Trial:
         timestamp = Metadata[Timestamp].from_file(str(cache / "timestamp.json"))
         snapshot = Metadata[Snapshot].from_file(str(cache / "snapshot.json"))
         targets = Metadata[Targets].from_file(str(cache / "targets.json"))
-        self._lint(root, targets.signed)
+        self._lint(timestamp.signed, snapshot.signed, targets.signed)
         versions = Versions(root.version, timestamp.signed.version, snapshot.signed.version, targets.signed.version)
         digest = hashlib.sha256(timestamp.signed_bytes).hexdigest()
-        floor = self._check_floor(root, versions, digest, timestamp)
+        floor = self._check_floor(root, versions)
+        self._check_forks(floor, {"timestamp": timestamp, "snapshot": snapshot, "targets": targets})
         if self._is_current(versions, digest):
             assert self.current is not None
             return Accepted(self.current.state, floor, unchanged=True)
@@ -203,27 +213,55 @@ class Trial:
             shutil.rmtree(self.staging / leftover, ignore_errors=True)
         return Accepted(state, raised)
 
-    def _lint(self, root: Root, targets: Targets) -> None:
-        complaints = (*lint_root(root, self.fleet), *lint_targets(targets))
+    def _lint(self, timestamp: Timestamp, snapshot: Snapshot, targets: Targets) -> None:
+        """Every root on the way, too: what is accepted is kept and handed to others."""
+        complaints = [complaint for _, root in self._new_roots() for complaint in lint_root(root, self.fleet)]
+        for document in (timestamp, snapshot, targets):
+            complaints += lint_version(document)
+        complaints += (*lint_timestamp(timestamp), *lint_snapshot(snapshot), *lint_targets(targets))
         if complaints:
-            raise Refusal("bad", "; ".join(complaints))
+            raise Refusal("bad", "; ".join(complaints[:8]))
 
-    def _check_floor(self, root: Root, versions: Versions, digest: str, timestamp: Metadata[Timestamp]) -> Floor:
-        """The floor that this root still believes; raises if something is below it, or beside what is trusted."""
+    def _check_floor(self, root: Root, versions: Versions) -> Floor:
+        """The floor that this root still believes; raises if something is below it."""
         floor = self.floor.under(frozenset(root.roles["timestamp"].keyids), frozenset(root.roles["snapshot"].keyids))
         if below := floor.below(versions):
             raise Refusal("older" if versions.timestamp < floor.timestamp else "bad", below)
-        current = self.current
-        if (
-            current is not None
-            and versions.timestamp == current.versions.timestamp
-            and digest != current.state.timestamp_sha256
-        ):
-            self._keep_evidence(f"timestamp-{versions.timestamp}-{digest[:16]}.json", timestamp.to_bytes())
-            raise Refusal(
-                "bad", f"another timestamp with version {versions.timestamp} than the trusted one (kept as evidence)"
-            )
         return floor
+
+    def _check_forks(self, floor: Floor, verified: Mapping[str, Metadata[Any]]) -> None:
+        """Raises if the source has another document than the trusted one with the same version.
+
+        python-tuf goes on with its own copy where versions are equal, so the timestamp is compared as it was offered
+        (its signature was verified before the versions), and the snapshot with what the timestamp says of it.
+        """
+        offered = Metadata[Timestamp].from_bytes(self._offered["metadata/timestamp.json"])
+        self._refuse_fork(floor, "timestamp", offered)
+        for role in ("snapshot", "targets"):
+            self._refuse_fork(floor, role, verified[role])
+        timestamp, snapshot = verified["timestamp"], self.staging / "cache" / "snapshot.json"
+        try:
+            timestamp.signed.snapshot_meta.verify_length_and_hashes(snapshot.read_bytes())
+        except LengthOrHashMismatchError:
+            version = timestamp.signed.snapshot_meta.version
+            self._keep_evidence("timestamp", offered)
+            raise Refusal(
+                "bad", f"names another snapshot with version {version} than the trusted one (kept as evidence)"
+            ) from None
+
+    def _refuse_fork(self, floor: Floor, role: str, theirs: Metadata[Any]) -> None:
+        """Not where the floor of that role sank below the trusted version: its keys went, and it may be replaced."""
+        current = self.current
+        if current is None or theirs.signed.version != getattr(current.versions, role):
+            return
+        ours = current.metadata(f"metadata/{role}.json")
+        if ours is None or getattr(floor, role) < theirs.signed.version:
+            return
+        if Metadata[Any].from_bytes(ours).signed_bytes != theirs.signed_bytes:
+            self._keep_evidence(role, theirs)
+            raise Refusal(
+                "bad", f"another {role} with version {theirs.signed.version} than the trusted one (kept as evidence)"
+            )
 
     def _is_current(self, versions: Versions, digest: str) -> bool:
         current = self.current
@@ -232,7 +270,23 @@ class Trial:
             and current.versions == versions
             and current.state.timestamp_sha256 == digest
             and current.whole()
+            and self._has_wanted(current)
         )
+
+    def _has_wanted(self, current: TrustedView) -> bool:
+        """Whether what is wanted today is kept: a device that was given another label needs other manifests."""
+        try:
+            index = current.index()
+            documents = {path: current.read(path) for path in (*STANDING, *index.policies) if path in current.kept}
+        except PcmError:
+            return False
+        return all(path in current.kept for path in self._choose(index, documents))
+
+    def _choose(self, index: Index, documents: Mapping[str, bytes]) -> list[str]:
+        try:
+            return sorted(set(index.releases).intersection(self.wanted(index, documents)))
+        except PcmError as error:
+            raise Refusal("incomplete", f"this device cannot tell what it needs: {error.message}") from None
 
     def _bring_targets(self, updater: Updater) -> dict[str, Kept]:
         kept: dict[str, Kept] = {}
@@ -244,8 +298,7 @@ class Trial:
             data = self._bring(updater, path, kept, required=path in index.policies)
             if path in kept:
                 documents[path] = data
-        listed = set(index.releases)
-        for path in sorted(listed.intersection(self.wanted(index, documents))):
+        for path in self._choose(index, documents):
             self._bring(updater, path, kept, required=True)
         return kept
 
@@ -291,24 +344,24 @@ class Trial:
 
     # Roots: an append-only chain, kept even when a trial fails, since each was signed by the one before
 
-    def _newest_root(self) -> bytes:
-        versions = sorted(_root_versions(self.roots))
-        with contextlib.suppress(OSError, RepositoryError, IndexError, TypeError, ValueError):
-            data = (self.roots / f"{versions[-1]}.root.json").read_bytes()
-            Metadata[Root].from_bytes(data)
-            return data
-        return self.bootstrap
+    def _new_roots(self) -> Iterator[tuple[bytes, Root]]:
+        """Roots that python-tuf verified and that are not kept yet, in order."""
+        history = self.staging / "cache" / "root_history"
+        for version in sorted(root_versions(history) - root_versions(self.roots)):
+            data = (history / f"{version}.root.json").read_bytes()
+            yield data, Metadata[Root].from_bytes(data).signed
 
     def _keep_roots(self) -> None:
-        known = _root_versions(self.roots)
-        history = self.staging / "cache" / "root_history"
-        for version in sorted(_root_versions(history) - known):
-            write_atomic(self.roots / f"{version}.root.json", (history / f"{version}.root.json").read_bytes())
+        """Up to the first that breaks a rule: a root of another fleet that shares our keys would shut us out for ever."""
+        for data, root in self._new_roots():
+            if lint_root(root, self.fleet):
+                return
+            write_atomic(self.roots / f"{root.version}.root.json", data)
 
     # The source
 
-    def _fetch(self, path: str) -> bytes:
-        data = self.get(path, size_bytes_max_of(path))
+    def _fetch(self, path: str, size_bytes_max: int) -> bytes:
+        data = self.get(path, max(1, min(size_bytes_max, size_bytes_max_of(path))))
         if path == "metadata/timestamp.json":
             self._offered[path] = data
         return data
@@ -322,36 +375,73 @@ class Trial:
         except (RepositoryError, TypeError, ValueError):
             return None
 
-    def _keep_evidence(self, name: str, theirs: bytes) -> None:
-        """Both sides of a fork, for people; the folder is bounded."""
+    def _was_signed_before(self) -> bool:
+        """Whether the offered timestamp is by keys that a newer root took away.
+
+        An honest peer can have the newer root and nothing yet that was signed under it.
+        """
+        if (data := self._offered.get("metadata/timestamp.json")) is None:
+            return False
+        roots: dict[int, Root] = {}
+        for folder in (self.roots, self.staging / "cache" / "root_history"):
+            for version in root_versions(folder):
+                with contextlib.suppress(OSError, RepositoryError, TypeError, ValueError):
+                    roots[version] = Metadata[Root].from_file(str(folder / f"{version}.root.json")).signed
+        with contextlib.suppress(RepositoryError, TypeError, ValueError):
+            offered = Metadata[Timestamp].from_bytes(data)
+            believed = {
+                version
+                for version, root in roots.items()
+                if root.get_verification_result("timestamp", offered.signed_bytes, offered.signatures).verified
+            }
+            return bool(believed) and max(roots) not in believed
+        return False
+
+    def _keep_evidence(self, role: str, theirs: Metadata[Any]) -> None:
+        """Both sides of a fork, for people; the folder is bounded, and the same fork is kept once."""
+        ours = self.current.metadata(f"metadata/{role}.json") if self.current is not None else None
         with contextlib.suppress(OSError):
             self.evidence.mkdir(mode=0o700, exist_ok=True)
-            if len(list(self.evidence.iterdir())) + 2 > _EVIDENCE_FILES_MAX:
-                return
-            write_atomic(self.evidence / name, theirs)
-            if self.current is not None:
-                ours = self.current.folder / "metadata" / "timestamp.json"
-                trusted = f"timestamp-{self.current.versions.timestamp}-{self.current.state.timestamp_sha256[:16]}.json"
-                write_atomic(self.evidence / trusted, ours.read_bytes())
+            for document in (theirs, *([Metadata[Any].from_bytes(ours)] if ours is not None else ())):
+                digest = hashlib.sha256(document.signed_bytes).hexdigest()
+                file = self.evidence / f"{role}-{document.signed.version}-{digest[:16]}.json"
+                if not file.exists() and len(list(self.evidence.iterdir())) < _EVIDENCE_FILES_MAX:
+                    write_atomic(file, document.to_bytes())
 
 
 class _Fetcher(FetcherInterface):
     """The network of python-tuf. Returns whole files, so nothing can fail inside the iterator that it reads."""
 
-    def __init__(self, get: Callable[[str], bytes]) -> None:
+    def __init__(self, get: Callable[[str, int], bytes]) -> None:
         self._get = get
+        self._size_bytes_max = 0
+
+    def download_file(self, url: str, max_length: int) -> Any:
+        """Lets the source stop at the length that was signed, not only refuse what came after."""
+        self._size_bytes_max = max_length
+        return super().download_file(url, max_length)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         path = url.removeprefix(_BASE)
         try:
-            return iter((self._get(path),))
+            return iter((self._get(path, self._size_bytes_max),))
         except SourceMissing as error:
             raise DownloadHTTPError(str(error), 404) from None
         except PcmError as error:
             raise DownloadError(f"{path}: {error.message}") from None
 
 
-def _root_versions(folder: Path) -> set[int]:
+def newest_root(roots: Path, bootstrap: bytes) -> bytes:
+    """The newest root that is kept and reads, else the pinned one."""
+    with contextlib.suppress(OSError, RepositoryError, ValueError, TypeError):
+        data = (roots / f"{max(root_versions(roots))}.root.json").read_bytes()
+        Metadata[Root].from_bytes(data)
+        return data
+    return bootstrap
+
+
+def root_versions(folder: Path) -> set[int]:
+    """Versions of the ``N.root.json`` in a folder."""
     with contextlib.suppress(OSError):
         return {
             int(name.removesuffix(".root.json"))
@@ -370,7 +460,7 @@ def _signers(root: Root, role: str, document: Metadata[Any]) -> tuple[str, ...]:
 def _issued_ms(timestamp: Timestamp) -> int:
     """The signed moment of issue, if the publisher gave one that reads; 0 otherwise."""
     text = timestamp.unrecognized_fields.get("x-pcm-issued")
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         moment = datetime.fromisoformat(text)  # type: ignore[arg-type]
         return _ms(moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC))
     return 0

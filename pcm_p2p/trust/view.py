@@ -67,14 +67,15 @@ class TrustedView:
         """Read a generation. Raises ``StorageError`` if its state or metadata is torn; targets are checked when read."""
         try:
             state = msgspec.json.decode((folder / "state.json").read_bytes(), type=State)
-            for name in METADATA_FILES:
-                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != state.metadata.get(name):
-                    raise StorageError(f"{folder / name} is damaged")
             for path in state.kept:
                 check_target_path(path)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, UntrustedBytes) as error:
             raise StorageError(f"{folder} is damaged: {error}") from None
-        return cls(folder, state)
+        view = cls(folder, state)
+        for name in METADATA_FILES:
+            if view.metadata(name) is None:
+                raise StorageError(f"{folder / name} is damaged")
+        return view
 
     @property
     def versions(self) -> Versions:
@@ -130,13 +131,24 @@ class TrustedView:
         return data
 
     def whole(self) -> bool:
-        """Whether every kept target is there with its length; a device that lacks one asks for it again."""
+        """Whether the metadata is as verified and every kept target there with its length; what is not is fetched again."""
         with contextlib.suppress(OSError):
-            return all(self.file_of(path).stat().st_size == kept.length for path, kept in self.kept.items())
+            return all(self.file_of(path).stat().st_size == kept.length for path, kept in self.kept.items()) and all(
+                self.metadata(name) is not None for name in METADATA_FILES
+            )
         return False
+
+    def metadata(self, name: str) -> bytes | None:
+        """The bytes of one of ``METADATA_FILES`` as they were verified; ``None`` if the file is damaged or absent."""
+        with contextlib.suppress(OSError):
+            data = (self.folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() == self.state.metadata.get(name):
+                return data
+        return None
 
     def freshness(self, now: datetime) -> Freshness:
         """fresh until ``expires``; stale (enforce, accept newer) for ``GRACE``; then frozen (enforce, install nothing new)."""
-        if now < self.expires:
+        overdue = now - self.expires
+        if overdue < timedelta():
             return "fresh"
-        return "stale" if now < self.expires + GRACE else "frozen"
+        return "stale" if overdue < GRACE else "frozen"
