@@ -51,11 +51,9 @@ def assemble(manifest: Manifest, artifact: Artifact, store: ChunkSource, destina
     """
     try:
         _sweep(destination)
-        temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(6)}{_SUFFIX}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        temporary, file = _create(destination)
         try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with file:
                 _write(manifest, artifact, store, file)
                 os.fsync(file.fileno())
                 temporary.rename(destination)
@@ -92,6 +90,18 @@ def _write(manifest: Manifest, artifact: Artifact, store: ChunkSource, file: Bin
             f"{artifact.name} of {manifest.title}: its chunks are right and the file they make is not the one described",
             remedy="Release it again; this manifest contradicts itself.",
         )
+
+
+def _create(destination: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked for as long as it is open: what has no lock belongs to nobody."""
+    while True:
+        temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(6)}{_SUFFIX}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        file = os.fdopen(descriptor, "wb", buffering=0)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, file
+        file.close()  # swept by another assembly, between its creation and the lock
 
 
 def _sweep(destination: Path) -> None:

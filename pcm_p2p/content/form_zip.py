@@ -18,6 +18,8 @@ from pcm_p2p.errors import InputError
 _MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _END = b"PK\x05\x06"
 _END_SIZE_BYTES = 22
+_END64 = b"PK\x06\x06"
+_END64_AND_LOCATOR_SIZE_BYTES = 56 + 20
 _COMMENT_SIZE_BYTES_MAX = 0xFFFF
 DIRECTORY_SIZE_BYTES_MAX = 64 << 20
 """The directory is read as a whole; half a million members fit."""
@@ -69,8 +71,16 @@ def _check_directory(packed: BinaryIO, source: Path) -> None:
     if at < 0 or len(tail) - at < _END_SIZE_BYTES:
         raise InputError("has no directory at its end, hence is no zip, or not all of one", path=source)
     size_bytes = int.from_bytes(tail[at + 12 : at + 16], "little")
+    packed.seek(max(0, end - len(tail) + at - _END64_AND_LOCATOR_SIZE_BYTES))
+    long_end = packed.read(_END64_AND_LOCATOR_SIZE_BYTES)
+    if long_end.startswith(_END64):
+        size_bytes = int.from_bytes(long_end[40:48], "little")
     if size_bytes > DIRECTORY_SIZE_BYTES_MAX:
-        raise InputError(f"its directory is larger than {DIRECTORY_SIZE_BYTES_MAX} bytes", path=source)
+        raise InputError(
+            f"its directory has more than {DIRECTORY_SIZE_BYTES_MAX} bytes",
+            path=source,
+            remedy="Release it with '--form exact'.",
+        )
     packed.seek(0)
 
 

@@ -111,13 +111,16 @@ class MemoryStore:
             return opened, sealed
 
     def _write(self, chunk: ChunkId, sealed: bytes) -> None:
-        while self._quota and sum(map(len, self._sealed.values())) + len(sealed) > self._quota:
-            idle = next((held for held in self._sealed if held not in self._wanted), None)
-            if idle is None:
-                self._full = True
-                raise DiskFull("no room for another chunk: the quota is used up by chunks that are wanted")
-            del self._sealed[idle]
-            self._removed[idle] = None
+        idle = [held for held in self._sealed if held not in self._wanted]
+        excess = sum(map(len, self._sealed.values())) + len(sealed) - self._quota if self._quota else 0
+        if excess > sum(len(self._sealed[held]) for held in idle):
+            self._full = True
+            raise DiskFull("no room for another chunk: the quota is used up by chunks that are wanted")
+        for held in idle:
+            if excess <= 0:
+                break
+            excess -= len(self._sealed.pop(held))
+            self._removed[held] = None
             self._evicted += 1
         self._sealed[chunk] = sealed
         self._removed.pop(chunk, None)

@@ -106,6 +106,7 @@ class ChunkStore:
         self._wanted: frozenset[ChunkId] = frozenset()
         self._removed: dict[ChunkId, None] = {}
         self._bytes = 0
+        self._idle_bytes = 0
         self._promised = 0
         self._full = False
         self._stored = self._evicted = self._rotten = self._misses = 0
@@ -150,7 +151,7 @@ class ChunkStore:
         found.sort()
         self._held = {chunk: _Held(size, used_s, used_s) for used_s, chunk, size in found}
         self._idle = OrderedDict.fromkeys(self._held)
-        self._bytes = sum(size for _, _, size in found)
+        self._bytes = self._idle_bytes = sum(size for _, _, size in found)
 
     # What is there
 
@@ -213,6 +214,7 @@ class ChunkStore:
             idle = [(held.used_s, chunk) for chunk, held in self._held.items() if chunk not in wanted]
             idle.sort()
             self._idle = OrderedDict.fromkeys(chunk for _, chunk in idle)
+            self._idle_bytes = sum(self._held[chunk].size_bytes for chunk in self._idle)
 
     def remove(self, chunk: ChunkId) -> None:
         """Forget the chunk and delete its file. It is not reported by ``take_removed``. Raises ``StorageError``."""
@@ -299,6 +301,7 @@ class ChunkStore:
                 self._held[chunk] = _Held(size, now, now)
                 if chunk not in self._wanted:
                     self._idle[chunk] = None
+                    self._idle_bytes += size
                 self._removed.pop(chunk, None)
                 self._bytes += size
                 self._stored += 1
@@ -335,22 +338,22 @@ class ChunkStore:
                         raise self._no_room(f"the disk has no room for {len(sealed)} bytes") from error
 
     def _make_room(self, size: int) -> None:
-        """Evict until ``size`` bytes fit. With the lock. Raises ``DiskFull``."""
-        while self._bytes + self._promised + size > self._quota:
-            if not self._idle:
-                raise self._no_room(f"the quota of {self._quota} bytes is used up by chunks that are wanted")
-            self._evict_one()
-        if not self._kept_free:
-            return
-        try:
-            missing = self._kept_free + self._promised + size - self._space(self._chunks).free
-        except OSError as error:
-            raise StorageError(f"the chunk store cannot be measured: {error.strerror}") from error
-        # Freed bytes are counted, not measured again: a file system may give them back later.
-        while missing > 0:
-            if not self._idle:
+        """Evict until ``size`` bytes fit; nothing is evicted if that would not be enough. With the lock. Raises ``DiskFull``."""
+        excess = self._bytes + self._promised + size - self._quota
+        if excess > self._idle_bytes:
+            raise self._no_room(f"the quota of {self._quota} bytes is used up by chunks that are wanted")
+        if self._kept_free:
+            try:
+                free = self._space(self._chunks).free
+            except OSError as error:
+                raise StorageError(f"the chunk store cannot be measured: {error.strerror}") from error
+            missing = self._kept_free + self._promised + size - free
+            if missing > self._idle_bytes:
                 raise self._no_room(f"{self._kept_free} bytes of the disk are to stay free")
-            missing -= self._evict_one()
+            excess = max(excess, missing)
+        # Freed bytes are counted, not measured again: a file system may give them back later.
+        while excess > 0:
+            excess -= self._evict_one()
 
     def _no_room(self, why: str) -> DiskFull:
         self._full = True
@@ -375,9 +378,12 @@ class ChunkStore:
 
     def _forget(self, chunk: ChunkId) -> None:
         held = self._held.pop(chunk, None)
-        self._idle.pop(chunk, None)
-        if held is not None:
-            self._bytes -= held.size_bytes
+        if held is None:
+            return
+        self._bytes -= held.size_bytes
+        if chunk in self._idle:
+            del self._idle[chunk]
+            self._idle_bytes -= held.size_bytes
 
     def _report(self, chunk: ChunkId) -> None:
         self._removed[chunk] = None

@@ -1,0 +1,99 @@
+"""Bytes and packages for the tests of the content room: seeded, small, and of the kinds that matter."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+import msgspec
+
+from pcm_p2p.content.chunk import Chunk
+from pcm_p2p.content.manifest import SCHEMA, Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
+from pcm_p2p.content.segment import encode_full, plan_runs
+from pcm_p2p.ids import SegmentId
+
+
+def noise(size_bytes: int, seed: int = 1) -> bytes:
+    """Bytes that do not compress."""
+    return random.Random(seed).randbytes(size_bytes)
+
+
+def text(size_bytes: int, seed: int = 1) -> bytes:
+    """Bytes that compress to about a third, and have cut points like real files."""
+    rng = random.Random(seed)
+    words = [rng.randbytes(rng.randrange(3, 12)) for _ in range(2000)]
+    return b"".join(rng.choices(words, k=size_bytes // 3))[:size_bytes]
+
+
+def chunks_of(*sizes: int, seed: int = 1) -> list[Chunk]:
+    """Distinct chunks of these sizes."""
+    return [Chunk.of(noise(size, seed * 1000 + number)) for number, size in enumerate(sizes)]
+
+
+def release_of(chunks: list[Chunk], **artifacts: list[int]) -> Manifest:
+    """A manifest over ``chunks`` with one artifact per keyword: the positions of its chunks."""
+    runs = plan_runs([len(chunk.data) for chunk in chunks])
+    segments = []
+    for first, count in runs:
+        blob = encode_full((chunk.data for chunk in chunks[first : first + count]), 1)
+        segments.append(Segment(bytes(SegmentId.of(blob)), len(blob), "full", first, count))
+    described = []
+    for name, positions in artifacts.items():
+        data = b"".join(chunks[position].data for position in positions)
+        sha256 = hashlib.sha256(data).digest()
+        packed = struct.pack(f"<{len(positions)}I", *positions)
+        described.append(Artifact(name, "exact", len(data), sha256, len(data), sha256, packed))
+    manifest = Manifest(
+        schema=SCHEMA,
+        release="sample",
+        version="1",
+        counter=1,
+        chunker=ChunkerParameters("fastcdc2020/nc1", 65536, 262144, 1048576),
+        artifacts=tuple(described),
+        chunk_ids=b"".join(chunk.id for chunk in chunks),
+        chunk_sizes=struct.pack(f"<{len(chunks)}I", *(len(chunk.data) for chunk in chunks)),
+        segments=tuple(segments),
+    )
+    return decode_untrusted(msgspec.msgpack.encode(manifest))
+
+
+def tar_of(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def ar_of(*members: tuple[str, bytes]) -> bytes:
+    out = b"!<arch>\n"
+    for name, data in members:
+        out += f"{name:<16}{'1700000000':<12}{'0':<6}{'0':<6}{'100644':<8}{len(data):<10}`\n".encode() + data
+        out += b"\n" * (len(data) % 2)
+    return out
+
+
+def build_deb(folder: Path, payload: bytes, *, compression: str = "xz", version: str = "1") -> Path:
+    """A package made by dpkg-deb itself."""
+    tree = folder / f"tree-{compression}-{version}"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        f"Package: sample\nVersion: {version}\nArchitecture: all\nMaintainer: N <n@example.org>\nDescription: sample\n"
+    )
+    (tree / "opt").mkdir()
+    (tree / "opt" / "payload").write_bytes(payload)
+    path = folder / f"sample_{version}_{compression}_all.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "-b", tree, path],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=30,
+    )
+    return path

@@ -1,0 +1,167 @@
+"""The manifest decoder: every invariant has a manifest that breaks it and nothing else."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from content_samples import chunks_of, release_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcm_p2p.content.manifest import SIZE_BYTES_MAX, Manifest, decode_untrusted
+from pcm_p2p.errors import UntrustedBytes
+
+GOOD = release_of(chunks_of(1000, 2000, 3000), first=[0, 1, 0], second=[2])
+TREE: dict[str, Any] = msgspec.msgpack.decode(GOOD.encoded)
+
+
+def u32(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
+    tree = msgspec.msgpack.decode(GOOD.encoded)
+    change(tree)
+    return msgspec.msgpack.encode(tree)
+
+
+def artifact(**fields: object) -> Callable[[dict[str, Any]], object]:
+    return lambda tree: tree["artifacts"][0].update(fields)
+
+
+def segment(**fields: object) -> Callable[[dict[str, Any]], object]:
+    return lambda tree: tree["segments"][0].update(fields)
+
+
+def top(**fields: object) -> Callable[[dict[str, Any]], object]:
+    return lambda tree: tree.update(fields)
+
+
+def delta(**fields: object) -> Callable[[dict[str, Any]], object]:
+    good = {"id": b"d" * 32, "size": 10, "kind": "delta", "first": 0, "count": 2, "base": [b"b" * 32]}
+    return lambda tree: tree["segments"].append({**good, **fields})
+
+
+def test_a_good_manifest_comes_back_whole() -> None:
+    again = decode_untrusted(GOOD.encoded)
+    assert again == GOOD
+    assert again.manifest_id == GOOD.manifest_id
+    assert list(again.sizes) == [1000, 2000, 3000]
+    assert again.position_of[again.chunks[2]] == 2
+    assert list(again.artifact("first").chunk_positions()) == [0, 1, 0]  # type: ignore[union-attr]
+
+
+def test_the_id_is_over_the_bytes_received() -> None:
+    reordered = msgspec.msgpack.encode(dict(reversed(TREE.items())))
+    assert decode_untrusted(reordered) == GOOD
+    assert decode_untrusted(reordered).manifest_id != GOOD.manifest_id
+
+
+def test_a_delta_comes_on_top() -> None:
+    assert len(decode_untrusted(broken(delta())).segments) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (top(schema="pcm.manifest/2"), "schema"),
+        (top(extra=1), "extra"),
+        (top(release="../x"), "release"),
+        (top(version="a/b"), "version"),
+        (top(counter=-1), "counter"),
+        (top(counter=1 << 63), "counter"),
+        (top(artifacts=[]), "artifacts"),
+        (lambda tree: tree["artifacts"].append(tree["artifacts"][0]), "same name"),
+        (artifact(name=".."), "artifact"),
+        (artifact(form="rpm"), "schema"),
+        (artifact(delivered_sha256=b"x"), "SHA-256"),
+        (artifact(positions=b"xyz"), "positions"),
+        (artifact(positions=u32(0, 1, 3)), "outside the table"),
+        (artifact(stored_size=3999), "add up"),
+        (artifact(delivered_size=-1), "add up"),
+        (artifact(positions=u32(0), stored_size=1000), "no artifact uses"),
+        (top(chunk_ids=b"x" * 95), "same number"),
+        (top(chunk_sizes=u32(1000, 2000)), "same number"),
+        (top(chunk_sizes=u32(0, 2000, 3000)), "chunk size"),
+        (top(chunk_sizes=u32(1000, 2000, (4 << 20) + 1)), "chunk size"),
+        (top(chunk_ids=TREE["chunk_ids"][:32] * 2 + TREE["chunk_ids"][64:]), "twice"),
+        (top(segments=[]), "tile"),
+        (segment(first=1, count=2), "tile"),
+        (segment(count=2), "tile"),
+        (segment(count=4), "outside the table"),
+        (segment(first=-1), "outside the table"),
+        (segment(count=0), "outside the table"),
+        (segment(id=b"x"), "32 bytes"),
+        (segment(size=0), "refused"),
+        (segment(size=6000 + (64 << 10) + 1), "refused"),
+        (segment(base=[b"b" * 32]), "has no base"),
+        (segment(kind="other"), "schema"),
+        (lambda tree: tree["segments"].append(tree["segments"][0]), "tile"),
+        (delta(base=[]), "base"),
+        (delta(base=[b"x"]), "32 bytes"),
+        (delta(first=2), "outside the table"),
+    ],
+)
+def test_each_invariant_is_enforced(change: Callable[[dict[str, Any]], object], why: str) -> None:
+    with pytest.raises(UntrustedBytes, match=why):
+        decode_untrusted(broken(change))
+
+
+def test_a_segment_with_too_much_output_is_refused() -> None:
+    chunks = chunks_of(*range(10, 16))
+    tree = msgspec.msgpack.decode(release_of(chunks, one=list(range(6))).encoded)
+    tree["chunk_sizes"] = u32(*[4 << 20] * 6)
+    tree["artifacts"][0]["stored_size"] = 6 * (4 << 20)
+    with pytest.raises(UntrustedBytes, match="at most 16777216 are allowed"):
+        decode_untrusted(msgspec.msgpack.encode(tree))
+
+
+def test_bad_utf8_is_bad_bytes_like_any_other() -> None:
+    with pytest.raises(UntrustedBytes, match="schema"):
+        decode_untrusted(GOOD.encoded.replace(b"sample", b"\xff\xfeple", 1))
+
+
+def test_too_many_bytes_are_not_even_parsed() -> None:
+    with pytest.raises(UntrustedBytes, match="at most"):
+        decode_untrusted(bytes(SIZE_BYTES_MAX + 1))
+
+
+def test_many_overlapping_deltas_cost_no_more_than_reading_them() -> None:
+    """Sizes added up anew for each segment would take minutes here."""
+    count = 30_000
+    chunks = [(number + 1).to_bytes(32, "big") for number in range(count)]
+    tree = dict(TREE)
+    tree["chunk_ids"], tree["chunk_sizes"] = b"".join(chunks), u32(*[1] * count)
+    tree["artifacts"] = [{**TREE["artifacts"][0], "positions": u32(*range(count)), "stored_size": count}]
+    full = {**TREE["segments"][0], "count": count, "size": 10}
+    wide = {"id": b"d" * 32, "size": 1, "kind": "delta", "first": 0, "count": count, "base": [b"b" * 32]}
+    tree["segments"] = [full, *[wide] * 40_000]
+    begun = time.process_time()
+    assert isinstance(decode_untrusted(msgspec.msgpack.encode(tree)), Manifest)
+    assert time.process_time() - begun < 10
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=300))
+def test_noise_is_refused(data: bytes) -> None:
+    with pytest.raises(UntrustedBytes):
+        decode_untrusted(data)
+
+
+def test_changed_bytes_are_refused_or_still_a_sound_manifest() -> None:
+    rng = random.Random(11)
+    for _ in range(300):
+        spoilt = bytearray(GOOD.encoded)
+        for _ in range(rng.randrange(1, 4)):
+            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+        try:
+            manifest = decode_untrusted(bytes(spoilt))
+        except UntrustedBytes:
+            continue
+        assert sum(part.count for _, part in manifest.full_segments()) == len(manifest.chunks)
