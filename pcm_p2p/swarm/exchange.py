@@ -151,6 +151,7 @@ class Exchange:
                 if event.device not in self.holdings.peers:
                     # It began to want the manifest after I told it: tell it again.
                     effects.append(Send(event.device, self._holdings_message()))
+                    effects.extend(self.ownership.tell(event.device, now_ms))
                 self.holdings.peer_holds(event.device, event.bits)
             case PeerGained():
                 gained = bits_of(event.positions)

@@ -255,6 +255,7 @@ class Fetcher:
                 case RequestChunk():
                     nursery.start_soon(self._request, transfer, effect.device, effect.position)
                 case StartSegment():
+                    _log.info("%s: segment %d is mine to fetch", transfer.manifest.title, effect.index)
                     scope = transfer.scopes[effect.index] = trio.CancelScope()
                     nursery.start_soon(self._fetch_segment, transfer, effect.index, scope)
                 case AbortSegment():

@@ -169,8 +169,8 @@ class OriginClient:
     async def get(self, path: str, size_bytes_max: int) -> bytes:
         """The whole file at ``path`` from the first mirror that has it.
 
-        Raises ``OriginMissing`` (404 wherever there was an answer) or ``OriginFailed``. Longer than ``size_bytes_max`` is a failure of the
-        mirror.
+        Raises ``OriginMissing`` (404 wherever there was an answer) or ``OriginFailed``. Longer than ``size_bytes_max``
+        is a failure of the mirror.
         """
         place = 0
         while True:

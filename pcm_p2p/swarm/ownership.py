@@ -193,6 +193,10 @@ class Ownership:
         if self._mine:
             self.next_ms = min(self.next_ms, now_ms + HURRY_MS)
 
+    def tell(self, device: DeviceId, now_ms: int) -> list[Effect]:
+        """My claim for a neighbour that cannot have heard it yet; nothing if I fetch nothing."""
+        return [Send(device, self._claim(now_ms))] if self._mine else []
+
     # -- events ---------------------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
@@ -202,8 +206,7 @@ class Ownership:
             case PeerUp():
                 self._site[event.device] = event.weight
                 self._roster_changed_ms = now_ms
-                if self._mine:
-                    effects.append(Send(event.device, self._claim(now_ms)))
+                effects.extend(self.tell(event.device, now_ms))
             case PeerDown() | Banned():
                 if self._site.pop(event.device, None) is not None:
                     self._roster_changed_ms = now_ms

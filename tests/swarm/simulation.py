@@ -72,13 +72,15 @@ def make_manifest(size_bytes: int, *, chunk_bytes: int = 256 << 10, seed: int = 
 
 @dataclass(frozen=True)
 class Rules:
-    """``wan_bytes_per_s`` is for the office, ``upload_bytes_per_s`` for each device; pairs are (least, most)."""
+    """``wan_bytes_per_s`` is for the office, ``upload_bytes_per_s`` for each device; pairs are (least, most). ``want_ms`` is
+    from a daemon's start to when it learns of the release."""
 
     wan_bytes_per_s: int = 2_500_000
     upload_bytes_per_s: int = 60_000_000
     latency_ms: tuple[int, int] = (1, 5)
     meet_ms: tuple[int, int] = (50, 2_000)
     start_ms: tuple[int, int] = (0, 500)
+    want_ms: tuple[int, int] = (0, 0)
     settle_ms: int = 3_000
     claim_loss: float = 0.0
     decode_us_a_chunk: int = 3_000
@@ -96,6 +98,8 @@ class Node:
     nature: str = "honest"
     up: bool = False
     life: int = 0
+    started_ms: int = 0
+    roster_changed_ms: int = 0
     disk: int = 0
     partial: dict[int, float] = field(default_factory=dict)
     exchange: Exchange | None = None
@@ -184,7 +188,19 @@ class Office:
     # -- devices ---------------------------------------------------------------------------------------------------------------
 
     def start(self, node: Node) -> None:
-        node.up, node.life = True, node.life + 1
+        node.up, node.life, node.started_ms = True, node.life + 1, self.now_ms
+        for other in self.nodes:
+            if other is not node and other.up:
+                delay_us = self.rng.randint(*self.rules.meet_ms) * 1000
+                self.after(delay_us, self.meet, node, other, (node.life, other.life))
+        if self.rules.want_ms[1]:
+            self.after(self.rng.randint(*self.rules.want_ms) * 1000, self.want, node, node.life)
+        else:
+            self.want(node, node.life)
+
+    def want(self, node: Node, life: int) -> None:
+        if not node.up or node.life != life:
+            return
         sizes = [segment.size for segment in self.manifest.segments]
         node.exchange = Exchange(
             self.manifest,
@@ -196,15 +212,13 @@ class Office:
             budget=Budget(),
             rng=random.Random(int.from_bytes(node.device[:8], "big") + node.life),
             settle_ms=self.rules.settle_ms,
-            started_ms=self.now_ms,
-            roster_changed_ms=self.now_ms,
+            started_ms=node.started_ms,
+            roster_changed_ms=node.roster_changed_ms,
             now_ms=self.now_ms,
             partial_pct={index: int(100 * done / sizes[index]) for index, done in node.partial.items()},
         )
-        for other in self.nodes:
-            if other is not node and other.up:
-                delay_us = self.rng.randint(*self.rules.meet_ms) * 1000
-                self.after(delay_us, self.meet, node, other, (node.life, other.life))
+        for device in sorted(node.sessions):
+            node.exchange.meet(device, self.by_id[device].weight, self.now_ms)
         self._perform(node, node.exchange.begin())
         self._event(node, Tick())
 
@@ -228,6 +242,7 @@ class Office:
         one.sessions.add(two.device)
         two.sessions.add(one.device)
         for me, other in ((one, two), (two, one)):
+            me.roster_changed_ms = self.now_ms
             self._event(me, PeerUp(other.device, other.weight))
             if me.nature == "boasting" and len(me.sessions) == 1:
                 self._boast(me, me.life)

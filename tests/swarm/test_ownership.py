@@ -30,6 +30,7 @@ from pcm_p2p.swarm.ownership import (
     LADDER_MS,
     LEASE_MS_FIRST,
     LEASE_MS_MAX,
+    MEET_MS,
     QUIET_MS,
     REST_MS_MAX,
     SETTLE_MS_MAX,
@@ -72,6 +73,7 @@ class Office:
         for peer in peers:
             self.core.meet(peer, 8)
             self.holdings.peer_holds(peer, 0)
+        self.now_ms += MEET_MS
 
     def tick(self, ms: int = 0) -> list[Effect]:
         self.now_ms += ms
@@ -159,6 +161,16 @@ def test_a_claim_is_announced_at_once_renewed_each_second_and_withdrawn() -> Non
     effects = office.core.handle(SegmentDone(index), office.now_ms)
     last = claims(effects)[-1]
     assert index not in [segment.index for segment in last.segments]
+
+
+def test_a_neighbour_that_wants_it_later_is_told_what_i_fetch() -> None:
+    office = Office()
+    assert office.core.tell(THIRD, office.now_ms) == []
+    index = office.start_mine()
+    [told] = office.core.tell(THIRD, office.now_ms)
+    assert isinstance(told, Send)
+    assert isinstance(told.message, Claim)
+    assert index in [segment.index for segment in told.message.segments]
 
 
 def test_a_newcomer_is_told_what_i_fetch() -> None:

@@ -39,6 +39,8 @@ def test_a_simultaneous_start_costs_the_wan_one_copy(manifest: Manifest, count: 
     "rules",
     [
         Rules(start_ms=(0, 20_000)),
+        Rules(want_ms=(30_000, 34_000)),
+        Rules(want_ms=(30_000, 30_300), latency_ms=(20, 80)),
         Rules(meet_ms=(50, 8_000)),
         Rules(latency_ms=(100, 300)),
         Rules(claim_loss=0.1),
@@ -46,7 +48,17 @@ def test_a_simultaneous_start_costs_the_wan_one_copy(manifest: Manifest, count: 
         Rules(wan_bytes_per_s=100_000_000),
         Rules(decode_us_a_chunk=100_000),
     ],
-    ids=["late starts", "late sessions", "slow control", "lost claims", "slow WAN", "fast WAN", "slow disks"],
+    ids=[
+        "late starts",
+        "release spreads",
+        "release spreads at once",
+        "late sessions",
+        "slow control",
+        "lost claims",
+        "slow WAN",
+        "fast WAN",
+        "slow disks",
+    ],
 )
 def test_rough_circumstances_cost_little(manifest: Manifest, rules: Rules, seed: int) -> None:
     office = Office(6, manifest, rules, seed=seed)
