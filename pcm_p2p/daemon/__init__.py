@@ -17,6 +17,7 @@ control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess`` 
 status      one picture of the node for people and for the lab
 doctor      a read-only look at one device's set-up
 desk        the service that honours tokens and keeps online metadata signed
+collect     the composition root of a collector
 log         where log lines go
 ==========  ================================================================================================
 
