@@ -25,10 +25,11 @@ events           noun   what happens to an exchange, and what it wants done
 holdings         core   who in the office has which chunk: one int per device as a bit field
 announcements    core   Holdings, Have, Drop, Claim, SegmentFailed: to and from their messages, checked against a manifest
 rendezvous       core   weighted highest-random-weight hashing in integers
-ownership        core   which segment I fetch over the WAN, and when: claims, leases, stealing, contests, failures
+claims           core   what neighbours say they fetch, leases and lapses, and how far to believe it
+ownership        core   which segment I fetch over the WAN, and when: order, stealing, contests, failures
 picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging
 conduct          core   strikes of neighbours that serve badly, and the ban that follows
-exchange         core   one manifest: folds events through the four above; what the daemon and the simulation both run
+exchange         core   one manifest: folds events through the others; what the daemon and the simulation both run
 pace             both   token bucket, and the shell that waits for it
 mirrors          core   which mirror of the origin to ask next, back-off, blame
 origin           shell  HTTP client: range resume, deadlines, minimum rate, counters

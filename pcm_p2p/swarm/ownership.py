@@ -19,9 +19,9 @@ Rules (after research/gossip-scale.md 1.5, where the figures come from; what dif
    later in the unweighted order. Both compute it from the pair alone, and progress only grows, so never both abort.
    (The research has a limit at half of the segment; comparing progress wastes less.) Who has a part of an open
    segment on disk starts it first, and claims it with that progress.
-5. A claim lapses when its renewals stop (``QUIET_MS``), when its progress stops for its lease, or when the session
-   ends. The segment is then open, and the lapsed device comes last for it; its claim counts again when it has made
-   progress. Two lapses in ``LAPSE_MEMORY_MS``: weight 0 for as long.
+5. A claim lapses when its renewals stop, when its progress stops for its lease, or when the session ends. The segment
+   is then open, and the lapsed device comes last for it; its claim counts again when it has made progress. After two
+   lapses a device has weight 0 for ten minutes (``claims``).
 6. An idle fetcher steals: rank r takes an unclaimed segment after r × ``STEAL_MS`` if its owner is busy with another
    one, and after r × ``LADDER_MS`` if the owner is silent. Outside the fetchers the latter holds always.
 7. A failure at the origin is told to all: the segment rests for a time that doubles with each failure, and who failed
@@ -35,13 +35,14 @@ what a crash costs.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.swarm import rendezvous
 from pcm_p2p.swarm.announcements import claim_message, failure_message
+from pcm_p2p.swarm.claims import LEASE_MS_MAX, LEASE_MS_MIN, Claims
 from pcm_p2p.swarm.events import (
     AbortSegment,
     Banned,
@@ -73,16 +74,9 @@ LADDER_MS = 5_000  # gossip-scale.md 1.5 rule 4: the shortest lease
 HURRY_MS = 50  # choice
 RENEW_MS = 1_000  # gossip-scale.md 1.5
 MEET_MS = RENEW_MS + 500  # measured in a lab of six: 0 costs 6 % of duplicate WAN bytes when a release spreads
-QUIET_MS = 5_000  # five renewals
-RELAYED_QUIET_MS = 60_000  # choice: where sessions form a full mesh only changes are relayed
-LEASE_MS_MIN, LEASE_MS_MAX = 5_000, 120_000  # gossip-scale.md 1.5 rule 4; the ceiling is what a liar can cost, once
-LEASE_MS_FIRST = 12_000  # connecting may take 10 s
-LEASE_MS_DECODE = 20_000  # choice: a busy laptop
 MOVED_MS = 3_000  # choice: without a byte for so long I do not ask for patience any more
 AHEAD_PCT = 10  # choice: claims are a second old at most
-LAPSES_MAX, LAPSE_MEMORY_MS = 2, 600_000  # gossip-scale.md 1.5 rule 8
 REST_MS_FIRST, REST_MS_MAX = 2_000, 30_000  # choice; a neighbour cannot make a segment rest longer
-RELAY_FROM_PEERS = 20  # DESIGN.md 8: about 20 sessions; below that everybody hears a claim first-hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +86,6 @@ class SegmentRun:
     index: int
     key: bytes
     bits: int
-
-
-@dataclass(slots=True)
-class _Claim:
-    done_pct: int
-    heard_ms: int
-    progressed_ms: int
-    lease_ms: int
-    source: DeviceId
-    first_hand: bool
-
-    def lapsed(self, now_ms: int) -> bool:
-        if not self.first_hand:
-            return now_ms - self.heard_ms > RELAYED_QUIET_MS
-        if now_ms - self.heard_ms > QUIET_MS:
-            return True
-        shortest_ms = LEASE_MS_MIN
-        if self.done_pct in (0, 100):
-            shortest_ms = LEASE_MS_FIRST if self.done_pct == 0 else LEASE_MS_DECODE
-        return now_ms - self.progressed_ms > min(max(self.lease_ms, shortest_ms), LEASE_MS_MAX)
 
 
 @dataclass(slots=True)
@@ -169,15 +143,12 @@ class Ownership:
         self._roster_changed_ms, self._created_ms = roster_changed_ms, now_ms
         self._settled = False
         self._site: dict[DeviceId, int] = {}
-        self._claims: dict[int, dict[DeviceId, _Claim]] = {}
-        self._lapsed_pct: dict[tuple[int, DeviceId], int] = {}
+        self._claims = Claims()
         self._mine: dict[int, _Mine] = {}
         self._partial_pct = dict(partial_pct)
         self._trouble: dict[int, _Trouble] = {}
         self._open_since_ms: dict[int, int] = {}
         self._jitter_ms = {segment.index: rng.randrange(JITTER_MS) for segment in segments}
-        self._lapses: dict[DeviceId, list[int]] = {}
-        self._told: dict[DeviceId, frozenset[int]] = {}
         self._paused = ""
         self._origin_rests_until_ms = 0
         self._origin_reason = ""
@@ -210,11 +181,7 @@ class Ownership:
             case PeerDown() | Banned():
                 if self._site.pop(event.device, None) is not None:
                     self._roster_changed_ms = now_ms
-                self._told.pop(event.device, None)
-                for key in [key for key in self._lapsed_pct if key[1] == event.device]:
-                    del self._lapsed_pct[key]
-                for index in list(self._claims):
-                    self._drop_claim(index, event.device, now_ms)
+                self._opened(self._claims.forget(event.device), now_ms)
             case Paused():
                 self._paused = event.reason
                 changed = bool(self._mine)
@@ -224,9 +191,10 @@ class Ownership:
             case ClaimHeard():
                 effects.extend(self._claim_heard(event, now_ms))
             case FailureHeard():
-                if event.device in self._claims.get(event.index, {}):
+                if event.device in self._claims.of(event.index):
                     self._failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
-                    self._drop_claim(event.index, event.device, now_ms)
+                    if self._claims.drop(event.index, event.device):
+                        self._opened([event.index], now_ms)
             case SegmentProgress():
                 mine = self._mine.get(event.index)
                 if mine is not None:
@@ -245,33 +213,13 @@ class Ownership:
         return effects
 
     def _claim_heard(self, event: ClaimHeard, now_ms: int) -> list[Effect]:
-        claimant = event.claimant
-        first_hand = event.device == claimant
-        if claimant == self._me or (not first_hand and claimant in self._site):
+        if event.claimant == self._me or (event.device != event.claimant and event.claimant in self._site):
             return []  # its own word comes over its own session
-        heard = {segment.index: segment.done_pct for segment in event.segments if segment.index in self._segments}
-        for index in list(self._claims):
-            if index not in heard:
-                self._drop_claim(index, claimant, now_ms)
-        for index, done_pct in heard.items():
-            if self._suspended(event.device, now_ms) or done_pct <= self._lapsed_pct.get((index, claimant), -1):
-                continue
-            claims = self._claims.setdefault(index, {})
-            claim = claims.get(claimant)
-            if claim is None:
-                claims[claimant] = _Claim(done_pct, now_ms, now_ms, event.lease_ms, event.device, first_hand)
-                continue
-            if done_pct > claim.done_pct:
-                claim.done_pct, claim.progressed_ms = done_pct, now_ms
-            claim.heard_ms, claim.lease_ms = now_ms, event.lease_ms
-            claim.source, claim.first_hand = event.device, first_hand
-        if event.hops != 1 or not first_hand:
+        self._opened(self._claims.hear(event, self._segments, now_ms), now_ms)
+        if not self._claims.to_relay(event, len(self._site)):
             return []
-        if len(self._site) < RELAY_FROM_PEERS and self._told.get(claimant, frozenset()) == heard.keys():
-            return []
-        self._told[claimant] = frozenset(heard)
-        relayed = claim_message(self._manifest, claimant, event.lease_ms, event.segments, hops=0)
-        return [Broadcast(relayed, besides=claimant)]
+        relayed = claim_message(self._manifest, event.claimant, event.lease_ms, event.segments, hops=0)
+        return [Broadcast(relayed, besides=event.claimant)]
 
     def _failed_here(self, event: SegmentFailedHere, now_ms: int) -> Effect:
         wait_ms = self._failed(event.index, self._me, event.reason, event.wait_ms, now_ms)
@@ -288,10 +236,9 @@ class Ownership:
         trouble.rest_until_ms, trouble.reason = max(trouble.rest_until_ms, now_ms + wait_ms), reason
         return wait_ms
 
-    def _drop_claim(self, index: int, device: DeviceId, now_ms: int) -> None:
-        claims = self._claims.get(index, {})
-        if claims.pop(device, None) is not None and not claims:
-            del self._claims[index]
+    def _opened(self, indexes: Iterable[int], now_ms: int) -> None:
+        """Nobody claims these any more: the time for who may take them starts."""
+        for index in indexes:
             self._open_since_ms[index] = max(now_ms, self._rests_until_ms(index))
 
     def _finish(self, index: int) -> bool:
@@ -328,18 +275,11 @@ class Ownership:
         return effects
 
     def _expire(self, now_ms: int) -> None:
-        for index, claims in list(self._claims.items()):
-            for device, claim in list(claims.items()):
-                if not claim.lapsed(now_ms):
-                    continue
-                self._drop_claim(index, device, now_ms)
-                self._lapsed_pct[index, device] = claim.done_pct
-                trouble = self._trouble.setdefault(index, _Trouble())
-                trouble.failures[device] = trouble.failures.get(device, 0) + 1
-                # Who passes on claims that nobody keeps is as bad as who makes them.
-                lapses = self._lapses.setdefault(claim.source, [])
-                lapses.append(now_ms)
-                del lapses[:-LAPSES_MAX]
+        for index, device, opened in self._claims.expire(now_ms):
+            trouble = self._trouble.setdefault(index, _Trouble())
+            trouble.failures[device] = trouble.failures.get(device, 0) + 1
+            if opened:
+                self._opened([index], now_ms)
 
     def _abort_reason(self, index: int) -> str:
         mine = self._mine[index]
@@ -347,8 +287,8 @@ class Ownership:
             return ""
         if not self._segments[index].bits & ~(self._holdings.mine | self._holdings.proven_lan()):
             return "neighbours hold it now"
-        for device, claim in self._claims.get(index, {}).items():
-            if self._loses(index, mine.done_pct, device, claim.done_pct):
+        for device, done_pct in self._claims.of(index).items():
+            if self._loses(index, mine.done_pct, device, done_pct):
                 return f"{device.short} fetches it too and goes first"
         return ""
 
@@ -399,7 +339,7 @@ class Ownership:
         candidates = self._candidates(now_ms)
         fetchers = set(rendezvous.ranking(candidates, self._manifest)[:FETCHERS_MAX])
         limit = SEGMENTS_MAX if len(fetchers) <= FEW_FETCHERS else 1
-        busy = {device for claims in self._claims.values() for device in claims}
+        busy = self._claims.busy()
         ready: list[tuple[int, int, int]] = []
         for segment in open_now:
             order = self._order(segment, candidates, fetchers)
@@ -432,7 +372,7 @@ class Ownership:
         candidates = {
             device: weight
             for device, weight in self._site.items()
-            if weight > 0 and device in self._holdings.peers and not self._suspended(device, now_ms)
+            if weight > 0 and device in self._holdings.peers and not self._claims.suspended(device, now_ms)
         }
         candidates[self._me] = self._weight
         return candidates
@@ -460,10 +400,6 @@ class Ownership:
         trouble = self._trouble.get(index)
         return trouble.failures if trouble else {}
 
-    def _suspended(self, device: DeviceId, now_ms: int) -> bool:
-        lapses = self._lapses.get(device, [])
-        return len(lapses) >= LAPSES_MAX and now_ms - lapses[0] < LAPSE_MEMORY_MS
-
     def _rests_until_ms(self, index: int) -> int:
         trouble = self._trouble.get(index)
         return trouble.rest_until_ms if trouble else 0
@@ -485,7 +421,7 @@ class Ownership:
 
     def claimants(self, index: int) -> dict[DeviceId, int]:
         """Neighbours that fetch this segment, and how far they say they are (percent)."""
-        return {device: claim.done_pct for device, claim in self._claims.get(index, {}).items()}
+        return self._claims.of(index)
 
     def waiting_for(self, index: int, now_ms: int) -> str:
         """Why I am not fetching this needed segment; empty when nothing speaks against it."""

@@ -92,7 +92,7 @@ class Picker:
             del self._peers[device]
 
     def next_requests(self, now_ms: int, skip: int = 0) -> list[RequestChunk]:
-        """What to ask for now. ``skip``: positions that are on their way by another path (my segment being decoded)."""
+        """What to ask for at this time. ``skip``: positions that are on their way by another path (my segment being decoded)."""
         self.next_ms = None
         holdings = self._holdings
         wanted = holdings.missing & holdings.lan & ~skip

@@ -8,6 +8,7 @@ import pytest
 
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.swarm import rendezvous
+from pcm_p2p.swarm.claims import LEASE_MS_FIRST, LEASE_MS_MAX, QUIET_MS
 from pcm_p2p.swarm.events import (
     AbortSegment,
     Broadcast,
@@ -28,10 +29,7 @@ from pcm_p2p.swarm.events import (
 from pcm_p2p.swarm.holdings import OfficeHoldings
 from pcm_p2p.swarm.ownership import (
     LADDER_MS,
-    LEASE_MS_FIRST,
-    LEASE_MS_MAX,
     MEET_MS,
-    QUIET_MS,
     REST_MS_MAX,
     SETTLE_MS_MAX,
     Ownership,

@@ -10,7 +10,7 @@ from pcm_p2p.content.manifest import Manifest
 
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
-    return make_manifest(96 << 20)
+    return make_manifest(64 << 20)
 
 
 def largest_blob(office: Office) -> int:
