@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pcm_p2p.content.decompression import BLOCK_SIZE_BYTES, too_large
 from pcm_p2p.errors import InputError
@@ -117,7 +117,7 @@ def _copy(
     copy.file_size = member.file_size  # lets ``zipfile`` see whether the long form is needed
     size_bytes = 0
     with archive.open(member) as content, stored.open(copy, "w") as target:
-        while block := content.read(BLOCK_SIZE_BYTES):
+        while block := _read(content, member, source):
             size_bytes += len(block)
             if size_bytes > min(room_bytes, member.file_size):
                 raise InputError(f"member {member.filename!r} is larger than it states", path=source)
@@ -127,6 +127,16 @@ def _copy(
             f"member {member.filename!r} states {member.file_size} bytes and has {size_bytes}", path=source
         )
     return size_bytes
+
+
+def _read(content: IO[bytes], member: zipfile.ZipInfo, source: Path) -> bytes:
+    try:
+        return content.read(BLOCK_SIZE_BYTES)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # What bzip2 says about bad data is an OSError without a number.
+        raise InputError(f"member {member.filename!r} cannot be unpacked: {error}", path=source) from None
 
 
 def _extra(extra: bytes) -> bytes:

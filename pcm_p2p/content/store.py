@@ -119,8 +119,6 @@ class ChunkStore:
             for left in os.scandir(self._temporary):
                 with contextlib.suppress(IsADirectoryError):
                     Path(left.path).unlink()
-            for number in range(256):
-                (self._chunks / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
             self._read_index()
             space = self._space(self._chunks)
         except OSError as error:
@@ -297,7 +295,7 @@ class ChunkStore:
                     temporary.unlink()
                     return False
                 os.utime(temporary, (now, now))
-                temporary.rename(self._path(chunk))
+                self._name(temporary, self._path(chunk))
                 self._held[chunk] = _Held(size, now, now)
                 if chunk not in self._wanted:
                     self._idle[chunk] = None
@@ -318,6 +316,14 @@ class ChunkStore:
         finally:
             with self._lock:
                 self._promised -= size
+
+    @staticmethod
+    def _name(temporary: Path, path: Path) -> None:
+        try:
+            temporary.rename(path)
+        except FileNotFoundError:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary.rename(path)
 
     def _write_file(self, path: Path, sealed: bytes) -> None:
         """Write, making room once if the disk has less than it said. Raises ``DiskFull`` or ``OSError``."""

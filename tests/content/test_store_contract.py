@@ -186,4 +186,4 @@ class AnyOrderOfVerbs(RuleBasedStateMachine):
 
 
 TestAnyOrderOfVerbs = AnyOrderOfVerbs.TestCase
-TestAnyOrderOfVerbs.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestAnyOrderOfVerbs.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

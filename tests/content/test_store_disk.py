@@ -79,10 +79,13 @@ def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
     good, torn = chunks_of(1000, 2000)
     store = ChunkStore(tmp_path).open()
     store.put(good)
+    path_of(tmp_path, torn.id).parent.mkdir(exist_ok=True)
     path_of(tmp_path, torn.id).write_bytes(b"")
     (tmp_path / "temporary" / "left").write_bytes(b"half a chunk")
     misplaced = tmp_path / "chunks" / ("00" if good.id.hex()[:2] != "00" else "01") / good.id.hex()
+    misplaced.parent.mkdir(exist_ok=True)
     misplaced.write_bytes(b"in the wrong folder")
+    (tmp_path / "chunks" / "00").mkdir(exist_ok=True)
     (tmp_path / "chunks" / "00" / "README").write_text("somebody else's")
     again = ChunkStore(tmp_path).open()
     assert again.ids() == [good.id]
