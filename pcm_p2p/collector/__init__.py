@@ -33,6 +33,8 @@ finding        one check's result in it
 release        one release in it: state, since, why, sizes
 usage          byte counters of one report, as told and as difference to the report before; release '' is the whole device
 completion     the first report in which a release was complete on a device: when a plain download would have been paid
+moved          sums of the two above per site, release and device, kept by triggers
+moved_in_time  the same sums per site, release and ten seconds
 change         what differs between a report and the one before it: the timeline
 sighting       a device that somebody in the fleet has seen, whether or not it ever reported
 meta           the count of archive changes (the console's event id)

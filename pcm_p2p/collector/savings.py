@@ -20,28 +20,24 @@ from typing import Any
 import msgspec
 
 from pcm_p2p.collector.fleet import structs
+from pcm_p2p.collector.schema import BUCKET_S
 from pcm_p2p.collector.snapshot import Snapshot
 
 DEVICE_ROWS_MAX = 500
 POINTS_MAX = 240
 """Choice: more points than this cannot be told apart in the chart's width."""
-BUCKETS_S = (1, 5, 15, 60, 300, 900, 3_600, 21_600, 86_400, 604_800)
+BUCKETS_S = (10, 30, 60, 300, 900, 3_600, 21_600, 86_400, 604_800)
 
-_LEDGER = """
-ledger AS (
-    SELECT device, site, name, version, at_ms, new_wan AS wan, new_lan_in AS lan_in, 0 AS plain, needed_bytes
-    FROM usage WHERE name <> '' AND (:site = '' OR site = :site) AND (:name = '' OR (name = :name AND version = :version))
-    UNION ALL
-    SELECT device, site, name, version, at_ms, 0, 0, size_bytes, 0
-    FROM completion WHERE (:site = '' OR site = :site) AND (:name = '' OR (name = :name AND version = :version))
-),
+_HERE = "(:site = '' OR site = :site) AND (:name = '' OR (name = :name AND version = :version))"
+_CELL = f"""
 cell AS (
     SELECT site, name, version, sum(wan) AS wan, sum(lan_in) AS lan_in, sum(plain) AS plain,
         CASE WHEN sum(wan) + sum(lan_in) > 0 THEN max(needed_bytes) ELSE 0 END AS needed
-    FROM ledger GROUP BY site, name, version
+    FROM moved WHERE {_HERE} GROUP BY site, name, version
+    HAVING sum(wan) + sum(lan_in) + sum(plain) > 0
 )
 """
-"""``ledger``: one row per movement; ``cell``: one row per site and release. Every figure below is a sum over these."""
+"""``cell``: one row per site and release. Every figure below is a sum over these, or over the rows of ``moved`` in them."""
 
 
 class Bytes(msgspec.Struct, frozen=True):
@@ -111,10 +107,10 @@ def savings(snapshot: Snapshot, *, site: str = "", release: str = "") -> Savings
     values: dict[str, object] = {"site": site, "name": name, "version": version, "limit": DEVICE_ROWS_MAX}
     total = _total(snapshot, values)
     devices = snapshot.rows(
-        f"WITH {_LEDGER} SELECT ledger.device, coalesce(d.hostname, '') AS hostname, ledger.site, sum(ledger.wan) AS wan, "
-        "sum(ledger.lan_in) AS lan_in, sum(ledger.plain) AS plain, count(*) OVER () AS total FROM ledger "
-        "LEFT JOIN device d ON d.device = ledger.device GROUP BY ledger.device, ledger.site "
-        "HAVING sum(ledger.wan) + sum(ledger.lan_in) + sum(ledger.plain) > 0 ORDER BY wan DESC, hostname, 1 LIMIT :limit",
+        "SELECT m.*, coalesce(d.hostname, '') AS hostname FROM (SELECT device, site, sum(wan) AS wan, "
+        f"sum(lan_in) AS lan_in, sum(plain) AS plain, count(*) OVER () AS total FROM moved WHERE {_HERE} "
+        "GROUP BY device, site HAVING sum(wan) + sum(lan_in) + sum(plain) > 0 ORDER BY sum(wan) DESC, device LIMIT :limit) m "
+        "LEFT JOIN device d ON d.device = m.device ORDER BY wan DESC, hostname, m.device",
         values,
     )
     return Savings(
@@ -126,7 +122,7 @@ def savings(snapshot: Snapshot, *, site: str = "", release: str = "") -> Savings
         by_site=[
             SiteBytes(row["site"], row["releases"], _bytes(row))
             for row in snapshot.rows(
-                f"WITH {_LEDGER} SELECT site, count(*) AS releases, sum(wan) AS wan, sum(lan_in) AS lan_in, "
+                f"WITH {_CELL} SELECT site, count(*) AS releases, sum(wan) AS wan, sum(lan_in) AS lan_in, "
                 "sum(plain) AS plain, sum(needed) AS needed FROM cell GROUP BY site ORDER BY sum(plain) - sum(wan) DESC, site",
                 values,
             )
@@ -134,7 +130,7 @@ def savings(snapshot: Snapshot, *, site: str = "", release: str = "") -> Savings
         by_release=[
             ReleaseBytes(row["name"], row["version"], row["sites"], _bytes(row))
             for row in snapshot.rows(
-                f"WITH {_LEDGER} SELECT name, version, count(*) AS sites, sum(wan) AS wan, sum(lan_in) AS lan_in, "
+                f"WITH {_CELL} SELECT name, version, count(*) AS sites, sum(wan) AS wan, sum(lan_in) AS lan_in, "
                 "sum(plain) AS plain, sum(needed) AS needed FROM cell GROUP BY name, version "
                 "ORDER BY sum(plain) - sum(wan) DESC, name, version",
                 values,
@@ -154,7 +150,7 @@ def totals(snapshot: Snapshot) -> Bytes:
 def totals_by_site(snapshot: Snapshot) -> dict[str, Bytes]:
     """The sums of each site."""
     rows = snapshot.rows(
-        f"WITH {_LEDGER} SELECT site, sum(wan) AS wan, sum(lan_in) AS lan_in, sum(plain) AS plain, sum(needed) AS needed "
+        f"WITH {_CELL} SELECT site, sum(wan) AS wan, sum(lan_in) AS lan_in, sum(plain) AS plain, sum(needed) AS needed "
         "FROM cell GROUP BY site",
         {"site": "", "name": "", "version": ""},
     )
@@ -163,7 +159,7 @@ def totals_by_site(snapshot: Snapshot) -> dict[str, Bytes]:
 
 def _total(snapshot: Snapshot, values: dict[str, object]) -> Bytes:
     (row,) = snapshot.rows(
-        f"WITH {_LEDGER} SELECT coalesce(sum(wan), 0) AS wan, coalesce(sum(lan_in), 0) AS lan_in, "
+        f"WITH {_CELL} SELECT coalesce(sum(wan), 0) AS wan, coalesce(sum(lan_in), 0) AS lan_in, "
         "coalesce(sum(plain), 0) AS plain, coalesce(sum(needed), 0) AS needed FROM cell",
         values,
     )
@@ -175,23 +171,22 @@ def _bytes(row: Any) -> Bytes:
 
 
 def _series(snapshot: Snapshot, values: dict[str, object]) -> Series:
-    moved = "wan > 0 OR lan_in > 0 OR plain > 0"
-    ((first, last),) = snapshot.rows(f"WITH {_LEDGER} SELECT min(at_ms), max(at_ms) FROM ledger WHERE {moved}", values)
+    moved = f"moved_in_time WHERE {_HERE} AND (wan <> 0 OR lan_in <> 0 OR plain <> 0)"
+    ((first, last),) = snapshot.rows(f"SELECT min(bucket), max(bucket) FROM {moved}", values)
     if first is None:
         return Series([], [], [], [])
-    span_s = (last - first) // 1_000
+    span_s, as_of_s = (last - first) * BUCKET_S, snapshot.as_of_ms // 1_000
     bucket_s = next((size for size in BUCKETS_S if span_s // size < POINTS_MAX), BUCKETS_S[-1])
-    series = Series([first // 1_000 // bucket_s * bucket_s], [0], [0], [0])
+    series = Series([first * BUCKET_S // bucket_s * bucket_s], [0], [0], [0])
     for bucket, wan, lan_in, plain in snapshot.rows(
-        f"WITH {_LEDGER} SELECT at_ms / :bucket_ms AS bucket, sum(wan), sum(lan_in), sum(plain) FROM ledger "
-        f"WHERE {moved} GROUP BY bucket ORDER BY bucket",
-        {**values, "bucket_ms": bucket_s * 1_000},
+        f"SELECT bucket / :each AS wide, sum(wan), sum(lan_in), sum(plain) FROM {moved} GROUP BY wide ORDER BY wide",
+        {**values, "each": bucket_s // BUCKET_S},
     ):
-        series.at_s.append((bucket + 1) * bucket_s)
+        # The bucket that is not over yet ends now; times must grow all the same.
+        series.at_s.append(max(min((bucket + 1) * bucket_s, as_of_s), series.at_s[-1] + 1))
         series.wan.append(series.wan[-1] + wan)
         series.lan_in.append(series.lan_in[-1] + lan_in)
         series.plain.append(series.plain[-1] + plain)
-    as_of_s = snapshot.as_of_ms // 1_000
     if as_of_s > series.at_s[-1]:
         series.at_s.append(as_of_s)
         for sums in (series.wan, series.lan_in, series.plain):

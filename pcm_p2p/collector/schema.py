@@ -60,13 +60,21 @@ MIGRATIONS: tuple[str, ...] = (
         new_wan INTEGER NOT NULL, new_lan_in INTEGER NOT NULL, new_lan_out INTEGER NOT NULL,
         PRIMARY KEY (device, name, version, epoch, seq)
     ) WITHOUT ROWID;
-    CREATE INDEX usage_by_release ON usage (name, version, site, at_ms);
     CREATE TABLE completion (
         device TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
         epoch INTEGER NOT NULL, seq INTEGER NOT NULL, at_ms INTEGER NOT NULL, site TEXT NOT NULL, size_bytes INTEGER NOT NULL,
         PRIMARY KEY (device, name, version)
     ) WITHOUT ROWID;
-    CREATE INDEX completion_by_release ON completion (name, version, site, at_ms);
+    CREATE TABLE moved (
+        site TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, device TEXT NOT NULL,
+        wan INTEGER NOT NULL, lan_in INTEGER NOT NULL, plain INTEGER NOT NULL, needed_bytes INTEGER NOT NULL,
+        PRIMARY KEY (site, name, version, device)
+    ) WITHOUT ROWID;
+    CREATE TABLE moved_in_time (
+        site TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, bucket INTEGER NOT NULL,
+        wan INTEGER NOT NULL, lan_in INTEGER NOT NULL, plain INTEGER NOT NULL,
+        PRIMARY KEY (site, name, version, bucket)
+    ) WITHOUT ROWID;
     CREATE TABLE change (
         device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER NOT NULL,
         at_ms INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL,
@@ -79,4 +87,39 @@ MIGRATIONS: tuple[str, ...] = (
         seen_by TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    # Sums of ``usage`` and ``completion``, kept by the database itself: whatever writes those tables, the sums follow.
+    """
+    CREATE TRIGGER usage_told AFTER INSERT ON usage WHEN new.name <> '' BEGIN
+        INSERT INTO moved VALUES (new.site, new.name, new.version, new.device, 0, 0, 0, new.needed_bytes)
+        ON CONFLICT DO UPDATE SET needed_bytes = max(needed_bytes, excluded.needed_bytes);
+    END;
+    CREATE TRIGGER usage_grown AFTER UPDATE OF new_wan, new_lan_in ON usage
+    WHEN new.name <> '' AND (new.new_wan <> old.new_wan OR new.new_lan_in <> old.new_lan_in) BEGIN
+        UPDATE moved SET wan = wan + new.new_wan - old.new_wan, lan_in = lan_in + new.new_lan_in - old.new_lan_in
+        WHERE site = new.site AND name = new.name AND version = new.version AND device = new.device;
+        INSERT INTO moved_in_time VALUES (
+            new.site, new.name, new.version, new.at_ms / 10000,
+            new.new_wan - old.new_wan, new.new_lan_in - old.new_lan_in, 0
+        ) ON CONFLICT DO UPDATE SET wan = wan + excluded.wan, lan_in = lan_in + excluded.lan_in;
+    END;
+    CREATE TRIGGER completion_told AFTER INSERT ON completion BEGIN
+        INSERT INTO moved VALUES (new.site, new.name, new.version, new.device, 0, 0, new.size_bytes, 0)
+        ON CONFLICT DO UPDATE SET plain = plain + excluded.plain;
+        INSERT INTO moved_in_time VALUES (new.site, new.name, new.version, new.at_ms / 10000, 0, 0, new.size_bytes)
+        ON CONFLICT DO UPDATE SET plain = plain + excluded.plain;
+    END;
+    CREATE TRIGGER completion_changed AFTER UPDATE ON completion BEGIN
+        UPDATE moved SET plain = plain - old.size_bytes
+        WHERE site = old.site AND name = old.name AND version = old.version AND device = old.device;
+        UPDATE moved_in_time SET plain = plain - old.size_bytes
+        WHERE site = old.site AND name = old.name AND version = old.version AND bucket = old.at_ms / 10000;
+        INSERT INTO moved VALUES (new.site, new.name, new.version, new.device, 0, 0, new.size_bytes, 0)
+        ON CONFLICT DO UPDATE SET plain = plain + excluded.plain;
+        INSERT INTO moved_in_time VALUES (new.site, new.name, new.version, new.at_ms / 10000, 0, 0, new.size_bytes)
+        ON CONFLICT DO UPDATE SET plain = plain + excluded.plain;
+    END;
+    """,
 )
+
+BUCKET_S = 10
+"""Seconds in a bucket of ``moved_in_time`` (choice: a small release crosses an office in less than a minute)."""
