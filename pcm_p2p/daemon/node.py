@@ -45,13 +45,14 @@ from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.log import configure
+from pcm_p2p.daemon.memory import keep_small
 from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
 from pcm_p2p.database import open_database
-from pcm_p2p.errors import PcmError, StorageError
+from pcm_p2p.errors import InputError, PcmError, StorageError
 from pcm_p2p.gossip.discovery import Discovery
 from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
@@ -91,6 +92,7 @@ from pcm_p2p.wire.session import Session
 
 log = logging.getLogger(__name__)
 
+SEAL_RETRY_S = 30.0
 SWARM_MESSAGES: tuple[type[Message], ...] = (Holdings, Have, Drop, Claim, SegmentFailed)
 
 
@@ -130,8 +132,11 @@ def lock_state(state: Path) -> Iterator[None]:
             raise StorageError(
                 f"{state} is in use by another daemon", remedy="Stop that one first, or use another --state."
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, b"%d\n" % os.getpid())
+        with contextlib.suppress(
+            OSError
+        ):  # for people; a full disk must not keep the daemon from saying that it is full
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d\n" % os.getpid())
         yield
     finally:
         os.close(descriptor)
@@ -314,18 +319,33 @@ class _Node:
             await nursery.start(self.carrier.run)
             await self._collectors_changed()
             await nursery.start(self.fetcher.run)
-            listening = await nursery.start(self.overlay.run)
+            listening = await self._listen(nursery)
             await nursery.start(self.spreader.run)
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
+            nursery.start_soon(keep_small)
             control = await nursery.start(_in_scope_of_its_own, serve_control, self.state, self._status().commands())
-            log.info("device %s of site %s is up at %s", self.identity.device_id, self.config.device.site, listening)
+            where = ", ".join(f"{host}:{port}" for host, port in listening) or "no address"
+            log.info("device %s of site %s is up at %s", self.identity.device_id, self.config.device.site, where)
             await ended.wait()
             control.cancel()
             await self.overlay.leave()
             nursery.cancel_scope.cancel()
+
+    async def _listen(self, nursery: trio.Nursery) -> tuple[tuple[str, int], ...]:
+        try:
+            listening: tuple[tuple[str, int], ...] = await nursery.start(self.overlay.run)
+        except OSError as error:
+            listen = self.config.listen
+            raise InputError(
+                f"{' and '.join(listen.addresses)} port {listen.port} cannot be listened on: {error.strerror or error}",
+                path=self.state / "config.toml",
+                key="listen",
+                remedy="Choose another port or address, or end the program that has this one.",
+            ) from None
+        return listening
 
     def _status(self) -> Status:
         return Status(
@@ -381,7 +401,16 @@ class _Node:
                 tuple(SealKey(bytes.fromhex(one.seal_key)) for one in collectors),
                 nacl.utils.random,
             )
-            await self.carrier.collectors(sealer, [one.device_id for one in collectors])
+            try:
+                await self.carrier.collectors(sealer, [one.device_id for one in collectors])
+            except StorageError as error:
+                log.error("reports cannot be sealed: %s", error)
+                assert self.nursery is not None
+                self.nursery.start_soon(self._collectors_later)
+
+    async def _collectors_later(self) -> None:
+        await trio.sleep(SEAL_RETRY_S)
+        await self._collectors_changed()
 
     def _collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
         for one in self.fleet.collector if self.fleet is not None else ():
