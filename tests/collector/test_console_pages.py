@@ -69,6 +69,15 @@ async def test_a_page_says_as_of_when_and_holds_nothing_inline(demo_archive: Pat
     assert response.headers["cache-control"] == "no-store"
 
 
+async def test_htmx_cannot_start_before_its_extension_has_arrived(demo_archive: Path) -> None:
+    """Deferred, it starts by a timer; if the extension is still on its way then, the page is never live."""
+    async with signed_in(demo_archive) as client:
+        html = (await client.get("/")).text
+    scripts = [re.sub(r"\?v=[0-9a-f]+", "", one) for one in re.findall(r'<script src="/static/([^>]*)>', html)]
+    assert scripts == ['theme.js"', 'vendor/htmx.min.js"', 'vendor/hx-sse.min.js"', 'live.js"']
+    assert html.index("htmx.min.js") > html.index("</main>")
+
+
 async def test_state_is_icon_and_word_and_colour(demo_archive: Path) -> None:
     async with signed_in(demo_archive) as client:
         html = (await client.get("/devices")).text
