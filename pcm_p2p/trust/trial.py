@@ -209,6 +209,7 @@ class Trial:
             issued_ms=_issued_ms(timestamp.signed),
             expires_ms=_ms(timestamp.signed.expires),
         )
+        self._keep_roots()
         for leftover in ("cache", "downloads"):
             shutil.rmtree(self.staging / leftover, ignore_errors=True)
         return Accepted(state, raised)
