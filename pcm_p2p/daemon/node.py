@@ -37,6 +37,7 @@ from pcm_p2p.apply.applier import Applier
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.courier import Courier, CourierLimits
 from pcm_p2p.compliance.facts.prober import Prober
+from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.compliance.record import RecordSealer, SealKey
 from pcm_p2p.config import Config, load_config
@@ -290,7 +291,7 @@ class _Node:
             self.steward,
             client,
             self.carrier,
-            Prober(Path(config.apply.root)),
+            Inspector(Prober(Path(config.apply.root)), _wall_ms),
             self.meter,
             me,
             config.device.site,

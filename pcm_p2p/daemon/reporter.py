@@ -20,10 +20,9 @@ import msgspec
 import trio
 
 from pcm_p2p import __version__
-from pcm_p2p.compliance.assessment import assess, conclude
 from pcm_p2p.compliance.carry import Carrier
-from pcm_p2p.compliance.facts.prober import Prober
 from pcm_p2p.compliance.finding import Finding
+from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.report import (
     SCHEMA,
     Platform,
@@ -38,7 +37,7 @@ from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.policy.desired import AssignedCheck, Change
+from pcm_p2p.policy.desired import Change
 from pcm_p2p.trust.client import TrustClient
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Reporter:
         steward: Steward,
         client: TrustClient,
         carrier: Carrier,
-        prober: Prober,
+        inspector: Inspector,
         meter: Meter,
         me: DeviceId,
         site: str,
@@ -69,7 +68,7 @@ class Reporter:
         self._steward = steward
         self._client = client
         self._carrier = carrier
-        self._prober = prober
+        self._inspector = inspector
         self._meter = meter
         self._me = me
         self._site = site
@@ -80,13 +79,13 @@ class Reporter:
         self._wake = trio.Event()
         self._assess_wanted = True
         self._assessing = trio.Lock()
-        self._findings: dict[tuple[str, str], Finding] = self._load()
+        inspector.remember(self._load())
         self.problem = ""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The latest, by policy and check."""
-        return tuple(self._findings[key] for key in sorted(self._findings))
+        """The latest, in the order of the checks."""
+        return self._inspector.findings
 
     def poke(self, *, assess: bool) -> None:
         """Report soon; with ``assess`` run the checks first."""
@@ -116,22 +115,20 @@ class Reporter:
         """Run every assigned check now, remedy what may be remedied and look again; returns all findings."""
         async with self._assessing:
             desired = self._steward.desired
-            assigned = desired.checks if desired is not None else ()
-            findings = {}
-            for check in assigned:
-                finding = await self._decide(check)
-                if finding.state == "fail" and check.remedy is not None:
-                    await self._remedy(check.remedy)
-                    finding = await self._decide(check)
-                findings[finding.policy, finding.check] = finding
-            self._findings = findings
+            checks = desired.checks if desired is not None else ()
+            findings = await self._inspector.inspect(checks)
+            failed = {(finding.policy, finding.check) for finding in findings if finding.state == "fail"}
+            remedies = [
+                check.remedy
+                for check in checks
+                if check.remedy is not None and (check.policy_id, check.check.id) in failed
+            ]
+            for remedy in remedies:
+                await self._remedy(remedy)
+            if remedies:
+                await self._inspector.inspect(checks)
             await trio.to_thread.run_sync(self._save)
             return self.findings
-
-    async def _decide(self, check: AssignedCheck) -> Finding:
-        observation = await trio.to_thread.run_sync(self._prober.observe, check.check)
-        previous = self._findings.get((check.policy_id, check.check.id))
-        return conclude(check, assess(check.check, observation), previous, self._now_ms())
 
     async def _report(self) -> bool:
         try:
@@ -171,11 +168,10 @@ class Reporter:
             transfer=Transfer(totals.wan_in_bytes, totals.lan_in_bytes, totals.lan_out_bytes),
         )
 
-    def _load(self) -> dict[tuple[str, str], Finding]:
+    def _load(self) -> tuple[Finding, ...]:
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            kept = msgspec.json.decode(self._file.read_bytes(), type=tuple[Finding, ...])
-            return {(finding.policy, finding.check): finding for finding in kept}
-        return {}
+            return msgspec.json.decode(self._file.read_bytes(), type=tuple[Finding, ...])
+        return ()
 
     def _save(self) -> None:
         try:
