@@ -136,10 +136,8 @@ class Live:
         if not view.version:
             return step
         wan, lan = view.sums
-        totals = (
-            f"  {view.done} of {len(view.pictures)} devices after {view.seconds:.1f} s · "
-            f"WAN {megabytes(wan)} · LAN {megabytes(lan)}"
-        )
+        after = f" after {view.seconds:.1f} s" if view.seconds else ""
+        totals = f"  {view.done} of {len(view.pictures)} devices{after} · WAN {megabytes(wan)} · LAN {megabytes(lan)}"
         return Group(step, Text(totals, style="dim"), _table(view))
 
 
