@@ -72,8 +72,8 @@ class FakeApt:
             return self.lists.read_bytes()
         if name == "apt-cache-madison":
             package = command[-1]
-            rows = [f" {package} | {v} | http://deb.debian.org main amd64 Packages" for v in ("2", "2", "1")]
-            return "\n".join([*rows, f" {package} | 3 | http://deb.debian.org main Sources"]).encode()
+            rows = [f" {package} | {v} | http://archive.example main amd64 Packages" for v in ("2", "2", "1")]
+            return "\n".join([*rows, f" {package} | 3 | http://archive.example main Sources"]).encode()
         if name == "apt-get-update":
             self.broken = False
             return b""
