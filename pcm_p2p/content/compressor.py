@@ -24,10 +24,9 @@ from typing import IO, Self
 import msgspec
 
 import pcm_p2p
-from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.segment import encode_full
+from pcm_p2p.content.segment import encode_joined
 from pcm_p2p.content.workplace import blob_path, storage_error
-from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
+from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError
 from pcm_p2p.ids import ChunkId, SegmentId
 
 _LENGTH_SIZE_BYTES = 4
@@ -77,9 +76,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
         return DiskFull(self.message) if self.full else StorageError(self.message)
 
 
-def make(job: Job) -> Made:
-    """Read, verify, compress, write. Raises ``InputError`` if a source changed since it was cut, ``StorageError``."""
-    blob = encode_full(_read(job), job.level)
+def make(job: Job, workspace: bytearray) -> Made:
+    """Read, verify, compress, write. Raises ``InputError`` if a source changed since it was cut, ``StorageError``.
+
+    ``workspace`` is memory that the caller lends for one job after the other; it grows to the largest.
+    """
+    blob = encode_joined(_read(job, workspace), job.level)
     segment = SegmentId.of(blob)
     path = blob_path(Path(job.segments), segment)
     temporary = Path(job.temporary) / f"{segment.short}-{secrets.token_hex(6)}"
@@ -94,22 +96,32 @@ def make(job: Job) -> Made:
     return Made(job.number, bytes(segment), len(blob))
 
 
-def _read(job: Job) -> Iterator[bytes]:
+def _read(job: Job, workspace: bytearray) -> memoryview:
+    """The chunks of the job, joined; each is read in place, so that nothing is copied."""
+    size_bytes = sum(piece.size for piece in job.pieces)
+    if len(workspace) < size_bytes:
+        workspace.extend(bytes(size_bytes - len(workspace)))
+    view, at = memoryview(workspace)[:size_bytes], 0
     with contextlib.ExitStack() as stack:
-        opened: dict[int, IO[bytes]] = {}
+        opened: dict[int, int] = {}
         for piece in job.pieces:
-            path = Path(job.files[piece.file])
+            path, place = Path(job.files[piece.file]), view[at : at + piece.size]
             try:
                 if piece.file not in opened:
-                    opened[piece.file] = stack.enter_context(path.open("rb", buffering=0))
-                data = os.pread(opened[piece.file].fileno(), piece.size, piece.offset)
-                yield Chunk.verified(ChunkId(piece.chunk), data).data
+                    opened[piece.file] = stack.enter_context(path.open("rb", buffering=0)).fileno()
+                _fill(opened[piece.file], place, piece.offset)
             except OSError as error:
                 raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-            except UntrustedBytes:
-                raise InputError(
-                    "changed while it was being read", path=path, remedy="Run the command again."
-                ) from None
+            if ChunkId.of(place) != piece.chunk:
+                raise InputError("changed while it was being read", path=path, remedy="Run the command again.")
+            at += piece.size
+    return view
+
+
+def _fill(descriptor: int, place: memoryview, offset: int) -> None:
+    """Read until ``place`` is full or the file ends; what is not filled does not hash to its id."""
+    while place and (size := os.preadv(descriptor, [place], offset)):
+        place, offset = place[size:], offset + size
 
 
 class Crew:
@@ -223,11 +235,12 @@ def _work() -> None:
     _die_with_caller()
     # An interrupt from the terminal reaches the caller too, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    workspace = bytearray()
     while (data := _receive(sys.stdin.buffer)) is not None:
         job = msgspec.msgpack.decode(data, type=Job)
         answer: Made | Failed
         try:
-            answer = make(job)
+            answer = make(job, workspace)
         except PcmError as error:
             answer = Failed(job.number, error.message, isinstance(error, InputError), isinstance(error, DiskFull))
         _send(sys.stdout.buffer, msgspec.msgpack.encode(answer))

@@ -306,7 +306,9 @@ def _compress(
 def _made(jobs: Iterator[Job], level: int, processes: int) -> Iterator[Made]:
     # Without compression the disk sets the pace, and with nothing to do there is nobody to start.
     if processes < 1 or level == LEVEL_STORED:
-        yield from map(make, jobs)
+        workspace = bytearray()
+        for job in jobs:
+            yield make(job, workspace)
         return
     begin = next(jobs, None)
     if begin is None:

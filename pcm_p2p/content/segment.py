@@ -44,13 +44,17 @@ def encode_full(chunks: Iterable[bytes], level: int) -> bytes:
 
     The same chunks at the same level give the same blob with the same zstd library.
     """
-    joined = b"".join(chunks)
+    return encode_joined(b"".join(chunks), level)
+
+
+def encode_joined(data: bytes | memoryview, level: int) -> bytes:
+    """``encode_full`` of chunks that lie behind each other already."""
     if level == LEVEL_STORED:
-        return _stored_frame(joined)
-    return zstandard.ZstdCompressor(level=level).compress(joined)
+        return _stored_frame(data)
+    return zstandard.ZstdCompressor(level=level).compress(data)
 
 
-def _stored_frame(data: bytes) -> bytes:
+def _stored_frame(data: bytes | memoryview) -> bytes:
     """A zstd frame of raw blocks (RFC 8878, 3.1.1): at memory speed, and with no other decoder than all segments have."""
     view = memoryview(data)
     # Descriptor 0xA0: four-byte content size, single segment (no window), no checksum, no dictionary.

@@ -25,6 +25,7 @@ def test_a_sealed_chunk_opens_to_itself_and_fits_the_bound(data: bytes) -> None:
     assert open_sealed_untrusted(chunk.id, sealed) == chunk
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=2000))
 def test_sealing_round_trips(data: bytes) -> None:
     chunk = Chunk.of(memoryview(data))
@@ -89,7 +90,7 @@ def test_a_smaller_bound_is_kept() -> None:
     assert open_sealed_untrusted(chunk.id, seal(chunk), 5000) == chunk
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_is_refused(data: bytes) -> None:
     for sealed in (data, b"\x28\xb5\x2f\xfd" + data):

@@ -22,6 +22,7 @@ from pcm_p2p.content.manifest import SEGMENT_OUTPUT_BYTES_MAX, Manifest
 from pcm_p2p.content.memory_store import MemoryStore
 from pcm_p2p.content.segment import decode_full_untrusted
 from pcm_p2p.errors import InputError, StorageError
+from pcm_p2p.ids import SegmentId
 
 TAR = tar_of(one=text(2_000_000), two=noise(500_000))
 
@@ -277,7 +278,8 @@ def test_sigkill_in_the_middle_takes_the_workers_along_and_the_next_run_goes_on(
     while any(_alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its caller"
         time.sleep(0.01)
-    kept = {path: path.stat().st_ino for path in (work / "segments").glob("*/*")}
+    notes = [SegmentId(note.read_bytes()).hex() for note in (work / "ingest" / "notes").glob("*/*")]
+    kept = {path: path.stat().st_ino for path in (work / "segments").glob("*/*") if path.name in notes}
     assert kept
     ingested = make([source], work, level=9, processes=2)
     assert {path: path.stat().st_ino for path in kept} == kept, "what was finished was made again"

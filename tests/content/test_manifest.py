@@ -147,7 +147,7 @@ def test_many_overlapping_deltas_cost_no_more_than_reading_them() -> None:
     assert time.process_time() - begun < 10
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_is_refused(data: bytes) -> None:
     with pytest.raises(UntrustedBytes):

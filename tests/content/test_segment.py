@@ -18,6 +18,7 @@ from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, CHUNK_SIZE_BYTES_MAX), max_size=300))
 def test_runs_tile_the_table_within_the_bound_and_are_as_long_as_they_can_be(sizes: list[int]) -> None:
     runs, reached = plan_runs(sizes), 0
@@ -106,7 +107,7 @@ def test_a_description_that_does_not_fit_is_refused(ids: list[ChunkId], sizes: l
         list(decode_full_untrusted(BLOB, ids, sizes))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused(data: bytes) -> None:
     for blob in (data, b"\x28\xb5\x2f\xfd" + data):

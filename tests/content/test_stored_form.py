@@ -360,18 +360,18 @@ def test_a_zip_that_is_a_bomb_is_stopped(tmp_path: Path) -> None:
 # all of them
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=400),
     magic=st.sampled_from([b"", b"!<arch>\n", b"PK\x03\x04", b"\x1f\x8b\x08", b"\xfd7zXZ\0"]),
 )
-def test_noise_is_refused_or_exact(tmp_path: Path, data: bytes, magic: bytes) -> None:
+def test_noise_is_refused_and_never_more_than_a_guess(tmp_path: Path, data: bytes, magic: bytes) -> None:
     source = written(tmp_path, "noise.zip", magic + data)
     for form in ("deb", "tar", "zip"):
         with pytest.raises(InputError):
             write_stored(source, form, source.with_name("stored"))  # type: ignore[arg-type]
         assert not source.with_name("stored").exists()
-    assert detect(source) in ("exact", "zip")
+    assert detect(source) in ("deb", "exact", "zip")
 
 
 def test_changed_bytes_of_real_archives_raise_nothing_else(tmp_path: Path) -> None:
