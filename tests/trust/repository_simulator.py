@@ -155,15 +155,23 @@ class RepositorySimulator:
     def refresh(self) -> Published:
         return refresh_online(self.fleet, self.origin, self.keys)
 
-    def publish_root(self, edit: Callable[[Root], None]) -> None:
+    def sign_root(self, edit: Callable[[Root], None]) -> None:
+        """Propose a root and sign it, and whatever targets are proposed."""
         self.fleet.propose_root(edit)
         self.sign(role="root")
         if self.fleet.proposed_targets() is not None:
             self.sign()
+
+    def publish_root(self, edit: Callable[[Root], None]) -> None:
+        self.sign_root(edit)
         self.publish()
 
     def rotate_online_keys(self) -> None:
-        """New snapshot and timestamp keys, named by a new root; published."""
+        self.propose_online_keys()
+        self.publish()
+
+    def propose_online_keys(self) -> None:
+        """New snapshot and timestamp keys, named by a new root, signed and not published."""
         made = {role: self._new_online_key(role) for role in ("snapshot", "timestamp")}
 
         def edit(root: Root) -> None:
@@ -173,7 +181,7 @@ class RepositorySimulator:
                 root.add_key(key.key, role)
 
         self.keys = OnlineKeys(made["snapshot"].signer(), made["timestamp"].signer())
-        self.publish_root(edit)
+        self.sign_root(edit)
 
     def _new_online_key(self, role: Any) -> keyfile.KeyFile:
         number = len(list((self.fleet.path / "keys").iterdir()))
