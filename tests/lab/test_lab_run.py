@@ -12,7 +12,7 @@ import pytest
 
 from pcm_p2p.lab.run import _run_folder, _try_lock
 
-SIZE = 2_000_000
+SIZE = 2_100_000
 SCENARIO = """
 title = "Two devices, one of which is killed on the way"
 timeout_s = 60.0
