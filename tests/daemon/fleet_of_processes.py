@@ -193,12 +193,12 @@ class Fleet:
         self.collector.process = self.processes.start("collector", words)
         await self._until(lambda: (self.collector.state / "port").exists(), self.collector.process)  # type: ignore[union-attr]
 
-    def start(self, *devices: Device, dying_at: str | None = None) -> None:
-        """``dying_at``: a point of ``dying_daemon``, where the process kills itself."""
+    def start(self, *devices: Device, doctored: str | None = None) -> None:
+        """``doctored``: a point of ``doctored_daemon``."""
         for device in devices:
             words: list[str | Path] = [sys.executable, "-m", "pcm_p2p.daemon", "--state", device.state]
-            if dying_at is not None:
-                words = [sys.executable, Path(__file__).with_name("dying_daemon.py"), dying_at, device.state]
+            if doctored is not None:
+                words = [sys.executable, Path(__file__).with_name("doctored_daemon.py"), doctored, device.state]
             device.process = self.processes.start(device.name, words, environment={"MALLOC_ARENA_MAX": "1"})
 
     async def kill(self, device: Device) -> None:
@@ -215,7 +215,7 @@ class Fleet:
             return await device.process.wait_ended()
 
     async def died(self, device: Device) -> None:
-        """Wait until a daemon that was started with ``dying_at`` has killed itself there."""
+        """Wait until a daemon that was doctored so has killed itself."""
         assert device.process is not None
         with trio.move_on_after(WAIT_S):
             status = await device.process.wait_ended()
@@ -255,6 +255,13 @@ class Fleet:
         assert self.collector is not None
         assert self.collector.process is not None
         await self._until(lambda: condition(self.archived()), self.collector.process)
+
+    def conflicts(self) -> int:
+        """Reports that bear the number of another one."""
+        assert self.collector is not None
+        path = self.collector.state / "collector" / "archive.sqlite"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM conflict").fetchone()[0])
 
     def archived(self) -> list[tuple[str, int, int, str]]:
         assert self.collector is not None
