@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rich.markup import escape
+
 from pcm_p2p.cli.output import Json, err, out, print_facts, print_json, print_table, size
 from pcm_p2p.daemon.control import ask
 
@@ -95,7 +97,7 @@ def _print_status(facts: dict[str, Any]) -> None:
             ),
         )
     for problem in facts["problems"]:
-        err().print(f"[bold]problem[/bold]: {problem}")
+        err().print(f"[bold]problem[/bold]: {escape(problem)}")
 
 
 def peers(state: State = DEFAULT_STATE, json: Json = False) -> None:

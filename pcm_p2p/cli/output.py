@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -31,7 +32,7 @@ def print_json(facts: object) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     table = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(escape(str(cell)) for cell in row))
     out().print(table)
 
 
@@ -39,13 +40,13 @@ def print_facts(facts: dict[str, Any]) -> None:
     """Aligned ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        grid.add_row(f"[dim]{name}[/dim]", str(value))
+        grid.add_row(f"[dim]{escape(name)}[/dim]", escape(str(value)))
     out().print(grid)
 
 
 def note(text: str) -> None:
     """A line for the person, on standard error."""
-    err().print(text)
+    err().print(text, markup=False)
 
 
 def size(count_bytes: float) -> str:

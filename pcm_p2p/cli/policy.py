@@ -39,7 +39,8 @@ def check(files: Annotated[list[Path], typer.Argument(help="Policy files.")], js
     for path, fact in zip(files, facts, strict=True):
         out().print(
             f"{path}: {fact['id']} version {fact['version']}, mode {fact['mode']}, "
-            f"{fact['assignments']} assignments, {fact['checks']} checks"
+            f"{fact['assignments']} assignments, {fact['checks']} checks",
+            markup=False,
         )
 
 

@@ -45,8 +45,8 @@ def sign(
                 err().print(line, markup=False)
             err().print()
     if key is not None:
-        if not yes and not typer.confirm("Sign this?", err=True):
-            raise InputError("not signed", remedy="Stage something else, or run it again.")
+        if not yes and not _agreed():
+            raise InputError("not signed", remedy="Stage something else, or run it again; --yes asks no question.")
         folder.sign(key, passphrase.obtain(passphrase_file, passphrase_fd, what=str(key)))
         proposals = folder.proposals()
     if json:
@@ -57,6 +57,13 @@ def sign(
             out().print(signatures.line(), markup=False)
     if all(proposal.complete for proposal in proposals):
         note("Next: 'pcm-p2p publish'.")
+
+
+def _agreed() -> bool:
+    try:
+        return typer.confirm("Sign this?", err=True)
+    except typer.Abort:
+        return False  # nobody is there to answer
 
 
 def publish(

@@ -66,8 +66,10 @@ def show_table(state: Path, address: str) -> str:
     )
 
 
-def run_collector(state: Path, listen: tuple[str, int], console: ConsoleSettings, port_file: Path | None) -> None:
-    """Collect until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
+def run_collector(
+    state: Path, listen: tuple[str, int], console: ConsoleSettings | None, port_file: Path | None
+) -> None:
+    """Collect until SIGTERM or SIGINT; ``console`` None: reports are taken and not shown. Raises ``PcmError`` at the start."""
     identity = load_collector_identity(state)
     config = load_config(state / "config.toml")
     seal_key = load_or_create_seal_key(state / "collector" / "seal.key")

@@ -21,7 +21,16 @@ from typing import Any
 
 import trio
 
-from pcm_p2p.errors import DaemonUnreachable, Degraded, InputError, PcmError
+from pcm_p2p.errors import (
+    ApplyError,
+    DaemonUnreachable,
+    Degraded,
+    InputError,
+    PcmError,
+    StorageError,
+    TransferError,
+    TrustError,
+)
 
 REQUEST_BYTES_MAX = 64 << 10
 ANSWER_BYTES_MAX = 16 << 20
@@ -29,6 +38,10 @@ ANSWER_TIMEOUT_S = 60.0
 IDLE_TIMEOUT_S = 300.0
 CONNECTIONS_MAX = 16
 """Choice: a console, a lab and a few people; more is a mistake or an attack by the owner on itself."""
+
+_ERRORS: Mapping[object, type[PcmError]] = {
+    error.exit_status: error for error in (InputError, Degraded, TrustError, StorageError, TransferError, ApplyError)
+}
 
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 
@@ -170,7 +183,5 @@ def ask(state: Path, command: str, *, timeout_s: float = ANSWER_TIMEOUT_S, **arg
     answer = json.loads(buffer)
     if answer.get("ok"):
         return answer["result"]
-    error: PcmError = (InputError if answer.get("exit_status") == 2 else PcmError)(
-        str(answer.get("error")), remedy=str(answer.get("remedy") or "") or None
-    )
-    raise error
+    error = _ERRORS.get(answer.get("exit_status"), PcmError)
+    raise error(str(answer.get("error")), remedy=str(answer.get("remedy") or "") or None)

@@ -96,8 +96,9 @@ class Follower:
         attempt = await self._client.attempt(source)
         if attempt.kind in ("good", "unchanged"):
             self.last_problem = ""
-        elif attempt.kind != "older":
-            self.last_problem = f"{name}: {attempt.reason}"
+        elif attempt.kind != "older" or source is self._origin:
+            # A neighbour that lags is no news. An origin that does was set back, or somebody is between us.
+            self.last_problem = f"{name}: {attempt.reason or attempt.kind}"
         if attempt.view is not before:
             await self._on_change(self.digest())
         return attempt

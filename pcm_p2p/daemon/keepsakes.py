@@ -1,7 +1,7 @@
 """Keepsakes: the manifests of what was applied here, so that a roll-back finds real bytes and no release goes backwards.
 
 Per release name the two manifests applied last are kept (``<counter>-<manifest id>.manifest`` in a folder of the name), the
-newest of which sets the floor of the release counter. Their chunks stay wanted in the store, so the previous package can be
+newest of which sets the floor of the release counter; one that was damaged still does, by its name. Their chunks stay wanted in the store, so the previous package can be
 assembled without the network.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from pcm_p2p.apply.receipt import Receipt
 from pcm_p2p.content.assemble import assemble
@@ -22,6 +24,12 @@ from pcm_p2p.errors import PcmError, UntrustedBytes
 log = logging.getLogger(__name__)
 
 KEPT_PER_RELEASE = 2
+_NAME = re.compile(r"([0-9]{20})-[0-9a-f]{64}\.(?:manifest|damaged)")
+
+
+class _Kept(NamedTuple):
+    counter: int
+    path: Path
 
 
 class Keepsakes:
@@ -41,25 +49,25 @@ class Keepsakes:
         if path.exists():
             return
         write_atomic(path, manifest.encoded)
-        for old in sorted(folder.glob("*.manifest"))[:-KEPT_PER_RELEASE]:
+        for old in _kept_in(folder)[:-KEPT_PER_RELEASE]:
             with contextlib.suppress(OSError):
-                old.unlink()
+                old.path.unlink()
 
     def counter(self, release: str) -> int:
         """The highest counter of ``release`` that was applied here; 0: none."""
-        names = sorted(path.name for path in (self._folder / release).glob("*.manifest"))
-        return int(names[-1].partition("-")[0]) if names else 0
+        kept = _kept_in(self._folder / release)
+        return kept[-1].counter if kept else 0
 
     def manifests(self) -> list[Manifest]:
-        """All that are kept; damaged files are removed and named in the log."""
+        """All that are kept and whole; a damaged file is renamed, and named in the log."""
         kept = []
         for path in sorted(self._folder.glob("*/*.manifest")):
             try:
                 kept.append(decode_untrusted(path.read_bytes()))
             except (OSError, UntrustedBytes) as error:
-                log.warning("%s is damaged and removed: %s", path, error)
+                log.warning("%s is damaged, so nothing can be rolled back to it: %s", path, error)
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    path.rename(path.with_suffix(".damaged"))
         return kept
 
     def previous_package(self, name: str, version: str, architecture: str) -> Path | None:
@@ -88,3 +96,9 @@ class Keepsakes:
         for path in self._folder.glob("*.deb"):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _kept_in(folder: Path) -> list[_Kept]:
+    """Rising by counter; what has another name is not ours."""
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("*"))
+    return sorted(_Kept(int(match[1]), path) for match, path in found if match)

@@ -31,7 +31,7 @@ from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
-from pcm_p2p.errors import InputError, PcmError, StorageError, TrustError
+from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
 from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
@@ -54,6 +54,7 @@ class ReleaseWork:
 
     assigned: AssignedRelease
     manifest: Manifest | None = None
+    unreadable: str = ""
     state: ReleaseState = "wanted"
     since_ms: int = 0
     detail: str = ""
@@ -107,17 +108,18 @@ class Steward:
 
     async def run(self) -> None:
         """End what a crash left half made, then keep the device at its desired state until cancelled."""
-        outcome = await self._applier.resume()
-        if outcome is not None:
-            log.warning("a change was interrupted: %s %s is %s", outcome.subject, outcome.version, outcome.verdict)
         shutil.rmtree(self._staging, ignore_errors=True)
+        resumed = False
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while True:
                 self._wake = trio.Event()
                 try:
+                    if not resumed:
+                        await self._resume()
+                        resumed = True
                     await self._turn()
-                except (StorageError, TrustError, OSError) as error:
+                except (PcmError, OSError) as error:
                     # The device's own disk, or a document that does not read: say so, and look again at the next turn.
                     log.error("the desired state cannot be worked on: %s", error)
                     self.problems = (str(error),)
@@ -126,6 +128,11 @@ class Steward:
                     await self._on_change()
                 with trio.move_on_after(self._pause_s()):
                     await self._wake.wait()
+
+    async def _resume(self) -> None:
+        outcome = await self._applier.resume()
+        if outcome is not None:
+            log.warning("a change was interrupted: %s %s is %s", outcome.subject, outcome.version, outcome.verdict)
 
     # One turn
 
@@ -156,7 +163,11 @@ class Steward:
                     old.detail,
                 )
                 work.moved = old.moved
-            work.manifest = await trio.to_thread.run_sync(self._manifest, view, assigned)
+            work.unreadable = ""
+            try:
+                work.manifest = await trio.to_thread.run_sync(self._manifest, view, assigned)
+            except UntrustedBytes as error:
+                work.manifest, work.unreadable = None, error.message
             works[work.key] = work
         self._changed |= works.keys() != before.keys()
         self.works = works
@@ -186,6 +197,9 @@ class Steward:
     async def _advance(self, work: ReleaseWork, desired: Desired) -> None:
         """Move one release as far as it goes now."""
         assigned, manifest = work.assigned, work.manifest
+        if work.unreadable:
+            self._enter(work, "failed", f"its signed manifest is not usable by this version: {work.unreadable}")
+            return
         if manifest is None:
             self._enter(work, "wanted", "its signed manifest has not arrived yet")
             return
@@ -294,8 +308,12 @@ class Steward:
         """Apply the remedy of a failing check, within the same permission and the same limits on attempts."""
         if self.desired is None or not self.desired.authorisation.permits(change) or self._applier.why_wait(change):
             return
-        outcome = await self._applier.apply(change, self.desired.authorisation, _no_artifact)
-        log.info("remedy %s: %s %s", change.subject, outcome.verdict, outcome.error)
+        try:
+            outcome = await self._applier.apply(change, self.desired.authorisation, _no_artifact)
+        except PcmError as error:
+            log.error("remedy %s: %s", change.subject, error)  # the finding stays, and brings it up again
+        else:
+            log.info("remedy %s: %s %s", change.subject, outcome.verdict, outcome.error)
 
     # What others ask
 
