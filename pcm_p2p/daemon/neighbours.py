@@ -21,7 +21,7 @@ from pcm_p2p.swarm.peers import ChunkNotServed, UploadRefused
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.trial import SourceFailed, SourceMissing
-from pcm_p2p.wire.messages import ChunkGet, FileGet, Message
+from pcm_p2p.wire.messages import ChunkGet, FileGet, Message, Roster
 from pcm_p2p.wire.session import PeerRefused, PeerTooSlow, Refuse, Session, SessionClosed
 
 _REFUSALS: dict[str, ChunkFailure] = {"missing": "missing", "busy": "busy", "limit": "busy"}
@@ -79,6 +79,8 @@ class Neighbours:
                 raise TransferError(
                     f"{address[0]}:{address[1]} is collector {session.device.short}, not {collector.short}"
                 )
+            # Who else is here: the console draws those that never report, instead of not knowing of them.
+            session.post(Roster(self._overlay.roster()))
             task_status.started(session)
             await session.closed.wait()
 

@@ -49,7 +49,7 @@ from pcm_p2p.gossip.session_table import FOREIGN_SESSIONS_MAX, SESSIONS_MAX, Ove
 from pcm_p2p.gossip.targets import Address
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
-from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, FileGet, Hello, Message, Roster
+from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, FileGet, Hello, Message, Roster, RosterEntry
 from pcm_p2p.wire.session import RATE_BYTES_PER_S_MIN, Pace, Session, SessionClosed
 
 TICK_S = 1.0
@@ -174,6 +174,10 @@ class Overlay:
     def known(self) -> list[DeviceId]:
         """Devices of this site that are believed to be alive, with a session or not."""
         return self._membership.alive()
+
+    def roster(self) -> tuple[RosterEntry, ...]:
+        """What I would tell a newcomer of this site, myself first."""
+        return self._membership.roster()
 
     async def send(self, device: DeviceId, message: Message) -> None:
         """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
