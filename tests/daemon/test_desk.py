@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -66,16 +67,17 @@ def test_nothing_is_due_before_the_first_publishing(tmp_path: Path, clock: Clock
 
 
 async def test_the_timestamp_is_signed_anew_in_time_and_after_a_failure(
-    folder: FleetFolder, clock: Clock, tmp_path: Path, mock_clock: trio.testing.MockClock
+    folder: FleetFolder,
+    clock: Clock,
+    tmp_path: Path,
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = OnlineKeys.open(folder, PASSPHRASE)
+    async def at_once(work: Callable[..., object], *arguments: object) -> object:
+        return work(*arguments)
 
-    async def looked() -> None:
-        await trio.testing.wait_all_tasks_blocked()
-        while trio.to_thread.current_default_thread_limiter().borrowed_tokens:
-            await trio.lowlevel.checkpoint()
-        await trio.testing.wait_all_tasks_blocked()
-
+    monkeypatch.setattr(trio.to_thread, "run_sync", at_once)
+    keys, looked = OnlineKeys.open(folder, PASSPHRASE), trio.testing.wait_all_tasks_blocked
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_keep_fresh, folder, tmp_path / "origin", keys)
         await looked()
