@@ -219,7 +219,9 @@ def why_not() -> str:
         return "namespaces are a matter of Linux"
     if os.geteuid() != 0:
         return "namespaces for whole machines need root"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None]
+    missing = [
+        name for name in PROGRAMS if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
     if missing:
         return f"missing on this computer: {', '.join(missing)}"
     with tempfile.TemporaryDirectory(prefix="pcm-machine-room-") as place:
