@@ -1,8 +1,8 @@
 """Keepsakes: the manifests of what was applied here, so that a roll-back finds real bytes and no release goes backwards.
 
 Per release name the two manifests applied last are kept (``<counter>-<manifest id>.manifest`` in a folder of the name), the
-newest of which sets the floor of the release counter; one that was damaged still does, by its name. Their chunks stay wanted in the store, so the previous package can be
-assembled without the network.
+newest of which sets the floor of the release counter; one that was damaged still does, by its name. Their chunks stay wanted in
+the store, so the previous package can be assembled without the network.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.keepsakes import Keepsakes
+from pcm_p2p.daemon.limits import RateLimits
 from pcm_p2p.daemon.log import configure
 from pcm_p2p.daemon.memory import keep_small
 from pcm_p2p.daemon.meter import Meter, Totals
@@ -63,7 +64,6 @@ from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.sidecar import Sidecar, open_sidecar
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient
-from pcm_p2p.swarm.pace import Pace
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.fleet_document import FleetDocument, decode_fleet_document
@@ -159,21 +159,25 @@ async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended:
         stack.enter_context(client)
         sidecar = await stack.enter_async_context(open_sidecar())
         database = await stack.enter_async_context(open_database(sidecar, state / "node.sqlite", MIGRATIONS))
-        origin = await stack.enter_async_context(_open_origin(state, config, client, rng))
+        limits = RateLimits(config.limits)
+        origin = await stack.enter_async_context(_open_origin(state, config, client, limits, rng))
         outbox = Outbox(database, identity.device_id)
-        node = _Node(state, config, identity, facts, rng, store, client, sidecar, outbox, origin)
+        node = _Node(state, config, identity, facts, limits, rng, store, client, sidecar, outbox, origin)
         await node.run(ended)
 
 
 @contextlib.asynccontextmanager
-async def _open_origin(state: Path, config: Config, client: TrustClient, rng: Random) -> AsyncIterator[OriginClient]:
+async def _open_origin(
+    state: Path, config: Config, client: TrustClient, limits: RateLimits, rng: Random
+) -> AsyncIterator[OriginClient]:
     """Mirrors of the settings first, then those of the signed fleet document as it was last known."""
     document = fleet_document(client)
     signed = [origin.url for origin in document.origin] if document is not None else []
     urls = list(dict.fromkeys([*config.origin.urls, *signed]))
-    pace = _pace(config.limits.wan_in_bytes_per_s)
     agent = f"pcm-p2p/{__version__}"
-    async with OriginClient(urls, config.origin, state / "segments", pace=pace, rng=rng, agent=agent) as origin:
+    async with OriginClient(
+        urls, config.origin, state / "segments", pace=limits.wan_in, rng=rng, agent=agent
+    ) as origin:
         yield origin
 
 
@@ -198,6 +202,7 @@ class _Node:
         config: Config,
         identity: DeviceIdentity,
         facts: DeviceFacts,
+        limits: RateLimits,
         rng: Random,
         store: ChunkStore,
         client: TrustClient,
@@ -232,8 +237,8 @@ class _Node:
             rng=rng,
             introducer=discovery if config.discovery.mdns else None,
             roster_file=RosterFile(state / "run" / "roster.msgpack"),
-            pace_in=_pace(config.limits.lan_in_bytes_per_s),
-            pace_out=_pace(config.limits.lan_out_bytes_per_s),
+            pace_in=limits.lan_in,
+            pace_out=limits.lan_out,
         )
         self.neighbours = Neighbours(self.overlay, self._collector_address)
         self.seeder = Seeder(store, upload_slots=config.limits.upload_slots)
@@ -273,6 +278,7 @@ class _Node:
             interval_s=config.apply.interval_s,
             now=client.now,
             on_change=self._release_changed,
+            on_transfer=limits.follow,
         )
         courier_limits = CourierLimits(
             direct=config.collectors.direct, interval_ms=int(1_000 * config.collectors.interval_s)
@@ -453,10 +459,6 @@ async def _in_scope_of_its_own(
         async with trio.open_nursery() as nursery:
             await nursery.start(function, *args)
             task_status.started(scope)
-
-
-def _pace(rate_bytes_per_s: int) -> Pace | None:
-    return Pace(rate_bytes_per_s) if rate_bytes_per_s else None
 
 
 def _endpoint(text: str) -> tuple[str, int]:

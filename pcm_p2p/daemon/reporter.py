@@ -94,9 +94,9 @@ class Reporter:
 
     async def run(self) -> None:
         """Report until cancelled."""
-        assess_at = trio.current_time()
+        assess_at, retry_at = trio.current_time(), math.inf
         while True:
-            with trio.move_on_at(assess_at):
+            with trio.move_on_at(min(assess_at, retry_at)):
                 await self._wake.wait()
             await trio.sleep(TOGETHER_S)
             self._wake = trio.Event()
@@ -107,9 +107,7 @@ class Reporter:
                 self._assess_wanted = False
                 assess_at = trio.current_time() + self._interval_s
                 await self.assess()
-            if not await self._report():
-                self._wake.set()
-                await trio.sleep(RETRY_S)
+            retry_at = math.inf if await self._report() else trio.current_time() + RETRY_S
 
     async def assess(self) -> tuple[Finding, ...]:
         """Run every assigned check now, remedy what may be remedied and look again; returns all findings."""

@@ -35,7 +35,7 @@ from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
 from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
-from pcm_p2p.policy.document import Policy, decode_policy
+from pcm_p2p.policy.document import Policy, Transfer, decode_policy
 from pcm_p2p.policy.resource import artifact_of
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.swarm.fetcher import Fetcher
@@ -66,7 +66,8 @@ class ReleaseWork:
 
 
 class Steward:
-    """The only caller of ``Fetcher.want`` and ``Applier.apply``. ``on_change`` is awaited when a release changes state."""
+    """The only caller of ``Fetcher.want`` and ``Applier.apply``. ``on_change`` is awaited when a release changes state;
+    ``on_transfer`` gets the limits of the policies in force."""
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class Steward:
         interval_s: float,
         now: Callable[[], datetime],
         on_change: Callable[[], Awaitable[None]],
+        on_transfer: Callable[[Transfer], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -92,6 +94,7 @@ class Steward:
         self._interval_s = interval_s
         self._now = now
         self._on_change = on_change
+        self._on_transfer = on_transfer
         self._wake = trio.Event()
         self._changed = False
         self._manifests: dict[str, Manifest] = {}
@@ -144,6 +147,7 @@ class Steward:
         desired = decide(self.policies, activation, self._facts, self._now(), self._client.freshness())
         self.problems += desired.conflicts
         self.desired = desired
+        self._on_transfer(desired.transfer)
         await self._follow_assignments(view, desired)
         for work in list(self.works.values()):
             await self._advance(work, desired)

@@ -46,6 +46,11 @@ class Pace:
     def rate_bytes_per_s(self) -> int:
         return self._bucket.rate_bytes_per_s
 
+    def change(self, rate_bytes_per_s: int) -> None:
+        """Limit to this rate from now on; who waits already waits as long as was said."""
+        if rate_bytes_per_s != self._bucket.rate_bytes_per_s:
+            self._bucket = TokenBucket(rate_bytes_per_s)
+
     async def take(self, size_bytes: int, /) -> None:
         """Return when ``size_bytes`` may pass."""
         if not self._bucket.rate_bytes_per_s:

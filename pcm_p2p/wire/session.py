@@ -89,7 +89,10 @@ class Refuse(Exception):
 
 
 class Pace(Protocol):
-    """A rate limit: ``take`` returns once this many bytes may pass."""
+    """A rate limit: ``take`` returns once this many bytes may pass. At rate 0 there is no limit at present."""
+
+    @property
+    def rate_bytes_per_s(self) -> int: ...
 
     async def take(self, size_bytes: int, /) -> None: ...
 
@@ -404,7 +407,8 @@ class Session:
 
     async def _send_answer(self, request: int, view: memoryview) -> None:
         """Hand the answer to the writer and wait until it is written; with a pace, piece by piece as the pace allows."""
-        step = len(view) if self._pace_out is None else BULK_PIECE_SIZE_BYTES
+        limited = self._pace_out is not None and self._pace_out.rate_bytes_per_s > 0
+        step = BULK_PIECE_SIZE_BYTES if limited else len(view)
         start = 0
         while True:
             part = view[start : start + step]

@@ -312,6 +312,8 @@ async def test_control_does_not_wait_behind_bulk(autojump_clock: trio.testing.Mo
 
 async def test_a_message_overtakes_answers_that_wait_for_their_pace(autojump_clock: trio.testing.MockClock) -> None:
     class Slow:
+        rate_bytes_per_s = 1
+
         async def take(self, size_bytes: int) -> None:
             await trio.sleep(size_bytes / 64_000)
 
@@ -333,6 +335,8 @@ async def test_a_message_overtakes_answers_that_wait_for_their_pace(autojump_clo
 async def test_what_comes_in_pays_its_pace(autojump_clock: trio.testing.MockClock) -> None:
     class Counting:
         taken = 0
+
+        rate_bytes_per_s = 1
 
         async def take(self, size_bytes: int) -> None:
             self.taken += size_bytes
