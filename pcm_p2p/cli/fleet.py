@@ -33,7 +33,7 @@ def init(
 ) -> None:
     """Make a fleet: keys for each owner, the publisher's keys, the certificate authority, and the first signed root.
 
-    All key files of the new folder get the same passphrase; give each its own by making keys with 'pcm-p2p key new'.
+    All key files of the new folder get the same passphrase. Owners take theirs to machines of their own.
 
     EXIT STATUS: 0; 2 the folder holds a fleet already, or the thresholds cannot be met.
     """
@@ -115,6 +115,21 @@ def activate(
     document = ("\n".join(lines) + "\n").encode()
     decode_activation(document, "the activation")
     out().print(f"staged {folder.stage_file(TARGET_PATH, document)}")
+
+
+@app.command()
+def renew(fleet: Fleet) -> None:
+    """Propose what is published with a new lifetime, for signing, before the signatures of people expire.
+
+    'pcm-p2p publish' warns when root or targets come near their end.
+
+    EXIT STATUS: 0; 2 nothing was published yet.
+    """
+    from pcm_p2p.trust.repository import FleetFolder
+
+    FleetFolder.open(fleet).renew_targets()
+    out().print("proposed: the same content with a new lifetime")
+    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
 
 
 @app.command()
