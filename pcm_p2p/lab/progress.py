@@ -195,6 +195,6 @@ def print_result(console: Console, result: Result) -> None:
     console.print(Text(f"{mark} {word}", style=f"bold {colour}"))
     console.print(table)
     for device in result.failed:
-        console.print(Text.assemble((f"  {device}: ", "bold"), result.devices[device]))
+        console.print(Text.assemble((f"  {device}: ", "bold"), result.why(device)))
     if result.console_differs:
         console.print(Text.assemble(("  console: ", "bold"), result.console_differs))

@@ -222,12 +222,18 @@ class Result:
 
     @property
     def failed(self) -> list[str]:
-        return [device for device, why in self.devices.items() if why]
+        return [device for device in self.devices if self.why(device)]
+
+    def why(self, device: str) -> str:
+        """What is wrong with ``device``; empty: nothing."""
+        late = self.patch is not None and device not in self.patch.seconds
+        return self.devices[device] or ("patched and compliant, after the time was up" if late else "")
 
     @property
     def ok(self) -> bool:
-        """Every device patched, compliant and reported; both roll-outs were measured; the console shows the same."""
-        return self.patch is not None and not self.failed and not self.console_differs
+        """Every device patched within the time, compliant and reported; the console shows the same."""
+        in_time = self.patch is not None and len(self.patch.seconds) == len(self.devices)
+        return in_time and not self.failed and not self.console_differs
 
     def facts(self) -> dict[str, Any]:
         """The JSON object that ``--json`` prints. Byte figures and times are those of the new version's roll-out."""
@@ -243,7 +249,7 @@ class Result:
             **(patch or blank).facts(),
             "compliant": self.compliant,
             "failed": len(self.failed),
-            "failures": [{"device": device, "why": why} for device, why in self.devices.items() if why],
+            "failures": [{"device": device, "why": self.why(device)} for device in self.failed],
             "console": self.console_differs or "agrees",
             "console_url": self.console_url,
             "faults": list(self.faults),

@@ -147,6 +147,7 @@ def test_the_json_object_has_what_the_specification_names() -> None:
     [
         {"devices": {"a": "", "b": "1 is applied"}},
         {"patch": None},
+        {"patch": RollOut("2", 100, 50, 2, 4, {"a": 1.0, "b": 2.0, "c": 3.0}, Totals())},
         {"console_differs": "counts 3 devices as patched and compliant, not 4"},
     ],
 )

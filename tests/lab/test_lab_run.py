@@ -15,11 +15,11 @@ from pcm_p2p.lab.run import _run_folder, _try_lock
 SIZE = 2_100_000
 SCENARIO = """
 title = "Two devices, one of which is killed on the way"
-timeout_s = 60.0
+timeout_s = 80.0
 
 [[site]]
 devices = 2
-wan_bytes_per_s = 2_000_000
+wan_bytes_per_s = 500_000
 
 [release]
 old = "{folder}/old.bin"
@@ -31,7 +31,7 @@ settle_s = 1.0
 [[fault]]
 kind = "kill"
 target = "office-1/d02"
-at_pct = 30
+at_pct = 1
 for_s = 0.5
 """
 
