@@ -7,7 +7,7 @@ main        the application, ``--version``, exit statuses
 output      how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
 addresses   ``HOST:PORT`` as people write it; port files
 passphrase  where a passphrase comes from
-fleet       ``fleet init``, ``fleet activate``, ``fleet refresh``
+fleet       ``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
 key         ``key new``, ``key show``
 release     ``release add``, ``release show``
 policy      ``policy check``, ``policy put``
