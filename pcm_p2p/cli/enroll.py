@@ -137,7 +137,8 @@ def join(
     }
     print_json(facts) if json else print_facts(facts)
     if not json:
-        note(f"Next: 'pcm-p2p daemon --state {state}'.")
+        service = "collector" if joined.identity.role == "collector" else "daemon"
+        note(f"Next: 'pcm-p2p {service} --state {state}'.")
 
 
 def _token(line: str | None, file: Path | None) -> str:

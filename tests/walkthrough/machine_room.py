@@ -18,10 +18,8 @@ this process and dies with it, SIGKILL included; a second run finds nothing of t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -36,8 +34,20 @@ LAN = {"dev1": "192.168.50.11", "dev2": "192.168.50.12", "dev3": "192.168.50.13"
 NAMES = {"authority": "desk.example.org", "web": "updates.example.org", "collector": "collector.example.org"}
 """What the README calls these machines; every machine's /etc/hosts says so."""
 MACHINES = (*WAN, *LAN)
-PROGRAMS = ("ip", "unshare", "nsenter", "mount", "chroot", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "dpkg-deb")
-PR_SET_PDEATHSIG = 1
+PROGRAMS = (
+    "ip",
+    "setpriv",
+    "unshare",
+    "nsenter",
+    "mount",
+    "chroot",
+    "sshd",
+    "ssh",
+    "ssh-keygen",
+    "rsync",
+    "nft",
+    "dpkg-deb",
+)
 START_TIMEOUT_S = 20.0
 
 BOOT = r"""
@@ -185,7 +195,7 @@ class MachineRoom:
         return ["nsenter", "--target", target, *spaces, *command]
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL)
         self._processes.append(process)
         return process
 
@@ -233,10 +243,6 @@ def why_not() -> str:
         command = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "sh", "-ec", script]
         tried = subprocess.run(command, capture_output=True, check=False)
     return "" if tried.returncode == 0 else f"no machine can be made here: {tried.stderr.decode().strip()[:200]}"
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

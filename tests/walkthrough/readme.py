@@ -10,6 +10,7 @@ A block without ``machine=`` is for people to read.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ def blocks(readme: str) -> list[Block]:
             found[-1].text += line + "\n"
         elif line.startswith("#"):
             section = line.lstrip("# ")
-    for before, block in zip(found, found[1:], strict=False):
+    for before, block in itertools.pairwise(found):
         if "shows" in block.words:
             before.shows = block.text.splitlines()
     return found

@@ -11,6 +11,9 @@ from machine_room import MACHINES, Done, MachineRoom, why_not
 from readme import README, Block, blocks, lacking
 
 UNTIL_TIMEOUT_S = 90.0
+NEEDED = re.compile(r'"needed":(\d+)')
+OVERHEAD = 1.2
+"""Frames, TLS, tokens over SSH, metadata, acknowledgements: everything else that the kernel counts on the office's link."""
 WHY_NOT = why_not()
 
 
@@ -34,6 +37,7 @@ def test_the_walk_through_works_as_written(tmp_path: Path) -> None:
     page = blocks(README.read_text(encoding="utf-8"))
     firewall = next(block for block in page if block.language == "nft")
     log = tmp_path / "walk-through.log"
+    needed = 0
     with MachineRoom() as room, log.open("w") as record:
         for block in page:
             for machine in MACHINES if block.machines == ("every",) else block.machines:
@@ -47,8 +51,12 @@ def test_the_walk_through_works_as_written(tmp_path: Path) -> None:
                 record.flush()
                 where = f"README.md:{block.line} on {machine}"
                 assert done.status == 0, f"{where}: status {done.status}\n{done.output}"
+                needed = max([needed, *map(int, NEEDED.findall(done.output))])
                 missing = lacking(block.shows, done.output)
                 assert not missing, f"{where}: the output does not have {missing!r}:\n{done.output}"
+        received = room.received_over_wan()
+        record.write(f"=== the office needed {needed} bytes, the kernel counted {received}\n")
+        assert 0 < needed <= received <= OVERHEAD * needed
 
 
 def follow(room: MachineRoom, machine: str, block: Block) -> Done:
