@@ -4,7 +4,10 @@ The authority and the desk work in the test's own process, through the functions
 preset ``lab``. The origin is in this process too, so that it can have faults and be counted. Daemons and the collector are
 processes with the command lines that an admin would have; what differs from an office is in ``SETTINGS`` alone.
 
-States are waited for by asking control sockets, with a deadline. All processes end with ``open_fleet``; nothing else is signalled.
+A device that sees no neighbour waits ten seconds for one before it turns to the origin. So there is a bystander in this
+process, a member of the fleet that has nothing and wants nothing, except where a test wants to be alone.
+
+States are waited for by asking control sockets, with a deadline. Processes end with ``open_fleet``; nothing else is signalled.
 """
 
 from __future__ import annotations
@@ -30,11 +33,13 @@ from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.collect import show_table
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.errors import PcmError
+from pcm_p2p.gossip.overlay import Overlay, OverlaySettings
 from pcm_p2p.lab.processes import Process, Processes, open_processes
 from pcm_p2p.trust.enrolment import Desk, create_token, join
-from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.trust.publish import OnlineKeys, publish
 from pcm_p2p.trust.repository import FleetFolder
+from pcm_p2p.wire.link import LinkSecurity
 
 WORDS = "words"
 WAIT_S = 45.0
@@ -104,6 +109,7 @@ class Fleet:
     edition: int = 0
     assigned: dict[str, tuple[str, str]] = field(default_factory=dict)
     collector: Device | None = None
+    bystander: Device | None = None
 
     # What the authority does
 
@@ -163,7 +169,8 @@ class Fleet:
         """Through a token and the desk. Devices know those that were enrolled before as seeds."""
         folder, port = self.folder / name, free_port()
         (folder / "root" / "opt").mkdir(parents=True)
-        seeds = tuple(f"127.0.0.1:{device.port}" for device in self.devices.values())
+        known = [*self.devices.values(), *([self.bystander] if self.bystander else [])]
+        seeds = tuple(f"127.0.0.1:{device.port}" for device in known)
         token = create_token(
             self.authority, desk=self.desk, site="office", role=role, origins=(self.origin.url,), seeds=seeds
         )
@@ -174,9 +181,18 @@ class Fleet:
             overrides.setdefault(table, {}).update(values)
         joined = await join(folder / "state", token.line(), wall_clock=lambda: datetime.now(UTC), overrides=overrides)
         device = Device(name, folder, port, joined.identity)
-        if role == "device":
+        if role == "device" and name != "bystander":
             self.devices[name] = device
         return device
+
+    async def stand_by(self) -> None:
+        self.bystander = device = await self.enrol("bystander")
+        identity = device.identity
+        security = LinkSecurity(
+            server_context(identity), client_context(identity), peer_identity_untrusted, identity.fleet
+        )
+        settings = OverlaySettings(site="office", port=device.port, weight=0)
+        await self.nursery.start(Overlay(identity.device_id, security, settings, rng=Random(1)).run)
 
     async def found_collector(self) -> None:
         """Enrol a collector and name it in the fleet document, to be published with what comes next."""
@@ -188,10 +204,11 @@ class Fleet:
 
     async def start_collector(self) -> None:
         assert self.collector is not None
-        (self.collector.state / "port").unlink(missing_ok=True)
+        port = self.collector.state / "port"
+        port.unlink(missing_ok=True)
         words = [sys.executable, "-c", COLLECT, self.collector.state, str(self.collector.port)]
         self.collector.process = self.processes.start("collector", words)
-        await self._until(lambda: (self.collector.state / "port").exists(), self.collector.process)  # type: ignore[union-attr]
+        await self._until(port.exists, self.collector.process)
 
     def start(self, *devices: Device, doctored: str | None = None) -> None:
         """``doctored``: a point of ``doctored_daemon``."""
@@ -280,7 +297,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def open_fleet(folder: Path) -> AsyncIterator[Fleet]:
+async def open_fleet(folder: Path, *, bystander: bool = True) -> AsyncIterator[Fleet]:
     """A fleet with its desk and origin open, and nothing published; everything has ended when this is left."""
     authority = FleetFolder.init(folder / "authority", name="acme", passphrase=WORDS, preset="lab")
     tree = folder / "origin"
@@ -292,7 +309,10 @@ async def open_fleet(folder: Path) -> AsyncIterator[Fleet]:
             await nursery.start(origin.serve)
             listeners: list[trio.SocketListener] = await nursery.start(desk.serve, "127.0.0.1", 0)
             address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-            yield Fleet(folder, authority, origin, processes, nursery, address)
+            fleet = Fleet(folder, authority, origin, processes, nursery, address)
+            if bystander:
+                await fleet.stand_by()
+            yield fleet
             nursery.cancel_scope.cancel()
     finally:
         desk.close()
