@@ -11,7 +11,7 @@ memory. So a command may install a package, write ``/etc`` or listen on port 80 
 The room routes between the two bridges, as an office's router does. Each machine runs an SSH server that takes one key.
 
 Nothing has a name outside: no ``/run/netns``, no interface in this computer's own network. Every machine is a process tree below
-this process and dies with it, SIGKILL included; a second run finds nothing of the first.
+this process and dies with it; after SIGKILL one folder in /tmp stays, with a key that opens nothing any more.
 
     python tests/walkthrough/machine_room.py dev1 'ip address'      # a room for one command, to look around
 """
