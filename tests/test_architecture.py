@@ -56,6 +56,7 @@ CORES = {
         "policy.activation",
         "policy.condition",
         "policy.desired",
+        "policy.fitness",
         "policy.document",
         "policy.resource",
         "policy.selector",

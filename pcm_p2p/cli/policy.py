@@ -51,7 +51,9 @@ def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fle
     EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, or it assigns an unknown release.
     """
     from pcm_p2p.errors import InputError
+    from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.policy.document import decode_policy
+    from pcm_p2p.policy.fitness import why_unfit
     from pcm_p2p.trust.index import policy_path
     from pcm_p2p.trust.repository import FleetFolder
 
@@ -70,15 +72,20 @@ def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fle
                 key="version",
                 remedy=f"Raise it to {version + 1}.",
             )
-    known = {(release.name, release.version) for release in folder.releases()}
+    known = {(release.name, release.version): release.path for release in folder.releases()}
     for assignment in policy.assignments:
-        if (assignment.release, assignment.version) not in known:
+        target = known.get((assignment.release, assignment.version))
+        if target is None:
             raise InputError(
                 f"assigns {assignment.release} {assignment.version}, which is not a release of this fleet",
                 path=file,
                 key="assign",
                 remedy="Add it first with 'pcm-p2p release add', or correct the version.",
             )
+        manifest = decode_untrusted(folder.read_target(target))
+        forms = {artifact.name: artifact.form for artifact in manifest.artifacts}
+        if unfit := why_unfit(assignment.resources, forms):
+            raise InputError(f"assigns {manifest.title}: {unfit}", path=file, key="assign.resource")
     out().print(f"staged {folder.stage_policy(policy.id, document)}")
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
 

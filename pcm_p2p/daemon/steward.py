@@ -36,6 +36,7 @@ from pcm_p2p.ids import ManifestId
 from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
 from pcm_p2p.policy.document import Policy, Transfer, decode_policy
+from pcm_p2p.policy.fitness import why_unfit
 from pcm_p2p.policy.resource import artifact_of
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.swarm.fetcher import Fetcher
@@ -207,9 +208,9 @@ class Steward:
         if manifest is None:
             self._enter(work, "wanted", "its signed manifest has not arrived yet")
             return
-        missing = [name for name in map(artifact_of, assigned.resources) if name and manifest.artifact(name) is None]
-        if missing:
-            self._enter(work, "failed", f"the release has no artifact {missing[0]}; correct the policy")
+        forms = {artifact.name: artifact.form for artifact in manifest.artifacts}
+        if unfit := why_unfit(assigned.resources, forms):
+            self._enter(work, "failed", unfit)
             return
         if not assigned.fetch:
             self._enter(work, "waiting", assigned.why_not)

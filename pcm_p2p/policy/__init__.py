@@ -8,6 +8,7 @@ clock, no chance. ``now`` is an argument.
 condition      what is asked of one attribute: operators by type (``eq``, ``ge``, ``matches``, ``at_most`` …)
 selector       whom a document speaks about: everyone, or sites, labels, devices
 resource       what a release becomes on a device: package, archive, file, service
+fitness        whether the artifacts of a release can be what a policy makes of them
 document       the policy document: assignments, the six checks with their remedies, transfer limits
 activation     the document without which nothing is changed anywhere
 desired        all of the above for one device at one moment, and the ``Authorisation`` that ``apply`` asks for
