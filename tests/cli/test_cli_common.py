@@ -1,0 +1,122 @@
+"""What holds for every command: help, exit statuses, colours, completion, and errors with their remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import Command
+from typer.core import TyperGroup
+
+from pcm_p2p import __version__
+from pcm_p2p.cli import main, output
+from pcm_p2p.errors import StorageError, exit_statuses
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, TyperGroup):
+        for name, below in command.commands.items():
+            yield from leaves(below, (*path, name))
+    else:
+        yield path
+
+
+COMMANDS = tuple(leaves(typer.main.get_command(main.app)))
+
+
+def test_the_documented_commands_are_there() -> None:
+    assert {" ".join(path) for path in COMMANDS} >= {
+        *("fleet init", "fleet stage", "fleet activate", "fleet refresh", "key new", "key show", "sign", "publish"),
+        *("release add", "release show", "policy check", "policy put", "origin serve"),
+        *("enroll desk", "enroll token", "enroll join", "collector", "lab up", "lab run"),
+        *("daemon", "status", "peers", "why", "doctor", "assess"),
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_the_help_of_each_command_says_its_exit_status(path: tuple[str, ...], cli: Command) -> None:
+    ended = cli(*path, "--help")
+    assert ended.status == 0
+    assert "EXIT STATUS" in ended.out
+    assert cli(*path, "-h").out == ended.out
+
+
+def test_the_table_of_exit_statuses_is_in_the_help(cli: Command) -> None:
+    ended = cli("--help")
+    for status, meaning in exit_statuses().items():
+        assert f"{status}: {meaning}" in ended.out
+
+
+def test_version_and_no_arguments(cli: Command) -> None:
+    assert cli("--version").out == f"pcm-p2p {__version__}\n"
+    assert "Usage: pcm-p2p" in "".join((cli().out, cli().err))
+
+
+@pytest.mark.parametrize(
+    "words", [("fleet", "init"), ("dance",), ("status", "--nonsense"), ("enroll", "token", "--uses", "0")], ids=" ".join
+)
+def test_wrong_usage_is_2_and_goes_to_standard_error(words: tuple[str, ...], cli: Command) -> None:
+    ended = cli(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err
+
+
+def test_an_error_is_one_message_its_remedy_and_its_status(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BaseExceptionGroup("nursery", [ExceptionGroup("inner", [StorageError("no room", remedy="Make some.")])])
+
+    monkeypatch.setattr("pcm_p2p.cli.node.ask", fail)
+    ended = cli("status")
+    assert (ended.status, ended.out, ended.err) == (6, "", "pcm-p2p: no room\n  Make some.\n")
+
+
+def test_colours_are_for_terminals_and_not_with_no_color(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table() -> str:
+        capsys.readouterr()
+        output.out().print("[red]red[/red]")
+        output.print_table(("NAME",), [("x",)])
+        return capsys.readouterr().out
+
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    assert "\x1b" not in table()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[31m" in table()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31m" not in table()
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_facts({"detail": "[bold]x[/nothing] [/]", "folder": Path("/srv/[old]")})
+    output.print_table(("A",), [("[red]y[/]",)])
+    output.note("see [1]")
+    said = capsys.readouterr()
+    assert "[bold]x[/nothing] [/]" in said.out
+    assert "/srv/[old]" in said.out
+    assert "[red]y[/]" in said.out
+    assert "see [1]" in said.err
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1_000, "1 kB"), (41_250_000, "41.2 MB"), (5e12, "5 TB")]
+)
+def test_sizes_for_people(size: float, text: str) -> None:
+    assert output.size(size) == text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_PCM_P2P_COMPLETE", f"source_{shell}")
+    assert "_PCM_P2P_COMPLETE" in cli().out
+    monkeypatch.setenv("_PCM_P2P_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COMP_WORDS", "pcm-p2p fl")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "pcm-p2p fl")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    assert "fleet" in cli().out
