@@ -74,7 +74,8 @@ def _explain(message: str, schema: type[Any], path: Path | str, text: str) -> In
     if unknown:
         key = unknown.group(1)
         known = sorted(_known(schema, "fields"))
-        near = difflib.get_close_matches(key, known, n=1)
+        near = difflib.get_close_matches(key, sorted(_known_at(place, schema)), n=1)
+        near = near or difflib.get_close_matches(key, known, n=1)
         remedy = (
             f"Did you mean '{near[0]}'?"
             if near
@@ -125,6 +126,31 @@ def line_of(place: str, text: str) -> int | None:
             break
         at = found = hit
     return None if found is None else found + 1
+
+
+def _known_at(place: str, schema: type[Any]) -> set[str]:
+    """The keys of the table at ``place``."""
+    tables = _tables(msgspec.inspect.type_info(schema))
+    for part in filter(None, place.split(".")):
+        name = part.partition("[")[0]
+        tables = [
+            table
+            for parent in tables
+            for field in parent.fields
+            if field.encode_name == name
+            for table in _tables(field.type)
+        ]
+    return {field.encode_name for table in tables for field in table.fields}
+
+
+def _tables(info: Any) -> list[msgspec.inspect.StructType]:
+    """The table that ``info`` is, or those that it is a choice or a list of."""
+    if isinstance(info, msgspec.inspect.StructType):
+        return [info]
+    inner = [*getattr(info, "types", ()), *getattr(info, "item_types", ())]
+    if (item := getattr(info, "item_type", None)) is not None:
+        inner.append(item)
+    return [table for one in inner for table in _tables(one)]
 
 
 def _known(schema: type[Any], what: Literal["fields", "choices"]) -> set[str]:

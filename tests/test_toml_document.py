@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcm_p2p.config import Config
 from pcm_p2p.errors import InputError
 from pcm_p2p.toml_document import SIZE_BYTES_MAX, decode_toml, load_toml
 
@@ -104,3 +105,15 @@ def read(data: bytes) -> Bicycle | None:
         return decode_toml(data, Bicycle, "noise")
     except InputError:
         return None
+
+
+def test_a_misspelt_key_is_compared_with_its_own_table_first(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[listen]\nprot = 1\n")
+    with pytest.raises(InputError) as caught:
+        load_toml(path, Config)
+    assert caught.value.remedy == "Did you mean 'port'?", "and not [apply] root"
+    path.write_text("[discovery]\nurls = []\n")
+    with pytest.raises(InputError) as caught:
+        load_toml(path, Config)
+    assert caught.value.remedy == "Did you mean 'urls'?", "which is a key of [origin]"

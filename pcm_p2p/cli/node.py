@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from rich.markup import escape
 
 from pcm_p2p.cli.output import Json, err, out, print_facts, print_json, print_table, size

@@ -45,6 +45,7 @@ def add(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pcm_p2p.content.ingest import IngestProgress, ingest
+    from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
@@ -67,11 +68,12 @@ def add(
             progress=show,
         )
     path = folder.stage_release(ingested.manifest, ingested.segments_folder)
+    staged = decode_untrusted(folder.read_target(path))  # the same content again keeps the counter that it had
     if json:
         seconds = round(time.monotonic() - begun, 3)
-        print_json({"schema": "pcm.release/1", "target": path, **_facts(ingested.manifest), "seconds": seconds})
+        print_json({"schema": "pcm.release/1", "target": path, **_facts(staged), "seconds": seconds})
         return
-    _show(ingested.manifest)
+    _show(staged)
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'; a policy assigns it to devices.")
 
 

@@ -100,6 +100,12 @@ SWARM_MESSAGES: tuple[type[Message], ...] = (Holdings, Have, Drop, Claim, Segmen
 def run_daemon(state: Path, *, json_log: bool = False, verbose: bool = False) -> None:
     """Run the daemon of ``state`` until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
     configure(json_lines=json_log, verbose=verbose)
+    if not (state / "config.toml").exists():
+        raise InputError(
+            "there is no such file",
+            path=state / "config.toml",
+            remedy=f"Enrol this device first: 'pcm-p2p enroll join TOKEN --state {state}'.",
+        )
     config = load_config(state / "config.toml")
     identity = DeviceIdentity.load(state / "identity")
     with lock_state(state):
