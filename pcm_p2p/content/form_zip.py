@@ -38,9 +38,14 @@ _BAD = (
 )
 
 
+SUFFIXES = frozenset({".zip", ".whl", ".jar", ".war", ".ear", ".egg"})
+"""The zip family whose readers take stored members and whose signatures, if any, are over members. Containers that are signed
+as a whole (.apk, .nupkg, office documents) stay exact, as does everything that is not known."""
+
+
 def is_zip(source: Path) -> bool:
     """Raises ``OSError``."""
-    if source.suffix.lower() != ".zip":
+    if source.suffix.lower() not in SUFFIXES:
         return False
     with source.open("rb") as file:
         return file.read(4) in _MAGICS

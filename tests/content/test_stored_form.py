@@ -134,7 +134,7 @@ def test_what_is_compressed_and_no_tar_is_exact(tmp_path: Path) -> None:
         "d": b"\x1f\x8b",
         "e.tar": TAR,
         "f": noise(5000),
-        "g.whl": b"PK\x03\x04" + noise(100),
+        "g.apk": b"PK\x03\x04" + noise(100),
         "h.a": ar_of(("member.o/", b"code")),
     }.items():
         source = written(tmp_path, name, data)
