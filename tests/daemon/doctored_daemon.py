@@ -30,7 +30,7 @@ def while_assembling() -> None:
         write(*args)
         die()
 
-    assembly._write = then_die
+    assembly._write = then_die  # type: ignore[assignment]
 
 
 def while_applying() -> None:
@@ -41,7 +41,7 @@ def while_applying() -> None:
         change(self, *args)
         die()
 
-    Device.change = then_die  # type: ignore[method-assign]
+    Device.change = then_die  # type: ignore[assignment,method-assign]
 
 
 def with_a_report_numbered() -> None:
@@ -52,7 +52,7 @@ def with_a_report_numbered() -> None:
         await add(self, *args)
         die()
 
-    Outbox.add = then_die  # type: ignore[method-assign]
+    Outbox.add = then_die  # type: ignore[assignment,method-assign]
 
 
 def with_a_report_taken() -> None:
@@ -61,7 +61,7 @@ def with_a_report_taken() -> None:
     async def dying(self: Carrier, *args: Any) -> NoReturn:
         die()
 
-    Carrier._acknowledge = dying  # type: ignore[method-assign]
+    Carrier._acknowledge = dying  # type: ignore[assignment,method-assign]
 
 
 def lying() -> None:

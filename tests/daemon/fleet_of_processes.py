@@ -206,7 +206,7 @@ class Fleet:
         assert self.collector is not None
         port = self.collector.state / "port"
         port.unlink(missing_ok=True)
-        words = [sys.executable, "-c", COLLECT, self.collector.state, str(self.collector.port)]
+        words: list[str | Path] = [sys.executable, "-c", COLLECT, self.collector.state, str(self.collector.port)]
         self.collector.process = self.processes.start("collector", words)
         await self._until(port.exists, self.collector.process)
 
@@ -244,7 +244,7 @@ class Fleet:
 
     async def status(self, device: Device) -> Status | None:
         try:
-            return await trio.to_thread.run_sync(lambda: ask(device.state, "status", timeout_s=5.0))  # type: ignore[no-any-return]
+            return await trio.to_thread.run_sync(lambda: ask(device.state, "status", timeout_s=5.0))
         except PcmError:
             return None
 
