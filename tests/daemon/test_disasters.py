@@ -126,7 +126,6 @@ async def test_killed_while_reporting_no_report_is_lost_or_doubled(tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("error", "answers 503"),
         ("truncated", "broke the connection"),
         ("stalled", "stalled"),
         ("wrong", "wrong bytes for segment"),
