@@ -26,6 +26,9 @@ WAIT_MS = 60_000
 WAIT_MS_MAX = 3_600_000
 """Choice: a minute after the first failure, doubling up to an hour."""
 PACKAGES_KEPT = 256
+INTERRUPTED = "the daemon was interrupted while it made the change"
+"""The reason of a change that a crash ended. The first time it says nothing about the change, which is tried again at once; after
+that it waits like any failure, since a change that kills the daemon must not do so in a loop."""
 """Choice: the packages of several editions of the largest releases."""
 
 
@@ -65,7 +68,7 @@ class Receipt(msgspec.Struct, frozen=True):
     def wait_ms(self, change: Change, now_ms: int) -> int:
         """How long to wait before trying ``change`` again; 0: not at all."""
         failed = self.attempts_at(change)
-        if not failed:
+        if not failed or (failed == 1 and self.reason == INTERRUPTED):
             return 0
         pause_ms = min(WAIT_MS << (failed - 1), WAIT_MS_MAX)
         # A clock that was set back must not make the wait longer than the pause itself.

@@ -17,7 +17,7 @@ import msgspec
 from pcm_p2p.apply.device import Device, StagedArtifacts
 from pcm_p2p.apply.journal import Entry, Journal
 from pcm_p2p.apply.plan import plan, undo_order
-from pcm_p2p.apply.receipt import ATTEMPTS_MAX, PACKAGES_KEPT, KeptArchive, Receipt, Receipts, digest_of
+from pcm_p2p.apply.receipt import ATTEMPTS_MAX, INTERRUPTED, PACKAGES_KEPT, KeptArchive, Receipt, Receipts, digest_of
 from pcm_p2p.apply.step import PackageIdentity, Step, SwitchArchive, Verdict
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import ApplyError, PcmError, StorageError, TrustError
@@ -106,7 +106,7 @@ class Transaction:
         if entry.state == "done":
             return self._commit(entry)
         if not entry.reason:
-            entry = msgspec.structs.replace(entry, reason="the daemon was interrupted while it made the change")
+            entry = msgspec.structs.replace(entry, reason=INTERRUPTED)
         return self._roll_back(entry)
 
     def _prepare(self, steps: tuple[Step, ...]) -> None:

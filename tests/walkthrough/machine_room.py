@@ -58,12 +58,13 @@ mkdir "$work/upper" "$work/work" "$work/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/work" "$work/root"
 cd "$work/root"
 mount -t tmpfs -o mode=700 tmpfs root
+for each in srv run; do mount -t tmpfs -o mode=755 tmpfs "$each"; done
+mount -t tmpfs tmpfs tmp
+# After the folders above, below one of which the checkout may lie.
 mkdir -p opt/pcm_p2p "./$checkout" "./$python"
 mount --rbind "$checkout" "./$checkout"
 mount --rbind "$checkout" opt/pcm_p2p
 mount --rbind "$python" "./$python"
-for each in srv run; do mount -t tmpfs -o mode=755 tmpfs "$each"; done
-mount -t tmpfs tmpfs tmp
 mount --rbind /dev dev
 mount -t proc proc proc
 mount --rbind /sys sys
