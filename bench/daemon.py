@@ -1,9 +1,9 @@
 """What one daemon costs: resident memory and processor time when idle, and its peak while a large artifact arrives.
 
-Two devices of one office in processes of their own, with a real origin, desk and fleet on loopback; they fetch the artifact over the
-WAN between them and swap its chunks. Prints, for each device, the peak resident memory after the artifact was applied, as a
-ratio to the 200 MB that a daemon may have, and over an idle minute the resident memory (ratio to 80 MB) and the processor
-time (ratio to 0.5 % of a core).
+Two devices of one office in processes of their own, with a real origin, desk and fleet on loopback; they fetch the artifact
+over the WAN between them and swap its chunks. Prints, for each device, the peak resident memory after the artifact was
+applied, as a ratio to the 200 MB that a daemon may have, and over an idle minute the resident memory (ratio to 80 MB) and
+the processor time (ratio to 0.5 % of a core).
 
     python bench/daemon.py [--size-mb 400] [--idle-s 60] [--json]
 """
