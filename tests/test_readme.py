@@ -164,7 +164,17 @@ def test_the_first_screen_says_what_why_and_the_two_commands() -> None:
     first = TEXT.splitlines()[:30]
     assert any("bash bootstrap/up" in line for line in first)
     assert any("bash bootstrap/test" in line for line in first)
-    assert "<!-- figures -->" in TEXT
+
+
+def test_each_figure_names_the_command_that_prints_it() -> None:
+    _, _, section = TEXT.partition("\n## Figures\n")
+    rows = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    for row in rows:
+        command = row.rstrip(" |").rpartition("|")[2].strip()
+        script = re.search(r"bench/\w+\.py", command)
+        assert script is None or Path(script[0]).is_file()
+        assert script or "pcm-p2p lab" in command or "bootstrap/up" in command or command in ("the same", "as above")
 
 
 def test_the_changelog_names_this_version() -> None:

@@ -126,6 +126,7 @@ class Steward:
                         await self._resume()
                         resumed = True
                     await self._turn()
+                    self._turn_failed = False
                 except (PcmError, OSError) as error:
                     # The device's own disk, or a document that does not read: say so, and look again at the next turn.
                     log.error("the desired state cannot be worked on: %s", error)
