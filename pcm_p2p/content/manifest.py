@@ -1,21 +1,34 @@
 """Manifest: the signed description of one release. Pure data; decoding checks everything that arithmetic can check.
 
-A manifest has one *chunk table*: the distinct chunks of the release in order of first appearance. Everything else refers to
-positions in it: artifacts list positions, segments cover runs of positions, have-maps on the wire are bit fields over it.
+A manifest has one *table* of chunks; everything else refers to positions in it: artifacts list positions, segments cover runs
+of positions, have-maps on the wire are bit fields over it. The table has three zones, in this order:
+
+=============  =====================================================  ==========================================================
+zone           its chunks                                             who needs them
+=============  =====================================================  ==========================================================
+release        ``chunk_ids``: the distinct chunks of the release,     every device that wants the release
+               in order of first appearance
+base           the begin of ``aid_ids``: chunks of earlier releases   whoever applies a delta; what is in the release too has its
+               that deltas start from                                 place there only
+layout         the rest of ``aid_ids``: the *layouts*, which tell     a device that has a base release installed, while nobody in
+               how a base artifact is made of files that are          the office has the chunks of it
+               installed (``layout``)
+=============  =====================================================  ==========================================================
 
 Encoding: MessagePack of the structs below (map keys are the field names), at most ``SIZE_BYTES_MAX``. The bytes are a TUF
-target, so their SHA-256 is signed; ``ManifestId`` is their BLAKE3 and names the manifest on the wire.
+target, so their SHA-256 is signed; ``ManifestId`` is their BLAKE3 and names the manifest on the wire. Manifests of schema
+``pcm.manifest/1`` (no aids, full segments only) are still read: devices keep some to roll back to.
 
 Invariants that ``decode_untrusted`` enforces, each with its own message:
 
 - names are single path components (``ids.check_name``); artifact names are distinct;
-- chunk ids are distinct; chunk sizes are 1 … ``CHUNK_SIZE_BYTES_MAX``; at most ``CHUNKS_MAX`` chunks;
-- each artifact's positions are inside the table and its sizes add up to ``stored_size``; every chunk is used;
-- the full segments tile the chunk table: in order, without gap or overlap; each yields at most ``SEGMENT_OUTPUT_BYTES_MAX``
-  (or exactly one chunk) and its blob is no larger than its output plus ``SEGMENT_OVERHEAD_BYTES_MAX``.
-
-Delta segments (``base`` not empty) have their place here: kind ``delta``, a run like a full one, and the ids of the base
-chunks in the order in which they are joined. A delta comes on top of the full segments, which always tile the table alone.
+- chunk ids are distinct over the table; sizes are 1 … ``CHUNK_SIZE_BYTES_MAX``; at most ``CHUNKS_MAX`` chunks in the table;
+- each artifact's positions are in the release zone and its sizes add up to ``stored_size``; every chunk is used;
+- the *full* segments tile the release zone: in order, without gap or overlap; each yields at most ``SEGMENT_OUTPUT_BYTES_MAX``
+  (or exactly one chunk) and its blob is no larger than its output plus ``SEGMENT_OVERHEAD_BYTES_MAX``;
+- a *delta* segment yields what one of the full segments yields, in fewer bytes; its base is known: distinct positions before the
+  layout zone, at most ``BASE_BYTES_MAX`` together; there is at most one delta for a run and a base release;
+- the *layout* segments tile the layout zone, one for each of ``layouts``; every chunk of the base zone is in the base of a delta.
 """
 
 from __future__ import annotations
@@ -30,7 +43,8 @@ import msgspec
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId, ManifestId, SegmentId, check_name
 
-SCHEMA = "pcm.manifest/1"
+SCHEMA = "pcm.manifest/2"
+SCHEMAS_READ = ("pcm.manifest/1", SCHEMA)
 SIZE_BYTES_MAX = 8 << 20
 """Choice: a 1 TiB release at the largest chunk size needs 40 MB; releases of that size are cut into several."""
 CHUNKS_MAX = 65_536
@@ -39,6 +53,10 @@ CHUNK_SIZE_BYTES_MAX = 4 << 20
 SEGMENT_OUTPUT_BYTES_MAX = 16 << 20
 """DESIGN.md 6: up to 16 MiB of output a segment."""
 SEGMENT_OVERHEAD_BYTES_MAX = 64 << 10
+BASE_BYTES_MAX = 48 << 20
+"""Measured: a run of 16 MiB finds what it needs in the matching 16 MiB of the base and 4 MiB on either side (postgresql: 25.1 %
+with 4 MiB, 25.2 % with 8); what is more serves runs of many files. With it a decoder stays far below 256 MB."""
+BASES_MAX = 8
 ARTIFACTS_MAX = 4_096
 
 Form = Literal["deb", "tar", "zip", "exact"]
@@ -73,14 +91,19 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A blob at the origin that yields chunks ``first … first+count-1`` of the table. ``size`` is the blob's, in bytes."""
+    """A blob at the origin that yields chunks ``first … first+count-1`` of the table. ``size`` is the blob's, in bytes.
+
+    ``base``: for a delta, the positions of its base chunks in the order in which they are joined; ``of``: which of the
+    manifest's ``bases`` they come from.
+    """
 
     id: bytes
     size: int
-    kind: Literal["full", "delta"]
+    kind: Literal["full", "delta", "layout"]
     first: int
     count: int
-    base: tuple[bytes, ...] = ()
+    base: tuple[int, ...] = ()
+    of: int = 0
 
     @property
     def segment_id(self) -> SegmentId:
@@ -89,6 +112,31 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def positions(self) -> range:
         return range(self.first, self.first + self.count)
+
+
+class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An earlier release that deltas start from; ``manifest`` is the id of its manifest."""
+
+    version: str
+    manifest: bytes
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the stored form of a base artifact is made of installed files: chunks ``first … first+count-1`` joined (``layout``).
+
+    ``of``: which of ``bases``; ``artifact``, ``form`` and ``stored_sha256``: the artifact in it. ``package``,
+    ``package_version`` and ``architecture`` name the Debian package, and are empty for other forms.
+    """
+
+    of: int
+    artifact: str
+    form: Form
+    stored_sha256: bytes
+    first: int
+    count: int
+    package: str = ""
+    package_version: str = ""
+    architecture: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -106,20 +154,40 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     chunk_ids: bytes
     chunk_sizes: bytes
     segments: tuple[Segment, ...]
+    bases: tuple[Base, ...] = ()
+    aid_ids: bytes = b""
+    aid_sizes: bytes = b""
+    layouts: tuple[Layout, ...] = ()
 
     @cached_property
     def sizes(self) -> memoryview:
-        """Chunk sizes in bytes, by position."""
+        """Chunk sizes of the release in bytes, by position."""
         return memoryview(self.chunk_sizes).cast("I")
 
     @cached_property
     def chunks(self) -> tuple[ChunkId, ...]:
-        """Chunk ids by position."""
-        return tuple(ChunkId(self.chunk_ids[at : at + 32]) for at in range(0, len(self.chunk_ids), 32))
+        """Chunk ids of the release, by position."""
+        return _ids(self.chunk_ids)
+
+    @cached_property
+    def table_sizes(self) -> memoryview:
+        """Chunk sizes in bytes, by position, over all zones of the table."""
+        return memoryview(self.chunk_sizes + self.aid_sizes).cast("I")
+
+    @cached_property
+    def table_chunks(self) -> tuple[ChunkId, ...]:
+        """Chunk ids by position, over all zones of the table."""
+        return self.chunks + _ids(self.aid_ids)
+
+    @cached_property
+    def layout_first(self) -> int:
+        """Where the layout zone begins: the length of the table if there is none."""
+        return min((layout.first for layout in self.layouts), default=len(self.table_sizes))
 
     @cached_property
     def position_of(self) -> dict[ChunkId, int]:
-        return {chunk: position for position, chunk in enumerate(self.chunks)}
+        """Positions by chunk id, over all zones of the table."""
+        return {chunk: position for position, chunk in enumerate(self.table_chunks)}
 
     @cached_property
     def encoded(self) -> bytes:
@@ -137,8 +205,29 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The full segments with their index in ``segments``, in table order."""
         return ((index, segment) for index, segment in enumerate(self.segments) if segment.kind == "full")
 
+    @cached_property
+    def deltas(self) -> dict[int, tuple[int, ...]]:
+        """For each full segment that has any: the deltas that yield the same (all are places in ``segments``), smallest first."""
+        full = {(segment.first, segment.count): index for index, segment in self.full_segments()}
+        found: dict[int, list[int]] = {}
+        for index, segment in enumerate(self.segments):
+            if segment.kind == "delta":
+                found.setdefault(full[segment.first, segment.count], []).append(index)
+        return {
+            place: tuple(sorted(indexes, key=lambda index: (self.segments[index].size, index)))
+            for place, indexes in found.items()
+        }
+
+    def layout_segments(self) -> Iterator[tuple[int, Segment]]:
+        """The layout segments with their index in ``segments``, in the order of ``layouts``."""
+        return ((index, segment) for index, segment in enumerate(self.segments) if segment.kind == "layout")
+
     def artifact(self, name: str) -> Artifact | None:
         return next((artifact for artifact in self.artifacts if artifact.name == name), None)
+
+
+def _ids(packed: bytes) -> tuple[ChunkId, ...]:
+    return tuple(ChunkId(packed[at : at + 32]) for at in range(0, len(packed), 32))
 
 
 _decoder = msgspec.msgpack.Decoder(Manifest)
@@ -160,8 +249,10 @@ def decode_untrusted(data: bytes) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    if manifest.schema != SCHEMA:
-        raise UntrustedBytes(f"manifest schema is {manifest.schema[:40]!r}; this version reads {SCHEMA!r}")
+    if manifest.schema not in SCHEMAS_READ:
+        raise UntrustedBytes(
+            f"manifest schema is {manifest.schema[:40]!r}; this version reads {' and '.join(SCHEMAS_READ)}"
+        )
     check_name(manifest.release, "release")
     check_name(manifest.version, "version")
     if not 0 <= manifest.counter < 1 << 63:
@@ -172,14 +263,17 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_table(manifest: Manifest) -> None:
-    count, rest = divmod(len(manifest.chunk_ids), 32)
-    if rest or len(manifest.chunk_sizes) != 4 * count:
-        raise UntrustedBytes("chunk ids and chunk sizes do not describe the same number of chunks")
+    count = 0
+    for ids, sizes in ((manifest.chunk_ids, manifest.chunk_sizes), (manifest.aid_ids, manifest.aid_sizes)):
+        number, rest = divmod(len(ids), 32)
+        if rest or len(sizes) != 4 * number:
+            raise UntrustedBytes("chunk ids and chunk sizes do not describe the same number of chunks")
+        count += number
     if count > CHUNKS_MAX:
         raise UntrustedBytes(f"manifest lists {count} chunks; at most {CHUNKS_MAX} are read")
-    if len(set(manifest.chunks)) != count:
+    if len(set(manifest.table_chunks)) != count:
         raise UntrustedBytes("a chunk is listed twice in the chunk table")
-    if any(not 1 <= size <= CHUNK_SIZE_BYTES_MAX for size in manifest.sizes):
+    if any(not 1 <= size <= CHUNK_SIZE_BYTES_MAX for size in manifest.table_sizes):
         raise UntrustedBytes(f"a chunk size is outside 1 … {CHUNK_SIZE_BYTES_MAX} bytes")
 
 
@@ -206,14 +300,14 @@ def _check_artifacts(manifest: Manifest) -> None:
 
 
 def _check_segments(manifest: Manifest) -> None:
-    sizes, reached = manifest.sizes, 0
-    # Prefix sums: segments may overlap (deltas do), so adding up each one's sizes could be made to cost the square.
+    sizes, release_end = manifest.table_sizes, len(manifest.sizes)
+    # Prefix sums: segments overlap, so adding up each one's sizes could be made to cost the square.
     ends = list(accumulate(sizes, initial=0))
     if len(manifest.segments) > 4 * CHUNKS_MAX:
         raise UntrustedBytes("manifest lists too many segments")
     for segment in manifest.segments:
-        if len(segment.id) != 32 or any(len(chunk) != 32 for chunk in segment.base):
-            raise UntrustedBytes("a segment or base id does not have 32 bytes")
+        if len(segment.id) != 32:
+            raise UntrustedBytes("a segment id does not have 32 bytes")
         if not (segment.first >= 0 and segment.count >= 1 and segment.first + segment.count <= len(sizes)):
             raise UntrustedBytes("a segment covers chunks outside the table")
         output = ends[segment.first + segment.count] - ends[segment.first]
@@ -221,13 +315,72 @@ def _check_segments(manifest: Manifest) -> None:
             raise UntrustedBytes(f"a segment yields {output} bytes; at most {SEGMENT_OUTPUT_BYTES_MAX} are allowed")
         if not 1 <= segment.size <= output + SEGMENT_OVERHEAD_BYTES_MAX:
             raise UntrustedBytes(f"a segment of {segment.size} bytes for {output} bytes of output is refused")
-        if segment.kind == "full":
-            if segment.base:
-                raise UntrustedBytes("a full segment has no base")
-            if segment.first != reached:
-                raise UntrustedBytes("the full segments do not tile the chunk table")
-            reached = segment.first + segment.count
-        elif not segment.base or len(segment.base) > CHUNKS_MAX:
-            raise UntrustedBytes("a delta segment names its base chunks")
-    if reached != len(sizes):
+        if segment.kind != "delta" and (segment.base or segment.of):
+            raise UntrustedBytes(f"a {segment.kind} segment has no base")
+    if _tiled(manifest, "full", 0) != release_end:
         raise UntrustedBytes("the full segments do not tile the chunk table")
+    _check_deltas(manifest)
+    _check_layouts(manifest)
+
+
+def _tiled(manifest: Manifest, kind: str, reached: int) -> int:
+    """How far the segments of ``kind`` reach from position ``reached``; -1 if there is a gap or an overlap."""
+    for segment in manifest.segments:
+        if segment.kind == kind:
+            if segment.first != reached:
+                return -1
+            reached += segment.count
+    return reached
+
+
+def _check_deltas(manifest: Manifest) -> None:
+    if len(manifest.bases) > BASES_MAX:
+        raise UntrustedBytes(f"manifest names {len(manifest.bases)} base releases; at most {BASES_MAX} are read")
+    for base in manifest.bases:
+        check_name(base.version, "version")
+        if len(base.manifest) != 32:
+            raise UntrustedBytes("a base manifest's id does not have 32 bytes")
+    runs = {(segment.first, segment.count): segment.size for _, segment in manifest.full_segments()}
+    sizes, release_end, layout_first = manifest.table_sizes, len(manifest.sizes), manifest.layout_first
+    used, seen = set[int](), set[tuple[int, int]]()
+    for segment in manifest.segments:
+        if segment.kind != "delta":
+            continue
+        full_size = runs.get((segment.first, segment.count))
+        if full_size is None:
+            raise UntrustedBytes("a delta segment does not yield what a full segment yields")
+        if segment.size >= full_size:
+            raise UntrustedBytes("a delta segment is not smaller than the full one")
+        if not 0 <= segment.of < len(manifest.bases) or (segment.first, segment.of) in seen:
+            raise UntrustedBytes(
+                "a delta segment is of a base release that is unknown, or has a delta for this run already"
+            )
+        # The bound on the count comes first: every chunk has a byte at least, so no base that fits is longer.
+        if not 1 <= len(segment.base) <= min(layout_first, BASE_BYTES_MAX):
+            raise UntrustedBytes("a delta segment names its base chunks")
+        if any(not 0 <= position < layout_first for position in segment.base):
+            raise UntrustedBytes("a delta segment starts from a chunk that is no base")
+        if len(set(segment.base)) != len(segment.base):
+            raise UntrustedBytes("a delta segment names a base chunk twice")
+        if sum(sizes[position] for position in segment.base) > BASE_BYTES_MAX:
+            raise UntrustedBytes(f"a delta segment starts from more than {BASE_BYTES_MAX} bytes")
+        seen.add((segment.first, segment.of))
+        used.update(segment.base)
+    if any(position not in used for position in range(release_end, layout_first)):
+        raise UntrustedBytes("the chunk table lists base chunks that no delta uses")
+
+
+def _check_layouts(manifest: Manifest) -> None:
+    runs = [(segment.first, segment.count) for _, segment in manifest.layout_segments()]
+    if [(layout.first, layout.count) for layout in manifest.layouts] != runs:
+        raise UntrustedBytes("layouts and layout segments do not match")
+    if not len(manifest.sizes) <= manifest.layout_first:
+        raise UntrustedBytes("a layout is in the release zone of the table")
+    if _tiled(manifest, "layout", manifest.layout_first) != len(manifest.table_sizes):
+        raise UntrustedBytes("the layout segments do not tile the layout zone")
+    for layout in manifest.layouts:
+        check_name(layout.artifact, "artifact")
+        if not 0 <= layout.of < len(manifest.bases):
+            raise UntrustedBytes("a layout is of a base release that is unknown")
+        if len(layout.stored_sha256) != 32:
+            raise UntrustedBytes("a SHA-256 has 32 bytes")
