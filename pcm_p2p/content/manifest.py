@@ -319,8 +319,9 @@ def _check_segments(manifest: Manifest) -> None:
             raise UntrustedBytes(f"a {segment.kind} segment has no base")
     if _tiled(manifest, "full", 0) != release_end:
         raise UntrustedBytes("the full segments do not tile the chunk table")
-    _check_deltas(manifest)
+    # Layouts first: where their zone begins is where the one of the bases ends.
     _check_layouts(manifest)
+    _check_deltas(manifest)
 
 
 def _tiled(manifest: Manifest, kind: str, reached: int) -> int:

@@ -13,7 +13,17 @@ from pathlib import Path
 import msgspec
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.manifest import SCHEMA, Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
+from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.manifest import (
+    SCHEMA,
+    Artifact,
+    Base,
+    ChunkerParameters,
+    Layout,
+    Manifest,
+    Segment,
+    decode_untrusted,
+)
 from pcm_p2p.content.segment import encode_full, plan_runs
 from pcm_p2p.ids import SegmentId
 
@@ -60,6 +70,36 @@ def release_of(chunks: list[Chunk], **artifacts: list[int]) -> Manifest:
         segments=tuple(segments),
     )
     return decode_untrusted(msgspec.msgpack.encode(manifest))
+
+
+def with_delta(manifest: Manifest, chunks: list[Chunk], base: list[Chunk], layout: list[Chunk]) -> Manifest:
+    """``manifest`` of ``chunks``, with a delta of its first run from ``base`` and the first chunk, and one layout."""
+    first = next(segment for _, segment in manifest.full_segments())
+    blob = encode_delta(
+        b"".join(chunk.data for chunk in [*base, chunks[0]]),
+        b"".join(chunks[position].data for position in first.positions),
+    )
+    packed = encode_full((chunk.data for chunk in layout), 1)
+    end = len(chunks) + len(base)
+    segments = (
+        Segment(
+            bytes(SegmentId.of(blob)), len(blob), "delta", first.first, first.count, (*range(len(chunks), end), 0), 0
+        ),
+        Segment(bytes(SegmentId.of(packed)), len(packed), "layout", end, len(layout)),
+    )
+    aids = [*base, *layout]
+    return decode_untrusted(
+        msgspec.msgpack.encode(
+            msgspec.structs.replace(
+                manifest,
+                segments=manifest.segments + segments,
+                bases=(Base("0", b"m" * 32),),
+                aid_ids=b"".join(chunk.id for chunk in aids),
+                aid_sizes=struct.pack(f"<{len(aids)}I", *(len(chunk.data) for chunk in aids)),
+                layouts=(Layout(0, "first", "deb", b"s" * 32, end, len(layout), "sample", "0", "all"),),
+            )
+        )
+    )
 
 
 def tar_of(**members: bytes) -> bytes:
