@@ -16,6 +16,9 @@ import hdiffpatch
 from pcm_p2p.content.segment import unpack_xz_untrusted
 from pcm_p2p.errors import UntrustedBytes
 
+_MAGIC = b"HDIFF13&\0"
+"""Behind the ``&`` stands the compressor of the streams inside: none. The library would take others, with memory of their own."""
+_NUMBER_BYTES_MAX = 10
 _PATCH_OVERHEAD_BYTES_MAX = 1 << 20
 """A patch that shares nothing with its base is its output and a few bytes; more than that is no patch."""
 
@@ -37,6 +40,9 @@ def decode_delta_untrusted(blob: bytes, base: bytes, output_bytes: int) -> bytes
     Bytes whose length is right may still be wrong: chunks are verified one by one by the caller.
     """
     patch = unpack_xz_untrusted(blob, output_bytes + _PATCH_OVERHEAD_BYTES_MAX, "delta")
+    # Before the library sees it: it would allocate and write whatever the patch states, and 500 bytes can copy a base for ever.
+    if (stated := _output_bytes_untrusted(patch)) != output_bytes:
+        raise UntrustedBytes(f"a delta states {stated} bytes of output; its chunks have {output_bytes}")
     try:
         output: bytes = hdiffpatch.apply(base, patch)
     except (hdiffpatch.HDiffPatchError, MemoryError, ValueError, OverflowError) as error:
@@ -44,3 +50,15 @@ def decode_delta_untrusted(blob: bytes, base: bytes, output_bytes: int) -> bytes
     if len(output) != output_bytes:
         raise UntrustedBytes(f"a delta yields {len(output)} bytes; its chunks have {output_bytes}")
     return output
+
+
+def _output_bytes_untrusted(patch: bytes) -> int:
+    """The size of the output as the head of a patch states it: behind the magic, seven bits a byte, high ones first."""
+    if not patch.startswith(_MAGIC):
+        raise UntrustedBytes("delta: is not a patch without compression inside")
+    stated = 0
+    for byte in patch[len(_MAGIC) : len(_MAGIC) + _NUMBER_BYTES_MAX]:
+        stated = stated << 7 | byte & 0x7F
+        if not byte & 0x80:
+            return stated
+    raise UntrustedBytes("delta: states no size of its output")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import random
 import struct
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -100,6 +102,17 @@ def with_delta(manifest: Manifest, chunks: list[Chunk], base: list[Chunk], layou
             )
         )
     )
+
+
+def xz_with_dictionary(data: bytes, code: int) -> bytes:
+    """An xz stream whose header asks for a dictionary of another size than it needs: 36 is 1 GiB, 40 is 4 GiB."""
+    stream = bytearray(lzma.compress(data, check=lzma.CHECK_NONE, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}]))
+    # The size is one byte of the block header, behind the filter's id and its length; a CRC ends the header.
+    size_bytes = (stream[12] + 1) * 4
+    stream[stream.index(b"\x21\x01", 12) + 2] = code
+    end = 12 + size_bytes
+    stream[end - 4 : end] = struct.pack("<I", zlib.crc32(bytes(stream[12 : end - 4])))
+    return bytes(stream)
 
 
 def tar_of(**members: bytes) -> bytes:
