@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import lzma
 import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
-from content_samples import chunks_of, noise, text
+from content_samples import chunks_of, noise, text, xz_with_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcm_p2p.content.chunk import Chunk
 from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX, SEGMENT_OVERHEAD_BYTES_MAX
-from pcm_p2p.content.segment import decode_full_untrusted, encode_full, plan_runs
+from pcm_p2p.content.segment import (
+    LEVEL_XZ,
+    XZ_MAGIC,
+    decode_full_untrusted,
+    encode_full,
+    plan_runs,
+    unpack_blob_untrusted,
+)
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
@@ -36,12 +49,30 @@ def _decode(blob: bytes, chunks: list[Chunk]) -> list[Chunk]:
     return list(decode_full_untrusted(blob, [one.id for one in chunks], [len(one.data) for one in chunks]))
 
 
-@pytest.mark.parametrize("level", [0, 1, 19, 22])
+@pytest.mark.parametrize("level", [0, 1, 18, 19, 22])
 def test_a_segment_gives_back_its_chunks(level: int) -> None:
     chunks = [*chunks_of(1, 70_000, 300_000), Chunk.of(text(500_000)), Chunk.of(b"\0" * 200_000)]
     blob = encode_full((chunk.data for chunk in chunks), level)
     assert blob == encode_full((chunk.data for chunk in chunks), level), "the same chunks make the same blob"
+    assert blob.startswith(XZ_MAGIC) == (level >= LEVEL_XZ)
     assert _decode(blob, chunks) == chunks
+
+
+def test_segments_of_code_are_filtered_and_others_not() -> None:
+    """The filter pays where calls reach the same function from many places, and costs where there is no code."""
+    rng = random.Random(7)
+    targets, code = [rng.randrange(1 << 24) for _ in range(200)], bytearray()
+    while len(code) < 400_000:
+        code += rng.randbytes(3) + b"\xe8"
+        code += ((rng.choice(targets) - len(code) - 4) % (1 << 32)).to_bytes(4, "little")
+    for data, filtered in ((bytes(code), True), (text(400_000), False), (noise(400_000), False), (b"\0" * 9, False)):
+        blob = encode_full([data], LEVEL_XZ)
+        filters = [{"id": lzma.FILTER_X86}] if filtered else []
+        packer = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": SEGMENT_OUTPUT_BYTES_MAX}
+        assert blob == lzma.compress(data, check=lzma.CHECK_NONE, filters=[*filters, packer])
+        assert unpack_blob_untrusted(blob, len(data)) == data
+    plain = lzma.compress(bytes(code), check=lzma.CHECK_NONE, preset=6)
+    assert len(encode_full([bytes(code)], LEVEL_XZ)) < 0.9 * len(plain)
 
 
 @pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 256 << 10])
@@ -69,8 +100,20 @@ def test_chunks_before_a_wrong_one_are_good_and_come_first() -> None:
         next(decoded)
 
 
+def test_an_xz_segment_that_does_not_compress_fits_too() -> None:
+    """Sixteen times as much in a manifest; here one, because it takes a second each."""
+    blob = encode_full([noise(1 << 20)], LEVEL_XZ)
+    assert len(blob) - (1 << 20) <= SEGMENT_OVERHEAD_BYTES_MAX // 16
+
+
 CHUNKS = chunks_of(1000, 2000, 3000)
 BLOB = encode_full((chunk.data for chunk in CHUNKS), 3)
+DATA = b"".join(chunk.data for chunk in CHUNKS)
+XZ = encode_full([DATA], LEVEL_XZ)
+
+
+def _xz(data: bytes, **options: Any) -> bytes:
+    return lzma.compress(data, **({"format": lzma.FORMAT_XZ, "check": lzma.CHECK_NONE} | options))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +127,94 @@ BLOB = encode_full((chunk.data for chunk in CHUNKS), 3)
         pytest.param(encode_full([*(chunk.data for chunk in CHUNKS), b"x"], 3), id="output left over"),
         pytest.param(zstandard.ZstdCompressor().compress(b"\0" * (64 << 20)), id="bomb"),
         pytest.param(noise(2 << 20), id="larger than its output"),
+        pytest.param(XZ[:-1], id="xz cut short"),
+        pytest.param(XZ[:-30], id="xz without its end"),
+        pytest.param(XZ[:12], id="xz head"),
+        pytest.param(XZ_MAGIC, id="xz magic"),
+        pytest.param(XZ_MAGIC + noise(5000), id="xz magic and noise"),
+        pytest.param(XZ + b"\0", id="byte behind xz"),
+        pytest.param(XZ + b"\0\0\0\0", id="padding behind xz"),
+        pytest.param(XZ + XZ, id="xz twice"),
+        pytest.param(_xz(DATA[:3000]) + _xz(DATA[3000:]), id="xz in two streams"),
+        pytest.param(_xz(DATA[:-1]), id="xz output missing"),
+        pytest.param(_xz(DATA + b"x"), id="xz output left over"),
+        pytest.param(_xz(DATA[:-1] + bytes([DATA[-1] ^ 1])), id="xz of other bytes"),
+        pytest.param(_xz(b""), id="xz of nothing"),
+        pytest.param(_xz(b"\0" * (64 << 20), preset=0), id="xz bomb"),
+        pytest.param(_xz(DATA, format=lzma.FORMAT_ALONE, check=-1), id="lzma without its container"),
+        pytest.param(xz_with_dictionary(DATA, 36), id="xz that wants a gigabyte"),
+        pytest.param(xz_with_dictionary(DATA, 40), id="xz that wants four"),
+        pytest.param(xz_with_dictionary(DATA, 41), id="xz with a dictionary that does not exist"),
+        pytest.param(gzip.compress(DATA), id="gzip"),
     ],
 )
 def test_hostile_blobs_are_refused(blob: bytes) -> None:
     with pytest.raises(UntrustedBytes):
         _decode(blob, CHUNKS)
+
+
+def test_what_an_xz_header_asks_for_is_refused_by_name_or_given() -> None:
+    """A dictionary of 64 MiB is within what unpacking may take; the next sizes are not."""
+    assert unpack_blob_untrusted(xz_with_dictionary(DATA, 28), len(DATA)) == DATA
+    for code in (30, 36, 40):
+        with pytest.raises(UntrustedBytes, match=r"[Mm]emory"):
+            unpack_blob_untrusted(xz_with_dictionary(DATA, code), len(DATA))
+
+
+def test_a_segment_without_a_single_byte_to_spare_is_read_to_its_end() -> None:
+    """The output is complete before the stream is: what follows must still be its end and nothing else."""
+    for size in (1, 4096, 1 << 16):
+        data = noise(size)
+        blob = _xz(data)
+        assert unpack_blob_untrusted(blob, size) == data
+        for spoilt in (blob[:-1], blob[:-12], blob + b"Y"):
+            with pytest.raises(UntrustedBytes):
+                unpack_blob_untrusted(spoilt, size)
+
+
+@pytest.mark.parametrize("pack", [XZ, BLOB, encode_full([DATA], 0)], ids=["xz", "zstd", "stored"])
+def test_changed_blobs_raise_nothing_else(pack: bytes) -> None:
+    rng = random.Random(4)
+    for _ in range(400):
+        spoilt = bytearray(pack)
+        for _ in range(rng.randrange(1, 4)):
+            spoilt[rng.randrange(rng.choice((40, len(spoilt))))] = rng.randrange(256)
+        with contextlib.suppress(UntrustedBytes):
+            assert _decode(bytes(spoilt), CHUNKS) == CHUNKS
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from pcm_p2p.content.segment import unpack_blob_untrusted
+from pcm_p2p.errors import UntrustedBytes
+def peak():
+    return next(int(line.split()[1]) >> 10 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+before = peak()
+for path in sys.argv[1:]:
+    try:
+        unpack_blob_untrusted(Path(path).read_bytes(), 1 << 20)
+        sys.exit("was not refused: " + path)
+    except UntrustedBytes:
+        pass
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
+def test_bombs_do_not_take_more_memory_than_the_bound(tmp_path: Path) -> None:
+    bombs = {
+        "xz": _xz(b"\0" * (200 << 20), preset=0),
+        "zstd": zstandard.ZstdCompressor().compress(b"\0" * (200 << 20)),
+        "zstd-without-size": zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * (200 << 20)),
+        "dictionary": xz_with_dictionary(DATA, 40),
+    }
+    for name, bomb in bombs.items():
+        (tmp_path / name).write_bytes(bomb)
+    command = [sys.executable, "-c", _PEAK, *(str(tmp_path / name) for name in bombs)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 40, "MiB"
 
 
 @pytest.mark.parametrize(
