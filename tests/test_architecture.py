@@ -50,7 +50,7 @@ SHELLS_OF_OTHERS = {
 }
 
 CORES = {
-    *("content.chunk", "content.chunker", "content.manifest", "content.segment"),
+    *("content.chunk", "content.chunker", "content.manifest", "content.pieces", "content.segment"),
     *("wire.framing", "wire.messages"),
     *(
         "policy.activation",

@@ -36,6 +36,8 @@ form_deb       shell  .deb → ar with its two tars uncompressed; dpkg installs 
 form_tar       shell  compressed tar → tar
 form_zip       shell  zip → zip whose members are stored, in the same order with the same attributes
 decompression  shell  gzip, bzip2, xz, lzma, zstd as bounded streams
+pieces         core   a stored form as bytes and installed files; the layout that says so, both ways
+layout         shell  the layout of a package or archive, made where it is published
 workplace      shell  the ingest folder: one user at a time, leftovers swept, notes of finished segments
 compressor     shell  the worker process that makes segment blobs, and the crew of them
 ingest         shell  delivered files → manifest and segment blobs

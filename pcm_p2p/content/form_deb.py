@@ -34,7 +34,7 @@ _TAR = re.compile(r"(control|data)\.tar(\.[a-z0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class ArMember:
     name: str
     header: bytes
     at: int
@@ -45,7 +45,7 @@ def is_deb(source: Path) -> bool:
     """Is ``source`` a Debian package without members of other tools? Raises ``OSError``."""
     with source.open("rb") as file:
         try:
-            names = [member.name for member in _members(file, source)]
+            names = [member.name for member in ar_members(file, source)]
         except InputError:
             file.seek(0)
             # A broken package is still a package: saying so lets write_deb tell what is wrong with it.
@@ -56,7 +56,7 @@ def is_deb(source: Path) -> bool:
 def write_deb(source: Path, file: BinaryIO, size_bytes_max: int) -> None:
     """Write the stored form of ``source`` to ``file``, which can be sought. Raises ``InputError`` or ``OSError``."""
     with source.open("rb") as package:
-        members = list(_members(package, source))
+        members = list(ar_members(package, source))
         _check(members, source)
         file.write(MAGIC)
         written = len(MAGIC)
@@ -64,7 +64,7 @@ def write_deb(source: Path, file: BinaryIO, size_bytes_max: int) -> None:
             written += _write_member(package, member, file, size_bytes_max - written, source)
 
 
-def _members(package: BinaryIO, source: Path) -> Iterator[_Member]:
+def ar_members(package: BinaryIO, source: Path) -> Iterator[ArMember]:
     """The members as their headers state them, each inside the file. Raises ``InputError``."""
     end = package.seek(0, 2)
     package.seek(0)
@@ -85,12 +85,12 @@ def _members(package: BinaryIO, source: Path) -> Iterator[_Member]:
         names.add(name)
         if len(names) > _MEMBERS_MAX:
             raise InputError(f"has more than {_MEMBERS_MAX} members", path=source)
-        yield _Member(name, header, at + _HEADER_SIZE_BYTES, int(digits))
+        yield ArMember(name, header, at + _HEADER_SIZE_BYTES, int(digits))
         at += _HEADER_SIZE_BYTES + int(digits)
         at += at % 2
 
 
-def _check(members: list[_Member], source: Path) -> None:
+def _check(members: list[ArMember], source: Path) -> None:
     parts = [member.name.split(".tar")[0] for member in members if not member.name.startswith("_")]
     if parts != ["debian-binary", "control", "data"] or members[0].name != "debian-binary":
         found = ", ".join(repr(member.name) for member in members)
@@ -106,7 +106,7 @@ def _check(members: list[_Member], source: Path) -> None:
             raise InputError(f"member {member.name!r} does not belong into a Debian package", path=source)
 
 
-def _write_member(package: BinaryIO, member: _Member, file: BinaryIO, room_bytes: int, source: Path) -> int:
+def _write_member(package: BinaryIO, member: ArMember, file: BinaryIO, room_bytes: int, source: Path) -> int:
     """Write one member, uncompressed if it is a tar; how many bytes were written."""
     package.seek(member.at)
     left = member.size_bytes
