@@ -64,6 +64,7 @@ CORES = {
     *("trust.fingerprint", "trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
     *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
+    *("swarm.keepers", "swarm.keeping"),
     *("swarm.mirrors", "swarm.ownership", "swarm.picker", "swarm.rendezvous"),
     *("apply.plan", "apply.step"),
     *("compliance.assessment", "compliance.courier", "compliance.finding", "compliance.handover", "compliance.report"),

@@ -63,7 +63,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OverlaySettings:
-    """``seeds`` are (host, port); ``port`` 0 lets the system choose and remembers the choice in ``roster_file``."""
+    """``seeds`` are (host, port); ``port`` 0 lets the system choose and remembers the choice in ``roster_file``; ``uptime``: see
+    ``Hello``."""
 
     site: str
     role: str = "device"
@@ -73,11 +74,13 @@ class OverlaySettings:
     seeds: tuple[tuple[str, int], ...] = ()
     weight: int = 8
     sessions_max: int = SESSIONS_MAX
+    uptime: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """A peer with a live session. ``same_site`` says whether its bytes are cheap; ``weight`` is its wish to use the WAN."""
+    """A peer with a live session. ``same_site`` says whether its bytes are cheap; ``weight`` is its wish to use the WAN;
+    ``uptime`` how many sixteenths of the time it says it is up (0: it speaks protocol 1, which does not say)."""
 
     device_id: DeviceId
     host: str
@@ -87,6 +90,7 @@ class PeerInfo:
     same_site: bool
     agent: str
     round_trip_s: float | None
+    uptime: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +396,7 @@ class Overlay:
             me.incarnation,
             me.weight,
             self._settings.agent,
+            self._settings.uptime,
         )
         return Session(
             link.stream,
@@ -488,4 +493,5 @@ class Overlay:
             hello.site == self._settings.site,
             hello.agent,
             session.statistics().round_trip_s,
+            hello.uptime,
         )

@@ -25,6 +25,8 @@ events           noun   what happens to an exchange, and what it wants done
 holdings         core   who in the office has which chunk: one int per device as a bit field
 announcements    core   Holdings, Have, Drop, Claim, SegmentFailed: to and from their messages, checked against a manifest
 rendezvous       core   weighted highest-random-weight hashing in integers
+keepers          core   who keeps which chunk of a release that is in place: k copies in the office, more where uptime is low
+keeping          core   what this device does about a kept release: fetch a copy, let one go, hand the last ones over
 claims           core   what neighbours say they fetch, leases and lapses, and how far to believe it
 ownership        core   which segment I fetch over the WAN, and when: order, stealing, contests, failures
 picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging

@@ -17,6 +17,7 @@ tag   message              who sends it, and what follows
 9     Claim                an owner, each second: the segments it is fetching over the WAN
 10    SegmentFailed        an owner: the origin did not deliver this segment; do not retry before ``wait_ms``
 11    Route                either; whether I can reach a collector at present
+12    Handover             who is about to leave: take these chunks of a manifest, nobody else has them
 16    ChunkGet             request: one chunk, answered by its sealed form
 17    FileGet              request: one file of the trusted metadata or targets, answered by its bytes
 18    RecordsPut           request: take these report records, answered by an encoded ``RecordsTaken``
@@ -32,7 +33,10 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""2 has Handover, the uptime in Hello, and who only keeps a manifest in Holdings."""
+PROTOCOL_MIN = 1
+"""The oldest that this version talks to."""
 
 Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -48,7 +52,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class Hello(Message, frozen=True, tag=1):
     """``port`` is where I listen (0: nowhere); ``incarnation`` grows at each start and is persisted; ``weight`` is my wish
-    to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay (the certificate is what counts)."""
+    to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay (the certificate is what counts); ``uptime``
+    is how many sixteenths of the time I have been up lately (0: unknown)."""
 
     protocol: U32
     fleet: Text
@@ -58,6 +63,7 @@ class Hello(Message, frozen=True, tag=1):
     incarnation: U32
     weight: U32
     agent: Text
+    uptime: U32 = 0
 
 
 class Ping(Message, frozen=True, tag=2):
@@ -93,11 +99,13 @@ class Digest(Message, frozen=True, tag=5):
 
 
 class Holdings(Message, frozen=True, tag=6):
-    """Bit ``i`` of ``bits`` (least significant first) is chunk ``i`` of the manifest's table."""
+    """Bit ``i`` of ``bits`` (least significant first) is chunk ``i`` of the manifest's table. ``keeps``: I have the release in
+    place and keep copies for the office; I fetch nothing of it over the WAN."""
 
     manifest: Bytes32
     chunk_count: Annotated[int, msgspec.Meta(ge=0, le=65_536)]
     bits: Annotated[bytes, msgspec.Meta(max_length=8_192)]
+    keeps: bool = False
 
 
 class Have(Message, frozen=True, tag=7):
@@ -134,6 +142,11 @@ class SegmentFailed(Message, frozen=True, tag=10):
 
 class Route(Message, frozen=True, tag=11):
     collector_reachable: bool
+
+
+class Handover(Message, frozen=True, tag=12):
+    manifest: Bytes32
+    positions: Annotated[tuple[U32, ...], msgspec.Meta(max_length=4_096)]
 
 
 class ChunkGet(Message, frozen=True, tag=16):
@@ -185,6 +198,7 @@ AnyMessage = (
     | Claim
     | SegmentFailed
     | Route
+    | Handover
     | ChunkGet
     | FileGet
     | RecordsPut

@@ -40,7 +40,7 @@ from pcm_p2p.wire.framing import (
     decode_message_untrusted,
     encode_control,
 )
-from pcm_p2p.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused
+from pcm_p2p.wire.messages import PROTOCOL, PROTOCOL_MIN, Bye, Hello, Message, Ping, Pong, Refused
 from pcm_p2p.wire.outgoing import Outgoing
 from pcm_p2p.wire.pending import Pending
 
@@ -299,8 +299,8 @@ class Session:
                 self._end(f"peer said bye: {hello.reason}")
             elif not isinstance(hello, Hello):
                 self._end("protocol error: the first frame is not a hello")
-            elif hello.protocol < PROTOCOL:
-                self._end(f"peer speaks protocol {hello.protocol}, this version {PROTOCOL}")
+            elif hello.protocol < PROTOCOL_MIN:
+                self._end(f"peer speaks protocol {hello.protocol}, this version {PROTOCOL_MIN} to {PROTOCOL}")
             elif hello.fleet != self._hello.fleet:
                 self._end("peer is of another fleet")
             else:

@@ -390,6 +390,19 @@ async def test_a_first_frame_that_is_not_a_fitting_hello_ends_it_before_any_mess
         assert reason in ends[0]
 
 
+async def test_a_peer_of_the_protocol_before_is_talked_to(autojump_clock: trio.testing.MockClock) -> None:
+    heard: list[Message] = []
+
+    async def on_message(_session: Session, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        heard.append(message)
+
+    async with against_raw(say_hello=False, on_message=on_message) as (_session, raw, ends):
+        await raw.say(hello(protocol=1), Route(True))
+        await trio.sleep(0.1)
+        assert (heard, ends) == ([Route(True)], [])
+
+
 async def test_no_hello_within_its_deadline_ends_it(autojump_clock: trio.testing.MockClock) -> None:
     async with against_raw(say_hello=False) as (_session, _raw, ends):
         await trio.sleep(HELLO_TIMEOUT_S + 0.1)
