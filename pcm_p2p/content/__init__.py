@@ -38,6 +38,7 @@ form_zip       shell  zip → zip whose members are stored, in the same order wi
 decompression  shell  gzip, bzip2, xz, lzma, zstd as bounded streams
 pieces         core   a stored form as bytes and installed files; the layout that says so, both ways
 layout         shell  the layout of a package or archive, made where it is published
+installed      shell  chunks out of installed files, read below a root without following links
 workplace      shell  the ingest folder: one user at a time, leftovers swept, notes of finished segments
 compressor     shell  the worker process that makes segment blobs, and the crew of them
 ingest         shell  delivered files → manifest and segment blobs

