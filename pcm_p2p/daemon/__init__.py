@@ -13,6 +13,7 @@ steward     trusted metadata → desired state → wanted releases → fetched, 
 keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
 reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals
 meter       bytes moved, in total and per release, kept over restarts
+uptime       how much of the last two weeks this device was up: what the cooperative cache weighs it by
 limits      the rates to keep to: the device's own and policy's, the lower of each
 memory      gives freed memory back to the system
 control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess`` are asked (line of JSON each way)
