@@ -28,6 +28,10 @@ manifest       noun   the signed description of a release, and every invariant t
 chunk          noun   a chunk and its sealed form
 chunker        core   cut points that move with the content
 segment        core   which chunks go together; segment blobs, both ways
+delta          core   blobs that make a run of chunks from base chunks, both ways
+members        shell  the members of a stored form, so that a file meets its older self
+matching       core   which chunks of an earlier release a run is made from
+deltas         core   which deltas a release gets, and what its manifest says of bases
 store          shell  chunks on disk: quota, eviction, rot
 memory_store   fake   the same verbs in memory, held to the same tests
 assemble       shell  chunks → one file, verified, or the list of what is missing
@@ -41,6 +45,8 @@ layout         shell  the layout of a package or archive, made where it is publi
 installed      shell  chunks out of installed files, read below a root without following links
 workplace      shell  the ingest folder: one user at a time, leftovers swept, notes of finished segments
 compressor     shell  the worker process that makes segment blobs, and the crew of them
+bases          shell  earlier releases made again of their segments, for deltas to start from
+packing        shell  which blobs are there, which are to be made, which deltas are worth it
 ingest         shell  delivered files → manifest and segment blobs
 =============  =====  ====================================================================================================
 

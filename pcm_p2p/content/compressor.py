@@ -1,5 +1,7 @@
 """The crew that makes segment blobs: worker processes, so that compression uses every core and no memory of the caller.
 
+A job is a full segment, a delta, or the way back: a segment of an earlier release, unpacked to where its chunks belong.
+
 A worker is ``python -m pcm_p2p.content.compressor``. It reads jobs from its standard input and answers on its standard
 output: four bytes of length, then MessagePack, one answer a job in order. It ends at the end of its input, which is what it
 sees when the caller dies; on Linux the kernel kills it at once even in the middle of a segment. A blob gets its name by
@@ -16,22 +18,25 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import hdiffpatch
 import msgspec
 
 import pcm_p2p
-from pcm_p2p.content.segment import encode_joined
+from pcm_p2p.content.delta import decode_delta_untrusted, encode_delta
+from pcm_p2p.content.segment import decode_full_untrusted, encode_joined
 from pcm_p2p.content.workplace import blob_path, storage_error
-from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError
+from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, SegmentId
 
 _LENGTH_SIZE_BYTES = 4
 _END_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
+_OPEN_FILES_MAX = 64
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
@@ -43,8 +48,12 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     chunk: bytes
 
 
-class Job(msgspec.Struct, frozen=True):
-    """Make the segment of ``pieces``. ``files`` are what the pieces refer to; ``segments`` and ``temporary`` are folders."""
+class Job(msgspec.Struct, frozen=True, tag=True):
+    """Make the segment of ``pieces``: full at ``level``, or the delta to them from ``base``.
+
+    ``files`` are what the pieces refer to; ``segments`` and ``temporary`` are folders. The blob of a delta stays in
+    ``temporary`` (``Made.path``): whether it is published is for the caller to say.
+    """
 
     number: int
     files: tuple[str, ...]
@@ -52,14 +61,39 @@ class Job(msgspec.Struct, frozen=True):
     level: int
     segments: str
     temporary: str
+    base: tuple[Piece, ...] = ()
+
+
+class Unpack(msgspec.Struct, frozen=True, tag=True):
+    """Write the chunks of the full segment at ``blob`` to ``file``, each (id, size) of ``chunks`` at all its ``offsets``.
+
+    The file exists and is full of zeros.
+    """
+
+    number: int
+    blob: str
+    file: str
+    chunks: tuple[tuple[bytes, int], ...]
+    offsets: tuple[tuple[int, ...], ...]
 
 
 class Made(msgspec.Struct, frozen=True, tag=True):
-    """The blob of job ``number`` is in place; its size in bytes."""
+    """The blob of job ``number`` is in place; its size in bytes.
+
+    A delta waits for its name at ``path``. Without a path there is no delta that works, and ``size`` is that of the output.
+    """
 
     number: int
     segment: bytes
     size: int
+    path: str = ""
+
+
+class Unpacked(msgspec.Struct, frozen=True, tag=True):
+    """The chunks are in place, unless ``problem`` says why the blob is of no use."""
+
+    number: int
+    problem: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -76,38 +110,101 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
         return DiskFull(self.message) if self.full else StorageError(self.message)
 
 
-def make(job: Job, workspace: bytearray) -> Made:
-    """Read, verify, compress, write. Raises ``InputError`` if a source changed since it was cut, ``StorageError``.
+def do(job: Job | Unpack, workspace: bytearray) -> Made | Unpacked:
+    """Do one job. Raises ``InputError`` if a source changed since it was cut, ``StorageError``.
 
     ``workspace`` is memory that the caller lends for one job after the other; it grows to the largest.
     """
-    blob = encode_joined(_read(job, workspace), job.level)
+    if isinstance(job, Unpack):
+        return _unpack(job)
+    return _make_delta(job, workspace) if job.base else _make(job, workspace)
+
+
+def _make(job: Job, workspace: bytearray) -> Made:
+    blob = encode_joined(_read(job, job.pieces, workspace), job.level)
     segment = SegmentId.of(blob)
-    path = blob_path(Path(job.segments), segment)
-    temporary = Path(job.temporary) / f"{segment.short}-{secrets.token_hex(6)}"
+    path, temporary = blob_path(Path(job.segments), segment), _temporary(job, segment)
     try:
         path.parent.mkdir(exist_ok=True)
         temporary.write_bytes(blob)
         temporary.rename(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise storage_error(f"segment {segment.short}… cannot be written", error) from error
+        raise _not_written(temporary, segment, error) from error
     return Made(job.number, bytes(segment), len(blob))
 
 
-def _read(job: Job, workspace: bytearray) -> memoryview:
-    """The chunks of the job, joined; each is read in place, so that nothing is copied."""
-    size_bytes = sum(piece.size for piece in job.pieces)
+def _make_delta(job: Job, workspace: bytearray) -> Made:
+    base = bytes(_read(job, job.base, workspace))
+    output = bytes(_read(job, job.pieces, workspace))
+    try:
+        blob = encode_delta(base, output)
+        good = decode_delta_untrusted(blob, base, len(output)) == output
+    except (hdiffpatch.HDiffPatchError, UntrustedBytes):
+        good = False
+    if not good:
+        # The full segment does as well: a run that the library cannot patch costs bytes, not the release.
+        return Made(job.number, b"", len(output))
+    segment = SegmentId.of(blob)
+    temporary = _temporary(job, segment)
+    try:
+        temporary.write_bytes(blob)
+    except OSError as error:
+        raise _not_written(temporary, segment, error) from error
+    return Made(job.number, bytes(segment), len(blob), str(temporary))
+
+
+def _temporary(job: Job, segment: SegmentId) -> Path:
+    return Path(job.temporary) / f"{segment.short}-{secrets.token_hex(6)}"
+
+
+def _not_written(temporary: Path, segment: SegmentId, error: OSError) -> StorageError:
+    with contextlib.suppress(OSError):
+        temporary.unlink()
+    return storage_error(f"segment {segment.short}… cannot be written", error)
+
+
+def _unpack(job: Unpack) -> Unpacked:
+    name = Path(job.blob).name[:8]
+    try:
+        blob = Path(job.blob).read_bytes()
+    except OSError as error:
+        return Unpacked(job.number, f"segment {name} cannot be read: {error.strerror}")
+    chunks = decode_full_untrusted(blob, [ChunkId(chunk) for chunk, _ in job.chunks], [size for _, size in job.chunks])
+    try:
+        with Path(job.file).open("r+b", buffering=0) as file:
+            for chunk, offsets in zip(chunks, job.offsets, strict=True):
+                # A hole reads as zeros.
+                for offset in offsets if chunk.data.strip(b"\0") else ():
+                    _put(file.fileno(), chunk.data, offset)
+    except UntrustedBytes as error:
+        return Unpacked(job.number, f"segment {name} is damaged: {error.message}")
+    except OSError as error:
+        raise storage_error(f"{job.file} cannot be written", error) from error
+    return Unpacked(job.number)
+
+
+def _put(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _read(job: Job, pieces: Sequence[Piece], workspace: bytearray) -> memoryview:
+    """The pieces, joined; each is read in place, so that nothing is copied."""
+    size_bytes = sum(piece.size for piece in pieces)
     if len(workspace) < size_bytes:
         workspace.extend(bytes(size_bytes - len(workspace)))
     view, at = memoryview(workspace)[:size_bytes], 0
     with contextlib.ExitStack() as stack:
         opened: dict[int, int] = {}
-        for piece in job.pieces:
+        for piece in pieces:
             path, place = Path(job.files[piece.file]), view[at : at + piece.size]
             try:
                 if piece.file not in opened:
+                    if len(opened) == _OPEN_FILES_MAX:
+                        stack.close()
+                        opened.clear()
                     opened[piece.file] = stack.enter_context(path.open("rb", buffering=0)).fileno()
                 _fill(opened[piece.file], place, piece.offset)
             except OSError as error:
@@ -165,8 +262,8 @@ class Crew:
                     with contextlib.suppress(OSError):
                         pipe.close()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Made]:
-        """Do all jobs, at most one a worker at a time; answers come as they are ready. Raises what ``make`` raises."""
+    def run(self, jobs: Iterable[Job | Unpack]) -> Iterator[Made | Unpacked]:
+        """Do all jobs, at most one a worker at a time; answers come as they are ready. Raises what ``do`` raises."""
         waiting = iter(jobs)
         with selectors.DefaultSelector() as selector:
             for worker, job in zip(self._workers, waiting):  # noqa: B905 - either may be the shorter one
@@ -185,17 +282,17 @@ class Crew:
                         self._give(worker, following)
                     yield answer
 
-    def _give(self, worker: subprocess.Popen[bytes], job: Job) -> None:
+    def _give(self, worker: subprocess.Popen[bytes], job: Job | Unpack) -> None:
         try:
             _send(_pipe(worker.stdin), msgspec.msgpack.encode(job))
         except OSError:
             raise self._died(worker) from None
 
-    def _take(self, worker: subprocess.Popen[bytes]) -> Made | Failed:
+    def _take(self, worker: subprocess.Popen[bytes]) -> Made | Unpacked | Failed:
         data = _receive(_pipe(worker.stdout))
         if data is None:
             raise self._died(worker)
-        return msgspec.msgpack.decode(data, type=Made | Failed)
+        return msgspec.msgpack.decode(data, type=Made | Unpacked | Failed)
 
     @staticmethod
     def _died(worker: subprocess.Popen[bytes]) -> StorageError:
@@ -237,10 +334,10 @@ def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     workspace = bytearray()
     while (data := _receive(sys.stdin.buffer)) is not None:
-        job = msgspec.msgpack.decode(data, type=Job)
-        answer: Made | Failed
+        job = msgspec.msgpack.decode(data, type=Job | Unpack)
+        answer: Made | Unpacked | Failed
         try:
-            answer = make(job, workspace)
+            answer = do(job, workspace)
         except PcmError as error:
             answer = Failed(job.number, error.message, isinstance(error, InputError), isinstance(error, DiskFull))
         _send(sys.stdout.buffer, msgspec.msgpack.encode(answer))

@@ -1,8 +1,9 @@
 """Delivered files to a manifest and segment blobs: what the admin's machine does once per release.
 
-Three passes, none of which holds an artifact in memory: *unpacking* (the stored form, where it is another file than the one
-delivered), *cutting* (chunks, their ids, the hash of the whole) and *compressing* (segments, by worker processes, which read
-the chunks again and check their ids, so a file that changes meanwhile is noticed).
+Passes, none of which holds an artifact in memory: *unpacking* (the stored form, where it is another file than the one
+delivered), *cutting* (chunks, their ids, the hash of the whole), *rebuilding* and *matching* (the stored forms of earlier
+releases, and which of their chunks each run resembles), and *compressing* (segments, by worker processes, which read the
+chunks again and check their ids, so a file that changes meanwhile is noticed).
 
 Stopping it at any point loses the pass in hand at most: segments that are finished are found again by their recipe.
 """
@@ -22,23 +23,35 @@ from typing import Literal
 
 import msgspec
 
+from pcm_p2p.content.bases import (
+    BaseRelease,
+    Rebuilt,
+    Stored,
+    Unusable,
+    layouts_of,
+    pack_layout,
+    rebuild,
+    side_of,
+    step_for,
+)
 from pcm_p2p.content.chunker import cut, parameters_for
-from pcm_p2p.content.compressor import Crew, Job, Made, Piece, make
+from pcm_p2p.content.deltas import Delta, Packed, PackedLayout, Pile, lay_out, office_bytes, plan_deltas, that_fit
 from pcm_p2p.content.manifest import (
+    BASES_MAX,
     CHUNKS_MAX,
     SCHEMA,
     Artifact,
     ChunkerParameters,
     Form,
     Manifest,
-    Segment,
     decode_untrusted,
 )
+from pcm_p2p.content.packing import Packing, Workshop
 from pcm_p2p.content.segment import LEVEL_STORED, plan_runs
 from pcm_p2p.content.stored_form import detect, write_stored
-from pcm_p2p.content.workplace import Workplace, recipe_of
+from pcm_p2p.content.workplace import Workplace
 from pcm_p2p.errors import InputError, UntrustedBytes
-from pcm_p2p.ids import ChunkId, SegmentId, check_name
+from pcm_p2p.ids import ChunkId, check_name
 
 LEVEL_MAX = 22
 _TELL_BYTES = 8 << 20
@@ -47,14 +60,25 @@ _TELL_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class IngestProgress:
-    """Where an ingest is. Bytes count within the phase; ``artifact`` is empty while segments are compressed."""
+    """Where an ingest is. Bytes count within the phase, bases while ``matching``; segments count full ones and deltas.
 
-    phase: Literal["unpacking", "cutting", "compressing"]
+    ``artifact`` is empty while segments are compressed, and the title of the base in the two phases before.
+    """
+
+    phase: Literal["unpacking", "cutting", "rebuilding", "matching", "compressing"]
     artifact: str
     bytes_done: int
     bytes_total: int
     segments_done: int = 0
     segments_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A base from which no deltas were made, and why."""
+
+    version: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,9 @@ class Ingested:
     delivered_bytes: int
     stored_bytes: int
     unique_bytes: int
+    offices: tuple[tuple[str, int], ...] = ()
+    """For each base, newest first: its version, and what an office fetches that has it."""
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(slots=True)
@@ -105,22 +132,33 @@ def ingest(
     level: int = 19,
     form: Form | Literal["auto"] = "auto",
     processes: int = 2,
+    bases: Sequence[BaseRelease] = (),
     progress: Progress | None = None,
 ) -> Ingested:
     """Make ``release`` ``version`` of ``files``; blobs go to ``work/segments/ab/<id>``, and those there stay.
 
-    ``level`` 0 does not compress; ``processes`` 0 compresses in this process. Raises ``InputError`` naming the file and what
-    is wrong with it, ``DiskFull``, ``StorageError``.
+    ``level`` 0 does not compress full segments; ``processes`` 0 compresses in this process. Deltas are made from each of
+    ``bases``; one whose blobs are gone is skipped, unless it is ``required``. The same input gives the same manifest and blobs,
+    whatever is there already and however many processes work. Raises ``InputError`` naming the file and what is wrong with it,
+    ``DiskFull``, ``StorageError``.
     """
+    if len(bases) > BASES_MAX:
+        raise InputError(f"{len(bases)} base releases were given; at most {BASES_MAX} are used")
     if not LEVEL_STORED <= level <= LEVEL_MAX:
         raise InputError(f"compression level {level} is outside {LEVEL_STORED} … {LEVEL_MAX}")
     tell = progress or (lambda _: None)
     _check_names(files, release, version)
-    with Workplace(work) as place:
+    newest_first = sorted(bases, key=lambda base: -base.manifest.counter)
+    with Workplace(work) as place, Workshop(0 if level == LEVEL_STORED and not bases else processes) as workshop:
         sources = _unpack(files, form, place, tell)
         parameters = parameters_for(sum(source.stored_size for source in sources))
         table = _cut(sources, parameters, tell)
-        segments = _compress(sources, table, place, level, processes, tell)
+        pile, runs = _pile(sources, table), plan_runs(table.sizes)
+        found = _match(newest_first, sources, pile, runs, place, workshop, level, tell)
+        piles = [one.pile for one in found.rebuilt]
+        packed = _pack(pile, runs, piles, found.deltas, place, level, workshop, tell)
+    manifests = [one.manifest for one in found.rebuilt]
+    zones = lay_out(pile.chunks, runs, packed, manifests, piles, found.layouts)
     manifest = Manifest(
         schema=SCHEMA,
         release=release,
@@ -139,9 +177,13 @@ def ingest(
             )
             for source in sources
         ),
-        chunk_ids=b"".join(table.position_of),
+        chunk_ids=b"".join(pile.chunks),
         chunk_sizes=_packed(table.sizes),
-        segments=tuple(segments),
+        segments=zones.segments,
+        bases=zones.bases,
+        aid_ids=b"".join(zones.aid_ids),
+        aid_sizes=_packed(zones.aid_sizes),
+        layouts=zones.layouts,
     )
     try:
         # What devices will refuse is refused here, by the same judge.
@@ -154,10 +196,33 @@ def ingest(
         delivered_bytes=sum(source.delivered_size for source in sources),
         stored_bytes=sum(source.stored_size for source in sources),
         unique_bytes=sum(table.sizes),
+        offices=tuple((base.version, office_bytes(manifest, base.version, base.chunks)) for base in manifests),
+        skipped=tuple(found.skipped),
     )
 
 
-def _packed(numbers: array[int]) -> bytes:
+def _pack(
+    pile: Pile,
+    runs: Sequence[tuple[int, int]],
+    bases: Sequence[Pile],
+    deltas: Sequence[Delta],
+    place: Workplace,
+    level: int,
+    workshop: Workshop,
+    tell: Progress,
+) -> Packed:
+    run_sizes = [sum(pile.sizes[at] for at in range(first, first + count)) for first, count in runs]
+    total_bytes = sum(run_sizes) + sum(run_sizes[delta.run] for delta in deltas)
+    total = len(runs) + len(deltas)
+
+    def count(bytes_done: int, segments_done: int) -> None:
+        tell(IngestProgress("compressing", "", bytes_done, total_bytes, segments_done, total))
+
+    count(0, 0)
+    return Packing(pile, runs, bases, deltas, place, level, count).run(workshop)
+
+
+def _packed(numbers: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 
@@ -262,61 +327,82 @@ def _cut_one(file: FileIO, number: int, source: _Source, parameters: ChunkerPara
     source.delivered_sha256 = source.delivered_sha256 or source.stored_sha256
 
 
-def _compress(
-    sources: Sequence[_Source], table: _Table, place: Workplace, level: int, processes: int, tell: Progress
-) -> list[Segment]:
-    ids, runs = list(table.position_of), plan_runs(table.sizes)
-    files = tuple(str(source.path) for source in sources)
-    total, done_bytes = sum(table.sizes), 0
-    made: dict[int, tuple[SegmentId, int]] = {}
-    recipes: dict[int, bytes] = {}
+def _pile(sources: Sequence[_Source], table: _Table) -> Pile:
+    paths = tuple(str(source.path) for source in sources)
+    return Pile(list(table.position_of), table.sizes, table.files, table.offsets, paths)
 
-    def finish(number: int, segment: SegmentId, size: int) -> None:
-        nonlocal done_bytes
-        made[number] = segment, size
-        first, count = runs[number]
-        done_bytes += sum(table.sizes[first : first + count])
-        tell(IngestProgress("compressing", "", done_bytes, total, len(made), len(runs)))
 
-    def jobs() -> Iterator[Job]:
-        """What is still to be done, as it is asked for: descriptions of all segments at once would be large."""
-        for number, (first, count) in enumerate(runs):
-            recipe = recipe_of(ids[first : first + count], level)
-            if found := place.find(recipe):
-                finish(number, *found)
-                continue
-            recipes[number] = recipe
-            pieces = tuple(
-                Piece(table.files[at], table.offsets[at], table.sizes[at], bytes(ids[at]))
-                for at in range(first, first + count)
+def _stored(sources: Sequence[_Source]) -> list[Stored]:
+    return [Stored(source.name, source.form, source.path, 0, source.stored_size) for source in sources]
+
+
+@dataclass(slots=True)
+class _Bases:
+    """What is known of the bases that can be used, newest first, and why the others cannot."""
+
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    layouts: dict[int, list[PackedLayout]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def _match(
+    bases: Sequence[BaseRelease],
+    sources: Sequence[_Source],
+    pile: Pile,
+    runs: Sequence[tuple[int, int]],
+    place: Workplace,
+    workshop: Workshop,
+    level: int,
+    tell: Progress,
+) -> _Bases:
+    """Rebuild the bases, and find what each run of the release has in common with them."""
+    found = _Bases()
+    total, before = sum(sum(base.manifest.sizes) for base in bases), 0
+    if bases:
+        tell(IngestProgress("rebuilding", "", 0, total))
+    for number, base in enumerate(bases):
+        title, done = base.manifest.title, before
+        try:
+            rebuilt = rebuild(
+                base,
+                place.stored / f"base-{number}",
+                workshop,
+                lambda size, title=title, done=done: tell(IngestProgress("rebuilding", title, done + size, total)),  # type: ignore[misc]
             )
-            yield Job(number, files, pieces, level, str(place.segments), str(place.temporary))
-
-    tell(IngestProgress("compressing", "", 0, total, 0, len(runs)))
-    for answer in _made(jobs(), level, processes):
-        segment = SegmentId(answer.segment)
-        place.note(recipes.pop(answer.number), segment)
-        finish(answer.number, segment, answer.size)
-    return [
-        Segment(id=bytes(made[number][0]), size=made[number][1], kind="full", first=first, count=count)
-        for number, (first, count) in enumerate(runs)
+        except Unusable as error:
+            if base.required:
+                raise InputError(
+                    f"{title} cannot be a base: {error}", remedy="Leave it out of --base, or bring its segments back."
+                ) from None
+            found.skipped.append(Skipped(base.manifest.version, str(error)))
+            continue
+        finally:
+            before += sum(base.manifest.sizes)
+        found.rebuilt.append(rebuilt)
+    if not found.rebuilt:
+        return found
+    tell(IngestProgress("matching", "", 0, len(found.rebuilt)))
+    artifacts = _stored(sources)
+    sizes = [sum(artifact.size for artifact in each) for each in (artifacts, *(one.artifacts for one in found.rebuilt))]
+    step = step_for(sizes)
+    new = side_of(artifacts, pile, [source.positions for source in sources], step)
+    for of, one in enumerate(found.rebuilt):
+        positions = [artifact.chunk_positions() for artifact in one.manifest.artifacts]
+        base_side = side_of(one.artifacts, one.pile, positions, step)
+        found.deltas += plan_deltas(new, pile.chunks, runs, of, base_side, one.pile.chunks)
+        found.layouts[of] = [pack_layout(of, layout, place, level) for layout in layouts_of(one, place)]
+        tell(IngestProgress("matching", one.manifest.title, of + 1, len(found.rebuilt)))
+    fit = that_fit(
+        found.deltas,
+        pile.chunks,
+        [one.pile.chunks for one in found.rebuilt],
+        [sum(len(layout.chunks) for layout in found.layouts[of]) for of in range(len(found.rebuilt))],
+    )
+    found.skipped += [
+        Skipped(one.manifest.version, f"the table would have more than {CHUNKS_MAX} chunks")
+        for one in found.rebuilt[fit:]
     ]
-
-
-def _made(jobs: Iterator[Job], level: int, processes: int) -> Iterator[Made]:
-    # Without compression the disk sets the pace, and with nothing to do there is nobody to start.
-    if processes < 1 or level == LEVEL_STORED:
-        workspace = bytearray()
-        for job in jobs:
-            yield make(job, workspace)
-        return
-    begin = next(jobs, None)
-    if begin is None:
-        return
-    with Crew(processes) as crew:
-        yield from crew.run(_chain(begin, jobs))
-
-
-def _chain(begin: Job, rest: Iterator[Job]) -> Iterator[Job]:
-    yield begin
-    yield from rest
+    del found.rebuilt[fit:]
+    found.deltas = [delta for delta in found.deltas if delta.of < fit]
+    return found

@@ -3,9 +3,10 @@
 ===============================  ======================================================================================
 ``segments/ab/<64 hex digits>``  segment blobs by their id: the result
 ``ingest/lock``                  held while somebody works here; the kernel lets go of it when that process dies
-``ingest/stored/``               stored forms being cut; emptied at the start and at the end
+``ingest/stored/``               stored forms being cut, and those of base releases; emptied at the start and at the end
 ``ingest/temporary/``            blobs being written; emptied likewise
-``ingest/notes/ab/<64 digits>``  recipe of a segment (chunk ids, level, library) → id of the blob that was made of it
+``ingest/notes/ab/<64 digits>``  recipe of a segment (chunk ids, level, libraries) → id of the blob that was made of it, or
+                                 that it is a delta too large to be kept
 ===============================  ======================================================================================
 
 A note is a hint: the blob it names is hashed before it is used, so a torn one is made again.
@@ -13,12 +14,16 @@ A note is a hint: the blob it names is hashed before it is used, so a torn one i
 
 from __future__ import annotations
 
+import _lzma
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import threading
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -30,7 +35,8 @@ from pcm_p2p.content.manifest import SEGMENT_OUTPUT_BYTES_MAX, SEGMENT_OVERHEAD_
 from pcm_p2p.errors import DiskFull, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, SegmentId
 
-_RECIPE = b"pcm segment recipe 1"
+_RECIPE = b"pcm segment recipe 2"
+_LARGE = b"too large"
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
@@ -97,11 +103,34 @@ class Workplace:
 
     def note(self, recipe: bytes, segment: SegmentId) -> None:
         """Remember what came of ``recipe``. Raises ``StorageError``."""
+        self._note(recipe, segment)
+
+    def is_large(self, recipe: bytes) -> bool:
+        """Was the delta of this recipe made before, and too large to be kept?"""
+        try:
+            return self._note_path(recipe).read_bytes() == _LARGE
+        except OSError:
+            return False
+
+    def note_large(self, recipe: bytes) -> None:
+        """Remember that the delta of this recipe is too large to be kept. Raises ``StorageError``."""
+        self._note(recipe, _LARGE)
+
+    def keep(self, temporary: Path, segment: SegmentId) -> None:
+        """Give a finished blob the name under which it is found. Raises ``StorageError``."""
+        path = self.blob_path(segment)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            temporary.rename(path)
+        except OSError as error:
+            raise storage_error(f"segment {segment.short}… cannot be kept", error) from error
+
+    def _note(self, recipe: bytes, content: bytes) -> None:
         path = self._note_path(recipe)
         temporary = self.temporary / f"note-{threading.get_ident()}"
         try:
             path.parent.mkdir(exist_ok=True)
-            temporary.write_bytes(segment)
+            temporary.write_bytes(content)
             temporary.rename(path)
         except OSError as error:
             raise storage_error(f"{path} cannot be written", error) from error
@@ -116,9 +145,30 @@ def blob_path(segments: Path, segment: SegmentId) -> Path:
 
 
 def recipe_of(chunks: Sequence[ChunkId], level: int) -> bytes:
-    """32 bytes that name everything that a blob depends on: its chunks, the level, and the library that compresses."""
-    library = ".".join(map(str, zstandard.ZSTD_VERSION))
-    recipe = blake3(b"%s|%d|%s|" % (_RECIPE, level, library.encode()))
+    """32 bytes that name everything that a full blob depends on: its chunks, the level, and the library that compresses."""
+    library = f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}, liblzma {_liblzma_version()}"
+    return _recipe(f"full|{level}|{library}", chunks)
+
+
+def delta_recipe_of(chunks: Sequence[ChunkId], base: Sequence[ChunkId], level: int) -> bytes:
+    """The same for a delta: also its base. ``level`` is that of the full segment, which decides whether the delta is worth it."""
+    library = f"hdiffpatch {metadata.version('hdiffpatch')}, liblzma {_liblzma_version()}"
+    return _recipe(f"delta|{level}|{len(base)}|{library}", (*base, *chunks))
+
+
+def _recipe(head: str, chunks: Sequence[ChunkId]) -> bytes:
+    recipe = blake3(b"%s|%s|" % (_RECIPE, head.encode()))
     for chunk in chunks:
         recipe.update(chunk)
     return recipe.digest()
+
+
+@functools.cache
+def _liblzma_version() -> str:
+    """The version of the library behind the standard ``lzma``, which does not tell it."""
+    try:
+        version_string = ctypes.CDLL(getattr(_lzma, "__file__", None)).lzma_version_string
+    except (OSError, AttributeError):
+        return "unknown"
+    version_string.restype = ctypes.c_char_p
+    return str(version_string(), "ascii")

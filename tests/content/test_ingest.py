@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from content_samples import build_deb, noise, tar_of, text
 
-from pcm_p2p.content import compressor
-from pcm_p2p.content import ingest as ingest_module
+from pcm_p2p.content import compressor, packing
 from pcm_p2p.content.assemble import assemble
 from pcm_p2p.content.ingest import Ingested, IngestProgress, ingest
 from pcm_p2p.content.manifest import SEGMENT_OUTPUT_BYTES_MAX, Manifest
@@ -132,7 +131,7 @@ def test_finished_segments_are_not_compressed_again(
     def nobody(*_: object) -> None:
         raise AssertionError("a segment was compressed again")
 
-    monkeypatch.setattr(ingest_module, "make", nobody)
+    monkeypatch.setattr(packing, "do", nobody)
     monkeypatch.setattr(compressor.Crew, "__enter__", nobody)
     for processes in (0, 2):
         assert make(files, tmp_path / "work", processes=processes).manifest == before.manifest
