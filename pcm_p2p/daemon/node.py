@@ -41,6 +41,7 @@ from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.compliance.record import RecordSealer, SealKey
 from pcm_p2p.config import Config, load_config
+from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.follower import Follower
@@ -167,8 +168,9 @@ async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended:
         database = await stack.enter_async_context(open_database(sidecar, state / "node.sqlite", MIGRATIONS))
         limits = RateLimits(config.limits)
         origin = await stack.enter_async_context(_open_origin(state, config, client, limits, rng))
+        decoder = await stack.enter_async_context(Decoder())
         outbox = Outbox(database, identity.device_id)
-        node = _Node(state, config, identity, facts, limits, rng, store, client, sidecar, outbox, origin)
+        node = _Node(state, config, identity, facts, limits, rng, store, client, sidecar, outbox, origin, decoder)
         await node.run(ended)
 
 
@@ -215,6 +217,7 @@ class _Node:
         sidecar: Sidecar,
         outbox: Outbox,
         origin: OriginClient,
+        decoder: Decoder,
     ) -> None:
         me = identity.device_id
         self.state, self.config, self.identity = state, config, identity
@@ -253,6 +256,7 @@ class _Node:
             self.neighbours,
             origin,
             me,
+            decoder=decoder,
             weight=config.limits.wan_weight,
             settle_s=config.discovery.settle_s,
             rng=rng,

@@ -5,9 +5,11 @@ Participants: the devices of one site that want the same manifest. Each runs one
 segment from the same few facts, and claims make it exact where views differ.
 
 Flow of one release: ``Fetcher.want(manifest)`` looks into the store, announces ``Holdings``, waits until the roster
-is quiet, then owners start segments and say so (``Claim``, each second, with progress). A fetched segment is decoded
-in a thread; each chunk is announced (``Have``, within 10 ms) while the rest is still being decoded. All others take
-chunks from holders on the LAN.
+is quiet, then owners start segments and say so (``Claim``, each second, with progress). What they fetch for a run is
+the cheapest blob that the office can use: a delta if somebody has its base, else the full segment. The owner of a
+delta takes the base chunks that it lacks from neighbours meanwhile. A fetched segment is decoded in another process;
+each chunk is announced (``Have``, within 10 ms) while the rest is still on its way. All others take chunks from holders
+on the LAN.
 
 Goals
 - WAN bytes of the office ÷ bytes that the office needed once ≤ 1.05, with 6 and with 20 devices started together.
@@ -28,7 +30,12 @@ rendezvous       core   weighted highest-random-weight hashing in integers
 keepers          core   who keeps which chunk of a release that is in place: k copies in the office, more where uptime is low
 keeping          core   what this device does about a kept release: fetch a copy, let one go, hand the last ones over
 claims           core   what neighbours say they fetch, leases and lapses, and how far to believe it
-ownership        core   which segment I fetch over the WAN, and when: order, stealing, contests, failures
+prices           core   the ways to have a run over the WAN (deltas, full): which are usable, which is cheapest; when to wait
+settling         core   when the roster is settled enough to start
+troubles         core   who failed with which segment how often, and until when it rests
+turns            core   whose turn it is: the order of the candidates for a segment
+fetching         core   one run that I fetch: its blob, its progress, the lease to ask for
+ownership        core   which segment I fetch over the WAN, and when: folds events through the six above
 picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging
 conduct          core   strikes of neighbours that serve badly, and the ban that follows
 exchange         core   one manifest: folds events through the others; what the daemon and the simulation both run
@@ -39,6 +46,7 @@ origin_server    shell  a static tree over HTTP with ranges, for fleets without 
 peers            noun   what this room needs from others: sessions and the chunk store, as protocols
 workers          shell  threads for store writes and decoding
 transfer         shell  one wanted manifest in the fetcher: its tasks, its counters, what people are told about it
+segment_fetch    shell  one blob for one run: from the origin through the decoder to chunks in the store
 fetcher          shell  runs exchanges in trio: timers, requests, segment tasks, progress
 seeder           shell  answers ``ChunkGet`` from the store within upload slots and pace
 ===============  =====  =================================================================================================

@@ -63,7 +63,7 @@ def read_untrusted(
     device: DeviceId, message: Message, manifest: Manifest
 ) -> PeerHolds | PeerGained | PeerDropped | ClaimHeard | FailureHeard:
     """An announcement of ``device`` about ``manifest`` as an event; raises ``UntrustedBytes``, naming what does not fit."""
-    chunk_count, segment_count = len(manifest.sizes), len(manifest.segments)
+    chunk_count, segment_count = len(manifest.table_sizes), len(manifest.segments)
     match message:
         case Holdings():
             if message.chunk_count != chunk_count or len(message.bits) != (chunk_count + 7) // 8:

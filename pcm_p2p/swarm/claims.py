@@ -4,6 +4,9 @@ A claim is *live* until it lapses: no renewal for ``QUIET_MS``, or no progress f
 asks for, within bounds of our own. A claim that lapsed counts again when it shows more progress than it had; after
 ``LAPSES_MAX`` lapses in ``LAPSE_MEMORY_MS`` nothing that came from that device counts for as long. Who passes on claims
 that nobody keeps is as bad as who makes them, so lapses are written down for the device that a claim was heard from.
+
+Progress that goes back is a claimant that goes on with another blob for the same run (a delta instead of the full segment, or
+the other way round): its clocks start anew, ``RESTARTS_MAX`` times.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ LEASE_MS_MIN, LEASE_MS_MAX = 5_000, 120_000  # gossip-scale.md 1.5 rule 4; the c
 LEASE_MS_FIRST = 12_000  # connecting may take 10 s
 LEASE_MS_DECODE = 20_000  # choice: a busy laptop
 LAPSES_MAX, LAPSE_MEMORY_MS = 2, 600_000  # gossip-scale.md 1.5 rule 8
+RESTARTS_MAX = 6  # choice: two more than an honest device makes (prices.SWITCHES_MAX)
 RELAY_FROM_PEERS = 20  # DESIGN.md 8: about 20 sessions; below that everybody hears a claim first-hand
 
 
@@ -31,6 +35,7 @@ class _Claim:
     lease_ms: int
     source: DeviceId
     first_hand: bool
+    restarts: int = 0
 
     def lapsed(self, now_ms: int) -> bool:
         if not self.first_hand:
@@ -83,6 +88,8 @@ class Claims:
                 continue
             if done_pct > claim.done_pct:
                 claim.done_pct, claim.progressed_ms = done_pct, now_ms
+            elif done_pct < claim.done_pct and first_hand and claim.restarts < RESTARTS_MAX:
+                claim.done_pct, claim.progressed_ms, claim.restarts = done_pct, now_ms, claim.restarts + 1
             claim.heard_ms, claim.lease_ms = now_ms, event.lease_ms
             claim.source, claim.first_hand = event.device, first_hand
         return opened

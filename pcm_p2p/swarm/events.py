@@ -1,7 +1,8 @@
 """What happens to an exchange (events) and what it wants done (effects). Plain frozen values; times are integers in ms.
 
 Events come from the shell or the simulator; effects go back to it. ``position`` is a place in the manifest's chunk
-table, ``index`` a place in its list of segments, ``bits`` a bit field over the chunk table (bit ``i`` is position ``i``).
+table, ``bits`` a bit field over it (bit ``i`` is position ``i``), ``index`` a place in its list of segments: that of the full
+or layout segment which covers a run names the run, whatever blob is fetched for it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class ClaimHeard:
 
 @dataclass(frozen=True, slots=True)
 class FailureHeard:
+    """``index`` names a run that ``device`` fetched, or a delta that it could not use (it goes on with the full segment)."""
+
     device: DeviceId
     index: int
     reason: str
@@ -100,7 +103,8 @@ class ChunkFailed:
 
 @dataclass(frozen=True, slots=True)
 class SegmentProgress:
-    """``done_pct`` of the blob is here; 100 means it is being decoded and no WAN byte can be saved any more."""
+    """``done_pct`` of the blob is here; 100 means that no WAN byte can be saved any more: it is being decoded, or waits for
+    the rest of its base."""
 
     index: int
     done_pct: int
@@ -115,12 +119,14 @@ class SegmentDone:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFailedHere:
-    """The origin did not deliver to me. ``whole_origin``: it would not deliver another segment either."""
+    """The origin did not deliver to me, or what it delivered does not decode. ``whole_origin``: it would not deliver another
+    segment either. ``bad_blob``: this blob is not to be tried again here, if the run can be had in another way."""
 
     index: int
     reason: str
     wait_ms: int
     whole_origin: bool
+    bad_blob: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +185,14 @@ class RequestChunk:
 
 @dataclass(frozen=True, slots=True)
 class StartSegment:
-    """Fetch a segment from the origin; answer with ``SegmentProgress`` and ``SegmentDone`` or ``SegmentFailedHere``."""
+    """Fetch a blob for the run ``index`` from the origin; ``use`` is its place in the manifest's segments.
+
+    Answer with ``SegmentProgress`` and ``SegmentDone`` or ``SegmentFailedHere``. A delta is decoded when its blob is here and
+    its base is in my store: the picker fetches what is missing of that meanwhile.
+    """
 
     index: int
+    use: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 The fetcher's shell and the simulation drive this class and nothing below it. An event goes in with the time; effects come
 out, in the order in which they are to be done: announcements leave before the claim that they settle, so that nobody sees
 a segment unclaimed and unheld in between.
+
+What is *wanted* of the table: the release zone; the base chunks of the deltas that I fetch, until they are decoded; and layouts
+that somebody here asks for (``want_layout``). All that I hold is announced, wanted or not.
 """
 
 from __future__ import annotations
@@ -37,10 +40,13 @@ from pcm_p2p.swarm.events import (
     SegmentDone,
     SegmentFailedHere,
     Send,
+    Tick,
 )
 from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of, positions_of
-from pcm_p2p.swarm.ownership import Ownership, SegmentRun, Slots
+from pcm_p2p.swarm.ownership import Ownership
 from pcm_p2p.swarm.picker import Budget, Picker
+from pcm_p2p.swarm.prices import runs_of
+from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.wire.messages import Message
 
 HAVE_MS = 10  # measured: DESIGN.md 8; a second of delay doubles the completion time
@@ -79,20 +85,18 @@ class Exchange:
         partial_pct: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.manifest = manifest
-        self.holdings = OfficeHoldings(len(manifest.sizes), held)
+        self.release = (1 << len(manifest.sizes)) - 1
+        """The bits of the release zone."""
+        self.holdings = OfficeHoldings(len(manifest.table_sizes), held, self.release)
         self.paused = ""
+        self._layouts: dict[int, int] = {}
         self._id = manifest.manifest_id
         self._conduct = conduct
-        runs = [
-            SegmentRun(index, bytes(segment.id), ((1 << segment.count) - 1) << segment.first)
-            for index, segment in manifest.full_segments()
-        ]
-        self._run_bits = {run.index: run.bits for run in runs}
         self.ownership = Ownership(
             me,
             weight,
             self._id,
-            runs,
+            runs_of(manifest),
             self.holdings,
             slots,
             rng,
@@ -101,8 +105,9 @@ class Exchange:
             roster_changed_ms=roster_changed_ms,
             now_ms=now_ms,
             partial_pct=partial_pct,
+            aids=self.holdings.full & ~self.release,
         )
-        self.picker = Picker(self.holdings, manifest.sizes, budget, rng)
+        self.picker = Picker(self.holdings, manifest.table_sizes, budget, rng)
         self._site: set[DeviceId] = set()
         self._unsaid = 0
         self._say_ms: int | None = None
@@ -111,7 +116,32 @@ class Exchange:
 
     @property
     def complete(self) -> bool:
-        return not self.holdings.missing
+        return not self.release & ~self.holdings.mine
+
+    def want_layout(self, layout: int, now_ms: int) -> list[Effect]:
+        """Fetch this one of the manifest's ``layouts`` too, from neighbours or over the WAN."""
+        row = self.manifest.layouts[layout]
+        self._layouts[layout] = ((1 << row.count) - 1) << row.first
+        self._want()
+        return self.handle(Tick(), now_ms)
+
+    def drop_layout(self, layout: int, now_ms: int) -> list[Effect]:
+        """It is not wanted any more; what is here of it stays."""
+        if self._layouts.pop(layout, None) is None:
+            return []
+        self._want()
+        return self.handle(Tick(), now_ms)
+
+    def has_layout(self, layout: int) -> bool:
+        row = self.manifest.layouts[layout]
+        return not ((1 << row.count) - 1) << row.first & ~self.holdings.mine
+
+    def bases_missing(self) -> dict[int, int]:
+        """Base chunks that nobody in the office has and that would make a full segment needless, by base release (bit fields).
+
+        Empty until the roster is settled.
+        """
+        return self.ownership.prices.bases_missing() if self.ownership.settled else {}
 
     def meet(self, device: DeviceId, weight: int, now_ms: int) -> None:
         """A neighbour whose session was up before the manifest became wanted; ``begin`` tells it what I hold."""
@@ -192,11 +222,12 @@ class Exchange:
                 effects.append(Broadcast(self._holdings_message()))
         if not isinstance(event, _LEAVES_OWNERSHIP_ALONE) or now_ms >= self.ownership.next_ms:
             effects.extend(self.ownership.handle(event, now_ms))
+            self._want()
         picker_due = self.picker.next_ms is not None and now_ms >= self.picker.next_ms
         if self.paused:
             self.picker.next_ms = None
         elif pick or picker_due:
-            effects.extend(self.picker.next_requests(now_ms, self._being_decoded()))
+            effects.extend(self.picker.next_requests(now_ms, self.ownership.being_decoded))
         self.next_ms = min(
             self.ownership.next_ms,
             *(at_ms for at_ms in (self._say_ms, self.picker.next_ms) if at_ms is not None),
@@ -216,12 +247,11 @@ class Exchange:
         unsaid, self._unsaid, self._say_ms = self._unsaid, 0, None
         return [Broadcast(message) for message in have_messages(self._id, positions_of(unsaid))]
 
-    def _being_decoded(self) -> int:
-        bits = 0
-        for index, done_pct in self.ownership.fetching.items():
-            if done_pct >= 100:
-                bits |= self._run_bits[index]
-        return bits
+    def _want(self) -> None:
+        wanted = self.release | self.ownership.bases_in_use
+        for bits in self._layouts.values():
+            wanted |= bits
+        self.holdings.wanted = wanted
 
     def _holdings_message(self) -> Message:
         return holdings_message(self._id, self.holdings.chunk_count, self.holdings.mine)

@@ -4,9 +4,13 @@ Wiring (the daemon does it): ``peer_up`` and ``peer_down`` for sessions with dev
 ``Holdings``, ``Have``, ``Drop``, ``Claim`` and ``SegmentFailed``. ``want`` a manifest and it gets complete; it keeps
 being announced and repaired until ``unwant``. All methods are to be called in the trio thread; ``run`` owns every task.
 
+Who can rebuild base chunks from installed files looks at ``bases_missing`` whenever ``wait_bases_changed`` returns, asks for a
+layout with ``want_layout``, and tells what it stored with ``gained``.
+
 Effects are performed in order: messages go into one queue that one task empties, requests and segments become tasks.
-Storing and decoding happen in worker threads, a few at once. Nothing here waits for ever: chunk requests have a deadline
-that follows their size, the origin client has its own.
+Storing happens in worker threads, a few at once, decoding in the decoder's process. Nothing here waits for ever: chunk requests
+have a deadline that follows their size, the origin client and the decoder have their own, and a base that does not come is
+given up by ownership.
 
 When the disk is full everything that would store is paused, with the reason in ``progress``; after ``RETRY_STORE_S`` it is
 tried again.
@@ -18,16 +22,15 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
 import trio
 
 from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX
-from pcm_p2p.content.manifest import Manifest, Segment
-from pcm_p2p.content.segment import decode_full_untrusted
+from pcm_p2p.content.decoding import SegmentDecoder
+from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.errors import StorageError, TransferError, UntrustedBytes
-from pcm_p2p.ids import ChunkId, DeviceId, ManifestId, SegmentId
+from pcm_p2p.ids import ChunkId, DeviceId, ManifestId
 from pcm_p2p.swarm.announcements import manifest_named_untrusted
 from pcm_p2p.swarm.conduct import Conduct
 from pcm_p2p.swarm.events import (
@@ -47,19 +50,17 @@ from pcm_p2p.swarm.events import (
     PeerUp,
     RequestChunk,
     Resumed,
-    SegmentDone,
-    SegmentFailedHere,
-    SegmentProgress,
     Send,
     StartSegment,
     Tick,
 )
 from pcm_p2p.swarm.exchange import Exchange
-from pcm_p2p.swarm.origin import OriginFailed
-from pcm_p2p.swarm.ownership import Slots
+from pcm_p2p.swarm.holdings import bits_of, positions_of
 from pcm_p2p.swarm.peers import ChunkNotServed, Peers, Store
 from pcm_p2p.swarm.picker import Budget
+from pcm_p2p.swarm.segment_fetch import SegmentFetch, SegmentSource
 from pcm_p2p.swarm.transfer import FetchProgress, Transfer, WhyRow
+from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.swarm.workers import Workers
 from pcm_p2p.wire.messages import Message
 
@@ -69,18 +70,8 @@ REQUEST_BYTES_PER_S_MIN = 64 << 10
 RETRY_STORE_S = 15.0
 STORE_WATCH_S = 5.0
 OUTBOX_MAX = 4_096
-PROGRESS_MS = 1_000
-"""An owner shows that bytes move at least this often, also while a percent takes longer."""
 
 _log = logging.getLogger(__name__)
-
-
-class SegmentSource(Protocol):
-    """The part of ``origin.OriginClient`` that is used here."""
-
-    async def fetch_segment(self, segment: Segment, progress: Callable[[int, int], None], /) -> bytes: ...
-    async def discard(self, segment: SegmentId, /) -> None: ...
-    async def part_size(self, segment: SegmentId, /) -> int: ...
 
 
 class Fetcher:
@@ -93,12 +84,13 @@ class Fetcher:
         origin: SegmentSource,
         me: DeviceId,
         *,
+        decoder: SegmentDecoder,
         weight: int = 8,
         settle_s: float = 3.0,
         rng: random.Random | None = None,
         workers: Workers | None = None,
     ) -> None:
-        self._store, self._peers, self._origin, self._me = store, peers, origin, me
+        self._store, self._peers, self._origin, self._decoder, self._me = store, peers, origin, decoder, me
         self._weight, self._settle_ms = weight, int(settle_s * 1000)
         self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
         self._workers = workers or Workers()
@@ -114,6 +106,7 @@ class Fetcher:
         self._wake = trio.Event()
         self._paused = ""
         self._lan_bytes = self._wan_bytes = 0
+        self._bases_changed = trio.Event()
 
     # -- what others call -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +137,7 @@ class Fetcher:
             self._begin(transfer)
 
     def unwant(self, manifest: ManifestId) -> None:
-        """Stop fetching and announcing it. Chunks stay in the store."""
+        """Stop fetching and announcing it. Chunks and parts of segments stay."""
         transfer = self._transfers.pop(manifest, None)
         if transfer is None:
             return
@@ -185,6 +178,38 @@ class Fetcher:
             positions = transfer.positions_of(gone)
             if positions:
                 self._event(transfer, Lost(positions))
+
+    def gained(self, manifest: ManifestId, chunks: Iterable[ChunkId]) -> None:
+        """Chunks that somebody else put into the store. Nothing happens if the manifest is not wanted any more."""
+        transfer = self._transfers.get(manifest)
+        if transfer is not None:
+            self._event(transfer, Gained(transfer.positions_of(chunks)))
+
+    def bases_missing(self, manifest: ManifestId) -> dict[int, tuple[int, ...]]:
+        """By base release (a place in ``Manifest.bases``): positions that nobody in the office has, and that would spare it a
+        full segment. Empty until the roster is settled, and when nothing of the kind is missing. Raises ``KeyError``."""
+        return {of: tuple(positions_of(bits)) for of, bits in self._transfers[manifest].bases_missing.items()}
+
+    async def wait_bases_changed(self) -> None:
+        """Return when ``bases_missing`` has changed for any manifest."""
+        await self._bases_changed.wait()
+
+    def want_layout(self, manifest: ManifestId, layout: int) -> None:
+        """Fetch this one of the manifest's ``layouts``, from neighbours or over the WAN. Raises ``KeyError``."""
+        transfer = self._transfers[manifest]
+        if transfer.exchange is not None and self._nursery is not None:
+            self._perform(transfer, transfer.exchange.want_layout(layout, _now_ms()))
+
+    def drop_layout(self, manifest: ManifestId, layout: int) -> None:
+        """It is not wanted any more; its chunks stay in the store."""
+        transfer = self._transfers.get(manifest)
+        if transfer is not None and transfer.exchange is not None and self._nursery is not None:
+            self._perform(transfer, transfer.exchange.drop_layout(layout, _now_ms()))
+
+    async def wait_layout(self, manifest: ManifestId, layout: int) -> None:
+        """Return when the chunks of a layout are in the store. Raises ``KeyError`` if the manifest is not wanted (any more)."""
+        row = self._transfers[manifest].manifest.layouts[layout]
+        await self._transfers[manifest].wait_for(((1 << row.count) - 1) << row.first)
 
     async def wait_complete(self, manifest: ManifestId) -> None:
         """Return when every chunk is in the store. Raises ``KeyError`` if it is not, or no longer, wanted."""
@@ -255,9 +280,10 @@ class Fetcher:
                 case RequestChunk():
                     nursery.start_soon(self._request, transfer, effect.device, effect.position)
                 case StartSegment():
-                    _log.info("%s: segment %d is mine to fetch", transfer.manifest.title, effect.index)
+                    kind = transfer.manifest.segments[effect.use].kind
+                    _log.info("%s: segment %d is mine to fetch (%s)", transfer.manifest.title, effect.index, kind)
                     scope = transfer.scopes[effect.index] = trio.CancelScope()
-                    nursery.start_soon(self._fetch_segment, transfer, effect.index, scope)
+                    nursery.start_soon(self._fetch_segment, transfer, effect, scope)
                 case AbortSegment():
                     _log.info("%s: segment %d aborted: %s", transfer.manifest.title, effect.index, effect.reason)
                     aborted = transfer.scopes.pop(effect.index, None)
@@ -269,7 +295,12 @@ class Fetcher:
                     _log.warning("device %s is banned: it %s", effect.device, effect.reason)
                     self._blamed[effect.device] = effect.reason
                     nursery.start_soon(self._ban, effect.device)
-        transfer.note(_now_ms())
+        was_complete = transfer.was_complete
+        if transfer.note(_now_ms()):
+            self._bases_changed.set()
+            self._bases_changed = trio.Event()
+        if transfer.was_complete and not was_complete:
+            nursery.start_soon(self._discard_parts, transfer.manifest)
         if exchange.next_ms < self._sleeps_until_ms:
             self._wake.set()
 
@@ -314,7 +345,7 @@ class Fetcher:
     # -- chunks from neighbours -----------------------------------------------------------------------------------------------
 
     async def _request(self, transfer: Transfer, device: DeviceId, position: int) -> None:
-        chunk, size = transfer.manifest.chunks[position], transfer.manifest.sizes[position]
+        chunk, size = transfer.manifest.table_chunks[position], transfer.manifest.table_sizes[position]
         why = await self._take_chunk(transfer, device, chunk, size)
         if why is not None:
             self._event(transfer, ChunkFailed(device, position, why))
@@ -359,78 +390,64 @@ class Fetcher:
 
     # -- segments from the origin ---------------------------------------------------------------------------------------------
 
-    async def _fetch_segment(self, transfer: Transfer, index: int, scope: trio.CancelScope) -> None:
-        with scope:
-            ended = await self._segment(transfer, index, scope)
-            transfer.scopes.pop(index, None)
-            if ended is not None:
-                self._event(transfer, ended)
+    async def _fetch_segment(self, transfer: Transfer, start: StartSegment, scope: trio.CancelScope) -> None:
+        def on_event(event: Event) -> None:
+            if not scope.cancel_called:
+                self._event(transfer, event)
 
-    async def _segment(self, transfer: Transfer, index: int, scope: trio.CancelScope) -> Event | None:
-        """Fetch, decode, store; returns how it ended, None if everything pauses."""
-        segment = transfer.manifest.segments[index]
-        shown_pct, shown_ms = -1, 0
-
-        def progress(done_bytes: int, new_bytes: int) -> None:
-            nonlocal shown_pct, shown_ms
+        def on_bytes(new_bytes: int) -> None:
             self._wan_bytes += new_bytes
             transfer.wan_bytes += new_bytes
-            done_pct, now_ms = min(99, 100 * done_bytes // segment.size), _now_ms()
-            if (done_pct != shown_pct or now_ms - shown_ms >= PROGRESS_MS) and not scope.cancel_called:
-                shown_pct, shown_ms = done_pct, now_ms
-                self._event(transfer, SegmentProgress(index, done_pct))
 
-        try:
-            blob = await self._origin.fetch_segment(segment, progress)
-            self._event(transfer, SegmentProgress(index, 100))
-            await self._workers.run(self._decode, transfer, segment, blob)
-            await self._origin.discard(segment.segment_id)
-        except OriginFailed as error:
-            _log.warning("%s: segment %d: %s", transfer.manifest.title, index, error)
-            return SegmentFailedHere(index, error.message, error.wait_ms, error.whole_origin)
-        except StorageError as error:
-            self._pause(error.message)
-            return None
-        except UntrustedBytes as error:
-            # The blob is what the authorities signed, so it is the release that is broken, for everybody.
-            _log.error("%s: segment %d does not yield its chunks: %s", transfer.manifest.title, index, error)
-            return SegmentFailedHere(
-                index, "the published segment does not yield its chunks", 60_000, whole_origin=False
-            )
-        return SegmentDone(index)
+        def on_chunk(position: int) -> None:
+            transfer.came_from(position, self._me)
+            self._event(transfer, Gained((position,)))
+            self._share(transfer, transfer.manifest.table_chunks[position], self._me)
 
-    def _decode(self, transfer: Transfer, segment: Segment, blob: bytes) -> None:
-        """In a worker thread: each chunk is in the store and announced before the next one is looked at."""
-        manifest, positions = transfer.manifest, segment.positions
-        ids, sizes = manifest.chunks[positions.start : positions.stop], manifest.sizes[positions.start : positions.stop]
-        for position, chunk in zip(positions, decode_full_untrusted(blob, ids, sizes), strict=True):
-            self._store.put(chunk)
-            self._workers.tell(self._decoded, transfer, position)
-
-    def _decoded(self, transfer: Transfer, position: int) -> None:
-        transfer.came_from(position, self._me)
-        self._event(transfer, Gained((position,)))
-        self._share(transfer, transfer.manifest.chunks[position], self._me)
+        fetch = SegmentFetch(
+            transfer,
+            start,
+            self._origin,
+            self._decoder,
+            self._store,
+            self._workers,
+            on_event=on_event,
+            on_chunk=on_chunk,
+            on_bytes=on_bytes,
+            on_lost=self.lost,
+        )
+        with scope:
+            try:
+                ended = await fetch.run()
+            except StorageError as error:
+                self._pause(error.message)
+                return
+            if not scope.cancel_called:
+                transfer.scopes.pop(start.index, None)
+                self._event(transfer, ended)
 
     async def _partial(self, manifest: Manifest, held: int) -> dict[int, int]:
         """Segments of which a killed process left a part, in percent; parts that are of no use any more go."""
-        partial_pct: dict[int, int] = {}
-        for index, segment in manifest.full_segments():
-            size = await self._origin.part_size(segment.segment_id)
-            if size and all(held >> position & 1 for position in segment.positions):
+        parts, partial_pct = await self._origin.parts(), {}
+        for index, segment in enumerate(manifest.segments):
+            size = parts.get(segment.segment_id, 0)
+            if size and not ((1 << segment.count) - 1) << segment.first & ~held:
                 await self._origin.discard(segment.segment_id)
             elif size:
                 partial_pct[index] = min(99, 100 * size // segment.size)
         return partial_pct
 
+    async def _discard_parts(self, manifest: Manifest) -> None:
+        """The release is complete: what a change of plans left of its segments is of no use."""
+        parts = await self._origin.parts()
+        for segment in manifest.segments:
+            if segment.kind != "layout" and segment.segment_id in parts:
+                await self._origin.discard(segment.segment_id)
+
     # -- the store ------------------------------------------------------------------------------------------------------------
 
     def _look(self, manifest: Manifest) -> int:
-        bits = bytearray((len(manifest.chunks) + 7) // 8)
-        for position, chunk in enumerate(manifest.chunks):
-            if self._store.has(chunk):
-                bits[position >> 3] |= 1 << (position & 7)
-        return int.from_bytes(bits, "little")
+        return bits_of(position for position, chunk in enumerate(manifest.table_chunks) if self._store.has(chunk))
 
     def _pause(self, reason: str) -> None:
         if self._paused or self._nursery is None:

@@ -1,8 +1,10 @@
-"""Who in the office has which chunk of one manifest: a bit field in one ``int`` per device.
+"""Who in the office has which chunk of one manifest: a bit field over its whole table in one ``int`` per device.
 
-Core. Plain ints make the questions of this room single operations (``want & ~office``), also for the 65,536 chunks that
-a manifest may have: 8 KiB a field. ``by_count`` keeps, for each number of holders, the positions with just that many, so
-that the rarest chunk of a neighbour is found by a few ``and`` operations and not by a walk over the table.
+Core. All zones of the table are told and heard of; what a device *wants* of it is a bit field too, and changes: the release
+zone, the base chunks of deltas that it applies, a layout now and then. Plain ints make the questions of this room single
+operations (``want & ~office``), also for the 65,536 chunks that a manifest may have: 8 KiB a field. ``by_count`` keeps, for
+each number of holders, the positions with just that many, so that the rarest chunk of a neighbour is found by a few ``and``
+operations and not by a walk over the table.
 """
 
 from __future__ import annotations
@@ -14,10 +16,16 @@ from pcm_p2p.ids import DeviceId
 
 def bits_of(positions: Iterable[int]) -> int:
     """The bit field with just these positions."""
-    bits = 0
-    for position in positions:
-        bits |= 1 << position
-    return bits
+    every = tuple(positions)
+    if len(every) <= 8:
+        bits = 0
+        for position in every:
+            bits |= 1 << position
+        return bits
+    packed = bytearray(max(every) // 8 + 1)
+    for position in every:
+        packed[position >> 3] |= 1 << (position & 7)
+    return int.from_bytes(packed, "little")
 
 
 def positions_of(bits: int) -> Iterator[int]:
@@ -29,15 +37,17 @@ def positions_of(bits: int) -> Iterator[int]:
 
 
 class OfficeHoldings:
-    """``mine`` is what is in my store; ``peers`` what each announcing neighbour said; ``lan`` what any of them says it has.
+    """``mine`` is what is in my store; ``peers`` what each announcing neighbour said; ``lan`` what any of them says it has;
+    ``wanted`` what is to be in my store (everything, unless told otherwise).
 
     ``proven`` are neighbours that have delivered a chunk: what others hold is hearsay. A device is in ``peers`` from its
     first announcement until it leaves or is banned: that is what makes it a candidate.
     """
 
-    def __init__(self, chunk_count: int, mine: int = 0) -> None:
+    def __init__(self, chunk_count: int, mine: int = 0, wanted: int = -1) -> None:
         self.chunk_count = chunk_count
         self.full = (1 << chunk_count) - 1
+        self.wanted = wanted & self.full
         self.mine = mine & self.full
         self.peers: dict[DeviceId, int] = {}
         self.proven: set[DeviceId] = set()
@@ -46,7 +56,7 @@ class OfficeHoldings:
 
     @property
     def missing(self) -> int:
-        return self.full & ~self.mine
+        return self.wanted & ~self.mine
 
     @property
     def office(self) -> int:

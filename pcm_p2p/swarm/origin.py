@@ -2,8 +2,8 @@
 the caller (metadata) or here by length and BLAKE3 (segments).
 
 - A segment is written to ``<partial folder>/<id>.part`` as it comes. A broken connection, another mirror, an aborted
-  task and a killed process all resume there with a range request. The file stays until ``discard``, so that a process
-  killed while it decodes does not fetch again.
+  task and a killed process all resume there with a range request. The file stays until ``discard``: the decoder reads it,
+  and a process killed while it decodes does not fetch again.
 - A mirror that ignores ranges (200 instead of 206) is read from its start, into the same file.
 - Bytes are counted as they arrive, retries included: ``statistics().wan_bytes`` is the numerator of WAN amplification.
 - Deadlines: connecting, each read (``stall_s``), and a least rate over each ``stall_s`` of waiting; time spent waiting
@@ -21,7 +21,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,15 +29,18 @@ from typing import Protocol, Self
 
 import httpx2
 import trio
+from blake3 import blake3
 
 from pcm_p2p.config import Origin as Settings
 from pcm_p2p.content.manifest import Segment
-from pcm_p2p.errors import DiskFull, StorageError, TransferError
+from pcm_p2p.errors import DiskFull, StorageError, TransferError, UntrustedBytes
 from pcm_p2p.ids import SegmentId
 from pcm_p2p.swarm.mirrors import Mirror, Mirrors
 
 FLUSH_SIZE_BYTES = 256 << 10
 """Choice: what a SIGKILL may cost of the piece in flight."""
+READ_SIZE_BYTES = 1 << 20
+PART = ".part"
 RESUMES_MAX = 20
 FRUITLESS_MAX, FRUIT_BYTES_MIN, PATIENCE_MS = 2, 64 << 10, 5_000
 """Choice: after so many attempts in a row that brought less than that, or for a rest longer than that, a segment is given
@@ -200,8 +203,8 @@ class OriginClient:
 
     # -- segments -------------------------------------------------------------------------------------------------------------
 
-    async def fetch_segment(self, segment: Segment, progress: OnProgress) -> bytes:
-        """The segment's blob, verified. Raises ``OriginFailed`` (and its kinds), ``DiskFull`` or ``StorageError``."""
+    async def fetch_segment(self, segment: Segment, progress: OnProgress) -> Path:
+        """The file with the segment's blob, verified. Raises ``OriginFailed`` and its kinds, ``DiskFull``, ``StorageError``."""
         lock = self._locks.setdefault(segment.segment_id, trio.Lock())
         try:
             async with lock:
@@ -214,11 +217,11 @@ class OriginClient:
         """Remove its partial file: its chunks are stored, or come from neighbours."""
         await trio.to_thread.run_sync(lambda: self._part_path(segment).unlink(missing_ok=True))
 
-    async def part_size(self, segment: SegmentId) -> int:
-        """How many bytes of it are on disk."""
-        return await trio.to_thread.run_sync(_size_of, self._part_path(segment))
+    async def parts(self) -> Mapping[SegmentId, int]:
+        """How many bytes are on disk of which segments."""
+        return await trio.to_thread.run_sync(_sizes_in, self._folder)
 
-    async def _fetch_segment(self, segment: Segment, progress: OnProgress) -> bytes:
+    async def _fetch_segment(self, segment: Segment, progress: OnProgress) -> Path:
         part = await self._open_part(segment)
         fruitless, place = 0, 0
         for _ in range(RESUMES_MAX):
@@ -235,9 +238,8 @@ class OriginClient:
                         place = self._mirrors.all.index(mirror) + 1
                 fruitless = 0 if part.done - before >= FRUIT_BYTES_MIN else fruitless + 1
             if part.done == segment.size:
-                blob = await trio.to_thread.run_sync(_read_verified, part.path, segment)
-                if blob is not None:
-                    return blob
+                if await trio.to_thread.run_sync(_is_whole, part.path, segment):
+                    return part.path
                 await self._blame(segment, part)
         raise self._resting()
 
@@ -249,7 +251,7 @@ class OriginClient:
         await trio.sleep(wait_ms / 1000)
 
     async def _open_part(self, segment: Segment) -> _Part:
-        size = await self.part_size(segment.segment_id)
+        size = await trio.to_thread.run_sync(_size_of, self._part_path(segment.segment_id))
         if size > segment.size:
             await self.discard(segment.segment_id)
             size = 0
@@ -394,7 +396,7 @@ class OriginClient:
         return kind(self._mirrors.reason or "the origin does not deliver", wait_ms=self._mirrors.wait_ms(_now_ms()))
 
     def _part_path(self, segment: SegmentId) -> Path:
-        return self._folder / f"{segment.hex()}.part"
+        return self._folder / (segment.hex() + PART)
 
 
 def segment_path(segment: SegmentId) -> str:
@@ -439,6 +441,19 @@ def _size_of(path: Path) -> int:
         return 0
 
 
+def _sizes_in(folder: Path) -> dict[SegmentId, int]:
+    sizes: dict[SegmentId, int] = {}
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.endswith(PART):
+                with contextlib.suppress(UntrustedBytes, OSError):
+                    name = SegmentId.parse(entry.name.removesuffix(PART))
+                    sizes[name] = entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return {}
+    return sizes
+
+
 def _write_at(path: Path, offset: int, data: bytes) -> None:
     """Write and cut off what was behind; a file that was removed meanwhile shows up as a wrong hash."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -451,9 +466,14 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _read_verified(path: Path, segment: Segment) -> bytes | None:
+def _is_whole(path: Path, segment: Segment) -> bool:
+    """Whether the file is the segment's blob; read in pieces, since several may be 16 MiB each."""
+    hasher, size = blake3(), 0
     try:
-        blob = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(READ_SIZE_BYTES):
+                hasher.update(piece)
+                size += len(piece)
     except OSError:
-        return None
-    return blob if len(blob) == segment.size and SegmentId.of(blob) == segment.segment_id else None
+        return False
+    return size == segment.size and hasher.digest() == segment.id

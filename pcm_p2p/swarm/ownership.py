@@ -1,4 +1,4 @@
-"""Which segment of one manifest I fetch over the WAN, and when. Core.
+"""Which run of one manifest I fetch over the WAN, and when; by which of its ways is ``prices``'s to say. Core.
 
 Two stages, both by rendezvous hashing over the *candidates* (me, and neighbours that announced holdings of this manifest
 and whose weight is not 0): at most ``FETCHERS_MAX`` fetchers for the manifest, and for each segment an order among them,
@@ -27,6 +27,10 @@ Rules (after research/gossip-scale.md 1.5, where the figures come from; what dif
 7. A failure at the origin is told to all: the segment rests for a time that doubles with each failure, and who failed
    comes last for it, so that one device behind a broken firewall does not hold it and an outage does not bring N ×
    retries.
+8. The owner fetches the cheapest usable way, and changes it as neighbours come and go (``prices`` rule 3). A delta that does
+   not decode here, or whose base neighbours do not deliver within ``BASE_STALL_MS``, gives way to the full segment at once,
+   by the same owner under the same claim.
+9. A layout is fetched by who wants it, out of turn and beside the others: it is small, and full segments wait for it.
 
 A device fetches ``SEGMENTS_MAX`` segments at once while there are few fetchers, else one: small pieces in flight are
 what a crash costs.
@@ -36,13 +40,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.swarm import rendezvous
 from pcm_p2p.swarm.announcements import claim_message, failure_message
-from pcm_p2p.swarm.claims import LEASE_MS_MAX, LEASE_MS_MIN, Claims
+from pcm_p2p.swarm.claims import LEASE_MS_MIN, Claims
 from pcm_p2p.swarm.events import (
     AbortSegment,
     Banned,
@@ -61,55 +64,18 @@ from pcm_p2p.swarm.events import (
     Send,
     StartSegment,
 )
+from pcm_p2p.swarm.fetching import RunFetch
 from pcm_p2p.swarm.holdings import OfficeHoldings
+from pcm_p2p.swarm.prices import SWITCHES_MAX, Grace, Prices, SegmentRun, Way
+from pcm_p2p.swarm.settling import Settling
+from pcm_p2p.swarm.troubles import Troubles
+from pcm_p2p.swarm.turns import Slots, Turns
 from pcm_p2p.wire.messages import Claim, ClaimedSegment
 
-FETCHERS_MAX = 8  # measured: research/gossip-scale.md 1.5
-SEGMENTS_MAX = 2
-FEW_FETCHERS = 3  # choice
-SETTLE_MS_MAX = 10_000  # gossip-scale.md 1.5: a peer counts as settled after 10 s
 JITTER_MS = 100  # gossip-scale.md 1.5 rule 1
-STEAL_MS = 500  # choice: claims cross an office in a few ms, and a busy one in some hundred
-LADDER_MS = 5_000  # gossip-scale.md 1.5 rule 4: the shortest lease
 HURRY_MS = 50  # choice
 RENEW_MS = 1_000  # gossip-scale.md 1.5
-MEET_MS = RENEW_MS + 500  # measured in a lab of six: 0 costs 6 % of duplicate WAN bytes when a release spreads
-MOVED_MS = 3_000  # choice: without a byte for so long I do not ask for patience any more
 AHEAD_PCT = 10  # choice: claims are a second old at most
-REST_MS_FIRST, REST_MS_MAX = 2_000, 30_000  # choice; a neighbour cannot make a segment rest longer
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentRun:
-    """A full segment as ownership sees it: its index in the manifest, its id as hash key, its chunks as a bit field."""
-
-    index: int
-    key: bytes
-    bits: int
-
-
-@dataclass(slots=True)
-class _Mine:
-    started_ms: int
-    moved_ms: int
-    done_pct: int
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What went wrong with a segment: who failed or lapsed how often, until when it rests, and why."""
-
-    failures: dict[DeviceId, int] = field(default_factory=dict)
-    rest_until_ms: int = 0
-    reason: str = ""
-
-
-class Slots:
-    """How many segments the daemon fetches over the WAN at once, over all manifests."""
-
-    def __init__(self, count: int = SEGMENTS_MAX) -> None:
-        self.count = count
-        self.taken = 0
 
 
 class Ownership:
@@ -117,7 +83,7 @@ class Ownership:
 
     ``started_ms``: when the daemon started; ``roster_changed_ms``: when a neighbour last came or went. ``holdings`` is
     shared with the exchange, which has updated it before an event arrives here. ``partial_pct``: segments of which a
-    part is on disk already.
+    part is on disk already. ``aids``: the bits of the base and layout zones.
     """
 
     def __init__(
@@ -135,18 +101,20 @@ class Ownership:
         roster_changed_ms: int,
         now_ms: int,
         partial_pct: Mapping[int, int] = MappingProxyType({}),
+        aids: int = 0,
     ) -> None:
         self._me, self._weight, self._manifest = me, weight, manifest
         self._segments = {segment.index: segment for segment in segments}
         self._holdings, self._slots = holdings, slots
-        self._settle_ms, self._started_ms = settle_ms, started_ms
-        self._roster_changed_ms, self._created_ms = roster_changed_ms, now_ms
-        self._settled = False
+        self.prices = Prices(segments, holdings, partial_pct)
+        self._grace = Grace(aids, holdings)
+        self._settling = Settling(
+            settle_ms=settle_ms, started_ms=started_ms, created_ms=now_ms, roster_changed_ms=roster_changed_ms
+        )
         self._site: dict[DeviceId, int] = {}
         self._claims = Claims()
-        self._mine: dict[int, _Mine] = {}
-        self._partial_pct = dict(partial_pct)
-        self._trouble: dict[int, _Trouble] = {}
+        self._mine: dict[int, RunFetch] = {}
+        self._troubles = Troubles()
         self._open_since_ms: dict[int, int] = {}
         self._jitter_ms = {segment.index: rng.randrange(JITTER_MS) for segment in segments}
         self._paused = ""
@@ -176,11 +144,11 @@ class Ownership:
         match event:
             case PeerUp():
                 self._site[event.device] = event.weight
-                self._roster_changed_ms = now_ms
+                self._settling.roster_changed_ms = now_ms
                 effects.extend(self.tell(event.device, now_ms))
             case PeerDown() | Banned():
                 if self._site.pop(event.device, None) is not None:
-                    self._roster_changed_ms = now_ms
+                    self._settling.roster_changed_ms = now_ms
                 self._opened(self._claims.forget(event.device), now_ms)
             case Paused():
                 self._paused = event.reason
@@ -191,22 +159,23 @@ class Ownership:
             case ClaimHeard():
                 effects.extend(self._claim_heard(event, now_ms))
             case FailureHeard():
+                self.prices.failed_elsewhere(event.device, event.index)
                 if event.device in self._claims.of(event.index):
-                    self._failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
+                    self._troubles.failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
                     if self._claims.drop(event.index, event.device):
                         self._opened([event.index], now_ms)
             case SegmentProgress():
                 mine = self._mine.get(event.index)
                 if mine is not None:
-                    mine.done_pct, mine.moved_ms = event.done_pct, now_ms
+                    mine.progress(event.done_pct, now_ms)
                 if now_ms < self.next_ms:
                     return []
             case SegmentDone():
                 changed = self._finish(event.index)
             case SegmentFailedHere():
-                changed = self._finish(event.index)
-                if changed:
-                    effects.append(self._failed_here(event, now_ms))
+                failed = self._failed_here(event, now_ms)
+                changed = bool(failed)
+                effects.extend(failed)
             case _:
                 pass
         effects.extend(self._decide(now_ms, changed=changed))
@@ -221,33 +190,45 @@ class Ownership:
         relayed = claim_message(self._manifest, event.claimant, event.lease_ms, event.segments, hops=0)
         return [Broadcast(relayed, besides=event.claimant)]
 
-    def _failed_here(self, event: SegmentFailedHere, now_ms: int) -> Effect:
-        wait_ms = self._failed(event.index, self._me, event.reason, event.wait_ms, now_ms)
+    def _failed_here(self, event: SegmentFailedHere, now_ms: int) -> list[Effect]:
+        mine = self._mine.get(event.index)
+        if mine is None:
+            return []
+        effects: list[Effect] = []
+        if event.bad_blob and mine.way.of >= 0:
+            mine.done_pct = 0
+            self.prices.fail(mine.way.segment, event.reason)
+            effects.append(Broadcast(failure_message(self._manifest, mine.way.segment, event.reason, 0)))
+            if not event.whole_origin:
+                return [*effects, self._change(event.index, self.prices.best(event.index), now_ms)]
+        self._finish(event.index)
+        wait_ms = self._troubles.failed(event.index, self._me, event.reason, event.wait_ms, now_ms)
         self._open_since_ms[event.index] = now_ms + wait_ms
         if event.whole_origin:
             self._origin_rests_until_ms, self._origin_reason = now_ms + wait_ms, event.reason
-        return Broadcast(failure_message(self._manifest, event.index, event.reason, wait_ms))
-
-    def _failed(self, index: int, device: DeviceId, reason: str, wait_ms: int, now_ms: int) -> int:
-        trouble = self._trouble.setdefault(index, _Trouble())
-        times = sum(trouble.failures.values())
-        trouble.failures[device] = trouble.failures.get(device, 0) + 1
-        wait_ms = min(max(wait_ms, REST_MS_FIRST << min(times, 10)), REST_MS_MAX)
-        trouble.rest_until_ms, trouble.reason = max(trouble.rest_until_ms, now_ms + wait_ms), reason
-        return wait_ms
+        return [*effects, Broadcast(failure_message(self._manifest, event.index, event.reason, wait_ms))]
 
     def _opened(self, indexes: Iterable[int], now_ms: int) -> None:
         """Nobody claims these any more: the time for who may take them starts."""
         for index in indexes:
-            self._open_since_ms[index] = max(now_ms, self._rests_until_ms(index))
+            self._open_since_ms[index] = max(now_ms, self._troubles.rests_until_ms(index))
 
     def _finish(self, index: int) -> bool:
         mine = self._mine.pop(index, None)
         if mine is None:
             return False
-        self._partial_pct[index] = mine.done_pct
-        self._slots.taken -= 1
+        self.prices.keep_part(mine.way.segment, mine.done_pct)
+        if not self._segments[index].aid:
+            self._slots.taken -= 1
         return True
+
+    def _change(self, index: int, way: Way, now_ms: int) -> StartSegment:
+        """Go on with another blob for the same run."""
+        mine = self._mine[index]
+        self.prices.keep_part(mine.way.segment, mine.done_pct)
+        done_pct = self.prices.partial_pct(way.segment)
+        self._mine[index] = RunFetch(way, now_ms, now_ms, done_pct, mine.changes + 1, base_moved_ms=now_ms)
+        return StartSegment(index, way.segment)
 
     def _abort(self, index: int, reason: str) -> Effect:
         self._finish(index)
@@ -263,6 +244,11 @@ class Ownership:
             if reason:
                 effects.append(self._abort(index, reason))
                 changed = True
+                continue
+            way, reason = self._other_way(index, now_ms)
+            if way is not None:
+                effects += (AbortSegment(index, reason), self._change(index, way, now_ms))
+                changed = True
         times = [now_ms + RENEW_MS] if self._mine or self._claims else []
         if self._may_start(now_ms, times):
             started = self._start(now_ms, times)
@@ -276,21 +262,34 @@ class Ownership:
 
     def _expire(self, now_ms: int) -> None:
         for index, device, opened in self._claims.expire(now_ms):
-            trouble = self._trouble.setdefault(index, _Trouble())
-            trouble.failures[device] = trouble.failures.get(device, 0) + 1
+            self._troubles.lapsed(index, device)
             if opened:
                 self._opened([index], now_ms)
 
     def _abort_reason(self, index: int) -> str:
-        mine = self._mine[index]
-        if mine.done_pct >= 100:
+        mine, bits = self._mine[index], self._segments[index].bits
+        if mine.is_decoding(self._holdings):
             return ""
-        if not self._segments[index].bits & ~(self._holdings.mine | self._holdings.proven_lan()):
+        if not bits & self._holdings.wanted:
+            return "it is not wanted any more"
+        if not bits & ~(self._holdings.mine | self._holdings.proven_lan()):
             return "neighbours hold it now"
         for device, done_pct in self._claims.of(index).items():
             if self._loses(index, mine.done_pct, device, done_pct):
                 return f"{device.short} fetches it too and goes first"
         return ""
+
+    def _other_way(self, index: int, now_ms: int) -> tuple[Way | None, str]:
+        """The way to change to from the present one, and why; None if that goes on."""
+        mine = self._mine[index]
+        mine.look_at_base(self._holdings, now_ms)
+        if mine.stalls(now_ms):
+            self.prices.fail(mine.way.segment, "neighbours do not deliver its base")
+        if not self.prices.usable(mine.way):
+            return self.prices.best(index), self.prices.why_not(mine.way.segment)
+        if mine.done_pct < 100 and mine.changes < SWITCHES_MAX:
+            return self.prices.cheaper(index, mine.way, mine.done_pct), "another way has become cheaper"
+        return None, ""
 
     def _loses(self, index: int, my_pct: int, other: DeviceId, other_pct: int) -> bool:
         if abs(other_pct - my_pct) >= AHEAD_PCT:
@@ -299,73 +298,80 @@ class Ownership:
         return (rendezvous.cost(other, key), other) < (rendezvous.cost(self._me, key), self._me)
 
     def _needed(self, index: int) -> bool:
-        return bool(self._segments[index].bits & ~self._holdings.office)
+        return bool(self._segments[index].bits & self._holdings.wanted & ~self._holdings.office)
 
     def _may_start(self, now_ms: int, times: list[int]) -> bool:
         """Whether a segment may be started at all; else puts into ``times`` when to look again."""
+        alone = not self._site
+        if self._settling.look(now_ms, alone=alone):
+            self._open_since_ms.clear()
+        if self._settling.since_ms is None:
+            times.append(self._settling.due_ms(alone=alone))
+            return False
         if self._paused or self._weight == 0 or not self._holdings.missing:
             return False
-        if not self._settled:
-            settled_ms = self._settled_at_ms()
-            if now_ms < settled_ms:
-                times.append(settled_ms)
-                return False
-            self._settled = True
-            self._open_since_ms.clear()
         if now_ms < self._origin_rests_until_ms:
             times.append(self._origin_rests_until_ms)
             return False
         return True
 
-    def _settled_at_ms(self) -> int:
-        if self._site:
-            quiet_ms = max(self._roster_changed_ms + self._settle_ms, self._created_ms + MEET_MS)
-        else:
-            quiet_ms = self._started_ms + SETTLE_MS_MAX
-        return min(quiet_ms, max(self._created_ms, self._started_ms) + SETTLE_MS_MAX)
-
     def _start(self, now_ms: int, times: list[int]) -> list[Effect]:
         open_now = [
             segment
             for segment in self._segments.values()
-            if segment.index not in self._claims
-            and segment.index not in self._mine
-            and segment.bits & ~self._holdings.office
+            if segment.index not in self._claims and segment.index not in self._mine and self._needed(segment.index)
         ]
+        grace_ms = self._grace_ms(now_ms)
+        if now_ms < grace_ms:
+            waiting = {segment.index for segment in open_now if self.prices.may_be_rebuilt(segment.index)}
+            open_now = [segment for segment in open_now if segment.index not in waiting]
+            if waiting:
+                times.append(min(grace_ms, now_ms + RENEW_MS))
         # What is no longer open starts its clock anew when it opens again.
         self._open_since_ms = {segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now}
         if not open_now:
             return []
-        candidates = self._candidates(now_ms)
-        fetchers = set(rendezvous.ranking(candidates, self._manifest)[:FETCHERS_MAX])
-        limit = SEGMENTS_MAX if len(fetchers) <= FEW_FETCHERS else 1
-        busy = self._claims.busy()
+        turns = Turns(self._me, self._manifest, self._candidates(now_ms), self._claims.busy(), self._troubles)
         ready: list[tuple[int, int, int]] = []
         for segment in open_now:
-            order = self._order(segment, candidates, fetchers)
+            order = turns.order(segment)
             rank, start_ms = order.index(self._me), self._open_since_ms[segment.index]
-            rests_until_ms = self._rests_until_ms(segment.index)
+            rests_until_ms = self._troubles.rests_until_ms(segment.index)
             if self._goes_on(segment.index, order[0]):
                 rank = -1
-            elif rank > 0:
-                steals = self._me in fetchers and order[0] in busy
-                start_ms += rank * (STEAL_MS if steals else LADDER_MS) + self._jitter_ms[segment.index]
             else:
-                start_ms += self._jitter_ms[segment.index]
+                start_ms += turns.wait_ms(order) + self._jitter_ms[segment.index]
             start_ms = max(start_ms, rests_until_ms)
-            if start_ms <= now_ms:
-                ready.append((rank, rendezvous.cost(self._me, segment.key), segment.index))
-            else:
+            if start_ms > now_ms:
                 times.append(start_ms)
+            else:
+                ready.append((-2 if segment.aid else rank, rendezvous.cost(self._me, segment.key), segment.index))
         effects: list[Effect] = []
         for rank, _, index in sorted(ready):
-            if len(self._mine) >= limit or self._slots.taken >= self._slots.count or (rank > 0 and self._mine):
-                times.append(now_ms + RENEW_MS)
-                break
-            self._mine[index] = _Mine(now_ms, now_ms, min(self._partial_pct.get(index, 0), 99))
-            self._slots.taken += 1
-            effects.append(StartSegment(index))
+            if not self._segments[index].aid:
+                if self._has_enough(turns.limit) or (rank > 0 and self._mine):
+                    times.append(now_ms + RENEW_MS)
+                    break
+                self._slots.taken += 1
+            way = self.prices.best(index)
+            done_pct = self.prices.partial_pct(way.segment)
+            self._mine[index] = RunFetch(way, now_ms, now_ms, done_pct, base_moved_ms=now_ms)
+            effects.append(StartSegment(index, way.segment))
         return effects
+
+    def _has_enough(self, limit: int) -> bool:
+        mine = sum(not self._segments[index].aid for index in self._mine)
+        return mine >= limit or self._slots.taken >= self._slots.count
+
+    def _grace_ms(self, now_ms: int) -> int:
+        """Until when full segments wait for a base that is being rebuilt."""
+        assert self._settling.since_ms is not None
+        aids = [run for run in self._segments.values() if run.aid]
+        if not aids:
+            return 0
+        known = self._holdings.office
+        signs = any(run.bits & known or run.index in self._claims or run.index in self._mine for run in aids)
+        return self._grace.until_ms(self._settling.since_ms, signs=signs, now_ms=now_ms)
 
     def _candidates(self, now_ms: int) -> dict[DeviceId, int]:
         """Weights of all who may fetch; me among them (the caller has seen to it that my weight is not 0)."""
@@ -380,7 +386,7 @@ class Ownership:
     def _order(
         self, segment: SegmentRun, candidates: Mapping[DeviceId, int], fetchers: set[DeviceId]
     ) -> list[DeviceId]:
-        failures = self._failures(segment.index)
+        failures = self._troubles.failures(segment.index)
         return sorted(
             candidates,
             key=lambda device: (
@@ -393,26 +399,42 @@ class Ownership:
 
     def _goes_on(self, index: int, owner: DeviceId) -> bool:
         """I have a part of it, and have not failed more often than who would be its owner."""
-        failures = self._failures(index)
-        return self._partial_pct.get(index, 0) > 0 and failures.get(self._me, 0) <= failures.get(owner, 0)
-
-    def _failures(self, index: int) -> Mapping[DeviceId, int]:
-        trouble = self._trouble.get(index)
-        return trouble.failures if trouble else {}
-
-    def _rests_until_ms(self, index: int) -> int:
-        trouble = self._trouble.get(index)
-        return trouble.rest_until_ms if trouble else 0
+        failures = self._troubles.failures(index)
+        has_part = self.prices.partial_pct(self.prices.best(index).segment) > 0
+        return has_part and failures.get(self._me, 0) <= failures.get(owner, 0)
 
     # -- claims and words -----------------------------------------------------------------------------------------------------
 
     def _claim(self, now_ms: int) -> Claim:
-        lease_ms = LEASE_MS_MIN
-        for mine in self._mine.values():
-            if now_ms - mine.moved_ms <= MOVED_MS:
-                lease_ms = max(lease_ms, 4 * (now_ms - mine.started_ms) // max(mine.done_pct, 1))
+        lease_ms = max((mine.lease_ms(now_ms) for mine in self._mine.values()), default=LEASE_MS_MIN)
         segments = tuple(ClaimedSegment(index=index, done_pct=mine.done_pct) for index, mine in self._mine.items())
-        return claim_message(self._manifest, self._me, min(lease_ms, LEASE_MS_MAX), segments)
+        return claim_message(self._manifest, self._me, lease_ms, segments)
+
+    @property
+    def settled(self) -> bool:
+        return self._settling.since_ms is not None
+
+    @property
+    def bases_in_use(self) -> int:
+        """The base chunks of the deltas that I fetch."""
+        bits = 0
+        for mine in self._mine.values():
+            bits |= mine.way.base
+        return bits
+
+    @property
+    def being_decoded(self) -> int:
+        """The chunks of my segments that come out of a decoder soon: not to be asked of neighbours."""
+        bits = 0
+        for index, mine in self._mine.items():
+            if mine.is_decoding(self._holdings):
+                bits |= self._segments[index].bits
+        return bits
+
+    def way(self, index: int) -> Way | None:
+        """How I fetch this run; None if I do not."""
+        mine = self._mine.get(index)
+        return mine.way if mine is not None else None
 
     @property
     def fetching(self) -> dict[int, int]:
@@ -431,18 +453,21 @@ class Ownership:
         if claims:
             device, done_pct = next(iter(claims.items()))
             return f"neighbour {device.short} fetches it ({done_pct} %)"
-        trouble = self._trouble.get(index)
-        if trouble and trouble.reason and self._needed(index):
-            wait_ms = max(trouble.rest_until_ms, self._origin_rests_until_ms) - now_ms
-            return f"{trouble.reason}; next try {f'in {_seconds(wait_ms)} s' if wait_ms > 0 else 'is due'}"
+        reason = self._troubles.reason(index)
+        if reason and self._needed(index):
+            wait_ms = max(self._troubles.rests_until_ms(index), self._origin_rests_until_ms) - now_ms
+            return f"{reason}; next try {f'in {_seconds(wait_ms)} s' if wait_ms > 0 else 'is due'}"
         if now_ms < self._origin_rests_until_ms:
             return f"{self._origin_reason}; next try in {_seconds(self._origin_rests_until_ms - now_ms)} s"
         if self._weight == 0:
             return (
                 "this device does not fetch over the WAN ([limits] wan_weight = 0); waiting for a neighbour that does"
             )
-        if not self._settled and now_ms < self._settled_at_ms():
-            return f"looking for neighbours first, {_seconds(self._settled_at_ms() - now_ms)} s more"
+        if self._settling.since_ms is None:
+            wait_ms = self._settling.due_ms(alone=not self._site) - now_ms
+            return f"looking for neighbours first, {_seconds(wait_ms)} s more" if wait_ms > 0 else ""
+        if self.prices.may_be_rebuilt(index) and now_ms < self._grace_ms(now_ms):
+            return "a neighbour may rebuild its base from installed files, which is cheaper"
         return ""
 
     def waiting(self, now_ms: int) -> str:

@@ -15,11 +15,13 @@ from pcm_p2p.swarm.holdings import positions_of
 
 RATE_WINDOW_MS = 10_000
 RATE_SAMPLE_MS = 500
+BASES_MS = 500  # choice: who rebuilds a base takes seconds
 
 
 @dataclass(frozen=True, slots=True)
 class FetchProgress:
-    """``bytes_*`` are of chunks (uncompressed); ``lan_bytes`` and ``wan_bytes`` as received, retries included.
+    """``bytes_*`` are of the release's chunks (uncompressed); ``lan_bytes`` and ``wan_bytes`` as received, retries and base
+    chunks included. ``needed_bytes``: what the office pays over the WAN by the present plan (``prices.Prices``).
 
     ``fetching``: my segments on the WAN and how many percent of each are here; ``requests``: chunks on their way from
     neighbours. ``waiting``: why nothing moves, empty when something does. ``rate_bytes_per_s`` is over the last ten
@@ -32,6 +34,7 @@ class FetchProgress:
     bytes_have: int
     lan_bytes: int
     wan_bytes: int
+    needed_bytes: int
     fetching: tuple[tuple[int, int], ...]
     requests: int
     waiting: str
@@ -44,12 +47,25 @@ class FetchProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to have a run over the WAN. ``name``: "delta from <version>" or "full"; ``size_bytes``: of its blob; ``why_not``:
+    what speaks against it, empty if it is usable."""
+
+    name: str
+    size_bytes: int
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
 class WhyRow:
-    """``source``: installed/store, lan:<short id>, wan:<short id of who fetches or fetched it>, or waiting."""
+    """``size_bytes``: of the run's chunks; ``source``: installed/store, lan:<short id>, wan:<short id of who fetches or fetched
+    it>, or waiting; ``alternatives``: cheapest first."""
 
     segment: int
+    size_bytes: int
     source: str
     reason: str
+    alternatives: tuple[Alternative, ...]
 
 
 class Transfer:
@@ -62,7 +78,13 @@ class Transfer:
         self.closed = False
         self.lan_bytes = self.wan_bytes = 0
         self.has_changed = trio.Event()
-        self._complete = self.complete
+        self.bases_missing: dict[int, int] = {}
+        """As ``Exchange.bases_missing``, looked at every now and then."""
+        self._release = (1 << len(manifest.sizes)) - 1
+        self.was_complete = self.complete
+        self._has_gained = trio.Event()
+        self._seen_mine = held
+        self._bases_at_ms = 0
         self._sources: dict[int, DeviceId] = {}
         self._bytes_total = sum(manifest.sizes)
         self._counted_mine, self._counted_bytes = 0, 0
@@ -74,21 +96,38 @@ class Transfer:
 
     @property
     def complete(self) -> bool:
-        return self.mine.bit_count() == len(self.manifest.sizes)
+        return not self._release & ~self.mine
 
     def changed(self) -> None:
-        """Let everybody look again who waits for completion."""
-        self.has_changed.set()
-        self.has_changed = trio.Event()
+        """Let everybody look again who waits for anything."""
+        for event in (self.has_changed, self._has_gained):
+            event.set()
+        self.has_changed, self._has_gained = trio.Event(), trio.Event()
 
-    def note(self, now_ms: int) -> None:
-        """After each event: wake waiters when completeness changed, and sample the rate."""
-        complete = self.complete
-        if complete != self._complete:
-            self._complete = complete
+    async def wait_for(self, bits: int) -> None:
+        """Return when these chunks are in my store. Raises ``KeyError`` when the manifest is not wanted any more."""
+        while bits & ~self.mine:
+            if self.closed:
+                raise KeyError(self.manifest.manifest_id)
+            await self._has_gained.wait()
+
+    def note(self, now_ms: int) -> bool:
+        """After each event: wake waiters, sample the rate. True if ``bases_missing`` is another."""
+        complete, mine = self.complete, self.mine
+        if complete != self.was_complete:
+            self.was_complete = complete
             self.changed()
+        elif mine != self._seen_mine:
+            self._has_gained.set()
+            self._has_gained = trio.Event()
+        self._seen_mine = mine
         if not self._samples or now_ms - self._samples[-1][0] >= RATE_SAMPLE_MS:
             self._samples.append((now_ms, self._bytes_have()))
+        if self.manifest.layouts and self.exchange is not None and now_ms - self._bases_at_ms >= BASES_MS:
+            before, self.bases_missing = self.bases_missing, self.exchange.bases_missing()
+            self._bases_at_ms = now_ms
+            return before != self.bases_missing
+        return False
 
     def came_from(self, position: int, device: DeviceId) -> None:
         self._sources[position] = device
@@ -110,17 +149,25 @@ class Transfer:
             waiting = self._waiting(now_ms)
         return FetchProgress(
             chunks_total=len(self.manifest.sizes),
-            chunks_have=self.mine.bit_count(),
+            chunks_have=(self._release & self.mine).bit_count(),
             bytes_total=self._bytes_total,
             bytes_have=bytes_have,
             lan_bytes=self.lan_bytes,
             wan_bytes=self.wan_bytes,
+            needed_bytes=self.needed_bytes,
             fetching=fetching,
             requests=requests,
             waiting=waiting,
             rate_bytes_per_s=rate,
             eta_s=(self._bytes_total - bytes_have) / rate if rate else None,
         )
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the office pays over the WAN by the present plan; before that begins, what the full segments have."""
+        if self.exchange is None:
+            return sum(segment.size for _, segment in self.manifest.full_segments())
+        return self.exchange.ownership.prices.needed_bytes()
 
     def _waiting(self, now_ms: int) -> str:
         exchange = self.exchange
@@ -134,44 +181,69 @@ class Transfer:
         return "the owner of the next segment is about to start"
 
     def why(self, me: DeviceId, now_ms: int) -> list[WhyRow]:
-        return [self._why(index, me, now_ms) for index, _ in self.manifest.full_segments()]
+        """A row for each run of the release."""
+        rows = []
+        for index, segment in self.manifest.full_segments():
+            source, reason = self._why(index, me, now_ms)
+            size = sum(self.manifest.sizes[segment.first : segment.first + segment.count])
+            rows.append(WhyRow(index, size, source, reason, self._alternatives(index)))
+        return rows
 
-    def _why(self, index: int, me: DeviceId, now_ms: int) -> WhyRow:
+    def _alternatives(self, index: int) -> tuple[Alternative, ...]:
+        rows = []
+        for place in (*self.manifest.deltas.get(index, ()), index):
+            segment, why_not = self.manifest.segments[place], ""
+            name = f"delta from {self.manifest.bases[segment.of].version}" if segment.kind == "delta" else "full"
+            if self.exchange is not None:
+                why_not = self.exchange.ownership.prices.why_not(place)
+            rows.append(Alternative(name, segment.size, why_not))
+        return tuple(rows)
+
+    def _why(self, index: int, me: DeviceId, now_ms: int) -> tuple[str, str]:
         segment, mine, exchange = self.manifest.segments[index], self.mine, self.exchange
         missing = [position for position in segment.positions if not mine >> position & 1]
         if not missing:
             return self._why_here(index, me)
         count = f"{segment.count - len(missing)} of {segment.count} chunks here"
         if exchange is None:
-            return WhyRow(index, "waiting", f"{count}; not started")
+            return "waiting", f"{count}; not started"
         fetching = exchange.ownership.fetching.get(index)
         if fetching is not None:
-            return WhyRow(index, f"wan:{me.short}", f"{count}; this device fetches it ({fetching} %)")
+            return f"wan:{me.short}", f"{count}; this device fetches it {self._how(exchange, index)}"
         claims = exchange.ownership.claimants(index)
         if claims:
             device, done_pct = next(iter(claims.items()))
-            return WhyRow(index, f"wan:{device.short}", f"{count}; neighbour {device.short} fetches it ({done_pct} %)")
+            return f"wan:{device.short}", f"{count}; neighbour {device.short} fetches it ({done_pct} %)"
         holders = Counter(device for position in missing for device in exchange.holdings.holders(position))
         if all(exchange.holdings.lan >> position & 1 for position in missing) and not exchange.paused:
             device, _ = holders.most_common(1)[0]
-            return WhyRow(index, f"lan:{device.short}", f"{count}; the rest comes from neighbours")
+            return f"lan:{device.short}", f"{count}; the rest comes from neighbours"
         reason = exchange.ownership.waiting_for(index, now_ms) or "its owner is about to start"
-        return WhyRow(index, "waiting", f"{count}; {reason}")
+        return "waiting", f"{count}; {reason}"
 
-    def _why_here(self, index: int, me: DeviceId) -> WhyRow:
+    def _how(self, exchange: Exchange, index: int) -> str:
+        """Which blob, and how far it is; of a delta whose blob is here, how much of its base is not."""
+        way, done_pct = exchange.ownership.way(index), exchange.ownership.fetching[index]
+        if way is None or way.of < 0:
+            return f"({done_pct} %)"
+        lacking = (way.base & ~exchange.holdings.mine).bit_count()
+        base = f", {lacking} base chunks to come from neighbours" if lacking else ""
+        return f"as a delta from {self.manifest.bases[way.of].version} ({done_pct} %{base})"
+
+    def _why_here(self, index: int, me: DeviceId) -> tuple[str, str]:
         segment = self.manifest.segments[index]
         sources = Counter(self._sources[position] for position in segment.positions if position in self._sources)
         if not sources:
-            return WhyRow(index, "installed/store", f"all {segment.count} chunks were in the store")
+            return "installed/store", f"all {segment.count} chunks were in the store"
         device, _ = sources.most_common(1)[0]
         if device == me:
-            return WhyRow(index, f"wan:{me.short}", "this device fetched it for the office")
+            return f"wan:{me.short}", "this device fetched it for the office"
         others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        return WhyRow(index, f"lan:{device.short}", f"from {device.short}{others}")
+        return f"lan:{device.short}", f"from {device.short}{others}"
 
     def _bytes_have(self) -> int:
         """Counted by difference: most calls find a few new chunks."""
-        mine, sizes = self.mine, self.manifest.sizes
+        mine, sizes = self.mine & self._release, self.manifest.sizes
         gained, lost = mine & ~self._counted_mine, self._counted_mine & ~mine
         self._counted_bytes += sum(sizes[position] for position in positions_of(gained))
         self._counted_bytes -= sum(sizes[position] for position in positions_of(lost))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
+from pcm_p2p.content.decoder import InlineDecoder
 from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
 from pcm_p2p.content.segment import encode_full
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId, DeviceId, SegmentId
 from pcm_p2p.swarm.fetcher import Fetcher
-from pcm_p2p.swarm.origin import OriginFailed
+from pcm_p2p.swarm.origin import OriginFailed, OriginMissing
 from pcm_p2p.swarm.peers import ChunkNotServed
 from pcm_p2p.swarm.workers import Workers
 from pcm_p2p.wire.messages import AnyMessage, Message
@@ -43,8 +46,10 @@ def make_release(
     chunks_a_segment: int = 8,
     seed: int = 1,
     shared: bytes = b"",
+    broken: bool = False,
 ) -> Release:
-    """A small real release of one artifact: random chunks, real segments, a manifest that decodes."""
+    """A small real release of one artifact: random chunks, real segments, a manifest that decodes. ``broken``: its segments
+    were published with other bytes than its chunks have."""
     rng = random.Random(seed)
     data = [shared] if shared else []
     while sum(map(len, data)) < size_bytes:
@@ -55,7 +60,8 @@ def make_release(
     segments = []
     for first in range(0, len(data), chunks_a_segment):
         count = len(data[first : first + chunks_a_segment])
-        blob = encode_full(data[first : first + count], 1)
+        pieces = data[first : first + count]
+        blob = encode_full([bytes([first]) * len(piece) for piece in pieces] if broken else pieces, 1)
         blobs[SegmentId.of(blob)] = blob
         segments.append(Segment(id=bytes(SegmentId.of(blob)), size=len(blob), kind="full", first=first, count=count))
     positions = b"".join(position.to_bytes(4, "little") for position in range(len(sizes)))
@@ -95,6 +101,10 @@ class MemoryStore:
     def has(self, chunk: ChunkId) -> bool:
         return chunk in self.sealed
 
+    def get(self, chunk: ChunkId) -> Chunk | None:
+        sealed = self.sealed.get(chunk)
+        return None if sealed is None else open_sealed_untrusted(chunk, sealed)
+
     def get_sealed(self, chunk: ChunkId) -> bytes | None:
         return self.sealed.get(chunk)
 
@@ -127,7 +137,8 @@ class MemoryStore:
 class MemoryOrigin:
     """Segments at ``bytes_per_s`` each, in pieces of 16 KiB; counts what it hands out. ``down`` is said instead.
 
-    One object is the origin and every device's client of it, so that partial segments are not modelled.
+    One object is the origin and every device's client of it, so that partial segments are not modelled: a blob that came whole
+    is put into ``folder``, where the decoder reads it. ``missing`` are answered with 404.
     """
 
     blobs: dict[SegmentId, bytes]
@@ -136,8 +147,13 @@ class MemoryOrigin:
     sent: dict[SegmentId, int] = field(default_factory=dict)
     failures: int = 0
     discarded: set[SegmentId] = field(default_factory=set)
+    missing: set[SegmentId] = field(default_factory=set)
+    folder: Path = Path()
 
-    async def fetch_segment(self, segment: Segment, progress: Callable[[int, int], None]) -> bytes:
+    async def fetch_segment(self, segment: Segment, progress: Callable[[int, int], None]) -> Path:
+        if segment.segment_id in self.missing:
+            await trio.sleep(0.01)
+            raise OriginMissing(f"the origin has no segment {segment.segment_id.short}", whole_origin=False)
         blob, done = self.blobs[segment.segment_id], 0
         while done < len(blob):
             if self.down:
@@ -149,13 +165,15 @@ class MemoryOrigin:
             done += step
             self.sent[segment.segment_id] = self.sent.get(segment.segment_id, 0) + step
             progress(done, step)
-        return blob
+        path = self.folder / segment.segment_id.hex()
+        path.write_bytes(blob)
+        return path
 
     async def discard(self, segment: SegmentId) -> None:
         self.discarded.add(segment)
 
-    async def part_size(self, segment: SegmentId) -> int:
-        return 0
+    async def parts(self) -> Mapping[SegmentId, int]:
+        return {}
 
     @property
     def bytes_sent(self) -> int:
@@ -175,6 +193,7 @@ class Member:
             self,
             office.origin,
             device,
+            decoder=InlineDecoder(),
             weight=weight,
             settle_s=settle_s,
             rng=random.Random(int.from_bytes(device, "big")),
@@ -215,10 +234,12 @@ class InMemoryOffice:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[InMemoryOffice]:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            yield self
-            nursery.cancel_scope.cancel()
+        with tempfile.TemporaryDirectory() as folder:
+            self.origin.folder = Path(folder)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                yield self
+                nursery.cancel_scope.cancel()
 
     async def add(self, *, weight: int = 8, settle_s: float = 1.0) -> Member:
         """A new device, running and connected with everybody."""

@@ -39,8 +39,8 @@ from pcm_p2p.swarm.events import (
     Tick,
 )
 from pcm_p2p.swarm.exchange import Exchange
-from pcm_p2p.swarm.ownership import Slots
 from pcm_p2p.swarm.picker import Budget
+from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.wire.messages import Claim, ClaimedSegment, Have, Holdings, Message
 
 US = 1_000_000

@@ -25,8 +25,8 @@ from pcm_p2p.swarm.announcements import (
 from pcm_p2p.swarm.conduct import Conduct
 from pcm_p2p.swarm.events import ClaimHeard, FailureHeard, PeerDropped, PeerGained, PeerHolds, PeerUp
 from pcm_p2p.swarm.exchange import Exchange
-from pcm_p2p.swarm.ownership import Slots
 from pcm_p2p.swarm.picker import Budget
+from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.wire.messages import AnyMessage, Claim, ClaimedSegment, Drop, Have, Holdings, Message, Ping, SegmentFailed
 
 MANIFEST = make_manifest(40 << 20)

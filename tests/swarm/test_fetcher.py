@@ -270,11 +270,9 @@ async def test_progress_speaks_of_rate_and_remaining_time(autojump_clock: MockCl
         assert member.fetcher.progress(manifest).bytes_have == progress.bytes_total
 
 
-async def test_a_segment_that_does_not_yield_its_chunks_is_reported(
-    autojump_clock: MockClock, release: Release
-) -> None:
-    broken = dict.fromkeys(release.blobs, b"not a frame")
-    async with InMemoryOffice(MemoryOrigin(broken)).open() as office:
+async def test_a_segment_that_does_not_yield_its_chunks_is_reported(autojump_clock: MockClock) -> None:
+    release = make_release(broken=True)
+    async with InMemoryOffice(MemoryOrigin(release.blobs)).open() as office:
         [member] = await wanting(office, 1, release)
         await trio.sleep(60)
         progress = member.fetcher.progress(release.manifest.manifest_id)

@@ -27,15 +27,11 @@ from pcm_p2p.swarm.events import (
     Tick,
 )
 from pcm_p2p.swarm.holdings import OfficeHoldings
-from pcm_p2p.swarm.ownership import (
-    LADDER_MS,
-    MEET_MS,
-    REST_MS_MAX,
-    SETTLE_MS_MAX,
-    Ownership,
-    SegmentRun,
-    Slots,
-)
+from pcm_p2p.swarm.ownership import Ownership
+from pcm_p2p.swarm.prices import SegmentRun
+from pcm_p2p.swarm.settling import MEET_MS, SETTLE_MS_MAX
+from pcm_p2p.swarm.troubles import REST_MS_MAX
+from pcm_p2p.swarm.turns import LADDER_MS, Slots
 from pcm_p2p.wire.messages import Claim, ClaimedSegment, SegmentFailed
 
 ME, YOU, THIRD = (DeviceId(bytes([number]) * 16) for number in (1, 2, 3))

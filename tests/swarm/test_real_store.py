@@ -9,6 +9,7 @@ import trio
 from office_in_memory import Release, make_release
 
 from pcm_p2p.config import Origin as Settings
+from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.swarm.fetcher import Fetcher
@@ -65,8 +66,12 @@ async def test_three_devices_fetch_a_release_once_and_a_restart_fetches_nothing(
     async def device(me: DeviceId, url: str, *, task_status: trio.TaskStatus[Fetcher]) -> None:
         folder = tmp_path / me.hex()
         store = await trio.to_thread.run_sync(ChunkStore(folder / "store", 1 << 30).open)
-        async with OriginClient([url], Settings(), folder / "parts") as origin, trio.open_nursery() as nursery:
-            fetcher = Fetcher(store, link.of(me), origin, me, settle_s=0.3)
+        async with (
+            Decoder() as decoder,
+            OriginClient([url], Settings(), folder / "parts") as origin,
+            trio.open_nursery() as nursery,
+        ):
+            fetcher = Fetcher(store, link.of(me), origin, me, decoder=decoder, settle_s=0.3)
             link.ends[me] = fetcher, Seeder(store)
             await nursery.start(fetcher.run)
             task_status.started(fetcher)
