@@ -38,6 +38,7 @@ fetching         core   one run that I fetch: its blob, its progress, the lease 
 ownership        core   which segment I fetch over the WAN, and when: folds events through the six above
 picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging
 conduct          core   strikes of neighbours that serve badly, and the ban that follows
+rebuilding       core   which base chunks this device makes of installed files, and when
 exchange         core   one manifest: folds events through the others; what the daemon and the simulation both run
 pace             both   token bucket, and the shell that waits for it
 mirrors          core   which mirror of the origin to ask next, back-off, blame
@@ -46,6 +47,7 @@ origin_server    shell  a static tree over HTTP with ranges, for fleets without 
 peers            noun   what this room needs from others: sessions and the chunk store, as protocols
 workers          shell  threads for store writes and decoding
 transfer         shell  one wanted manifest in the fetcher: its tasks, its counters, what people are told about it
+chunk_fetch      shell  one chunk from one neighbour
 segment_fetch    shell  one blob for one run: from the origin through the decoder to chunks in the store
 fetcher          shell  runs exchanges in trio: timers, requests, segment tasks, progress
 seeder           shell  answers ``ChunkGet`` from the store within upload slots and pace
