@@ -28,6 +28,9 @@ manifest       noun   the signed description of a release, and every invariant t
 chunk          noun   a chunk and its sealed form
 chunker        core   cut points that move with the content
 segment        core   which chunks go together; segment blobs, both ways
+decoding       core   what decoding a segment takes and gives, and how it fails
+decoder        shell  the daemon's side of decoding: one worker process, and its stand-in for virtual time
+decode_worker  shell  the process that decodes: low priority, a ceiling on memory, gone with the daemon
 delta          core   blobs that make a run of chunks from base chunks, both ways
 members        shell  the members of a stored form, so that a file meets its older self
 matching       core   which chunks of an earlier release a run is made from
