@@ -50,7 +50,8 @@ SHELLS_OF_OTHERS = {
 }
 
 CORES = {
-    *("content.chunk", "content.chunker", "content.manifest", "content.pieces", "content.segment"),
+    *("content.chunk", "content.chunker", "content.decoding", "content.delta", "content.manifest", "content.pieces"),
+    "content.segment",
     *("wire.framing", "wire.messages"),
     *(
         "policy.activation",
@@ -64,7 +65,7 @@ CORES = {
     *("trust.fingerprint", "trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
     *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
-    *("swarm.keepers", "swarm.keeping"),
+    *("swarm.keepers", "swarm.keeping", "swarm.rebuilding"),
     *("swarm.fetching", "swarm.mirrors", "swarm.ownership", "swarm.picker", "swarm.prices", "swarm.rendezvous"),
     *("swarm.settling", "swarm.troubles", "swarm.turns"),
     *("apply.plan", "apply.step"),

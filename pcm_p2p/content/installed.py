@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.pieces import FileRange, Pieces
+from pcm_p2p.content.pieces import FileRange, Pieces, is_below
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
@@ -48,14 +48,12 @@ class Package(NamedTuple):
 
 
 class InstalledForm:
-    """A stored form that is not here as a file: ``pieces``, with its files below ``root``.
+    """A stored form that is not here as a file: ``pieces``, with its files below the folder ``below`` of ``root``."""
 
-    ``get`` may be called from any thread, one at a time.
-    """
-
-    def __init__(self, pieces: Pieces, root: Path) -> None:
+    def __init__(self, pieces: Pieces, root: Path, below: bytes = b"") -> None:
         self._pieces = pieces
         self._root = root
+        self._below = below + b"/" if below else b""
 
     def get(self, chunk: ChunkId, size_bytes: int) -> Chunk | None:
         """The chunk out of installed files, verified; None if they are not what they were."""
@@ -72,7 +70,9 @@ class InstalledForm:
         try:
             with _Walk(self._root) as walk:
                 pieces = self._pieces.between(at, size_bytes)
-                return b"".join(piece if isinstance(piece, bytes) else walk.read(piece) for piece in pieces)
+                return b"".join(
+                    piece if isinstance(piece, bytes) else walk.read(piece, self._below) for piece in pieces
+                )
         except OSError as error:
             log.debug("below %s: %s", self._root, error)
             return None
@@ -140,9 +140,9 @@ class _Walk:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def read(self, wanted: FileRange) -> bytes:
+    def read(self, wanted: FileRange, below: bytes) -> bytes:
         """Raises ``OSError``, also for a file of another size."""
-        with self.opened(wanted.file.path) as (descriptor, facts):
+        with self.opened(below + wanted.file.path) as (descriptor, facts):
             if facts.st_size != wanted.file.size_bytes:
                 raise OSError(f"{wanted.file.path!r} has {facts.st_size} bytes instead of {wanted.file.size_bytes}")
             return _read_exactly(descriptor, wanted.at, wanted.size_bytes)
@@ -150,6 +150,8 @@ class _Walk:
     @contextlib.contextmanager
     def opened(self, path: bytes) -> Iterator[tuple[int, os.stat_result]]:
         """A regular file, open for reading. Raises ``OSError`` for anything else."""
+        if not is_below(path):
+            raise OSError(f"{path!r} is not a path that stays below its root")
         folder, _, name = path.rpartition(b"/")
         self._enter(folder)
         # Looked at first: opening a device can have effects, and only root could put one here in between.

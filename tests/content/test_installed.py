@@ -309,14 +309,15 @@ def test_an_archive_that_was_unpacked_is_the_base_again(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    stored, folder = tmp_path / "stored", tmp_path / "folder"
+    stored, folder = tmp_path / "stored", tmp_path / "root/opt/app-1"
     stored.write_bytes(out.getvalue())
     (folder / "app").mkdir(parents=True)
     (folder / "app" / "program").write_bytes(noise(90_000))
     (folder / "app" / "notes").write_bytes(text(30_000))
     chunks = chunks_of_file(stored)
-    form = InstalledForm(pieces_of(stored, "tar", chunks), folder)
+    form = InstalledForm(pieces_of(stored, "tar", chunks), tmp_path / "root", b"opt/app-1")
     assert all(rebuilt(form, chunks))
+    assert not all(rebuilt(InstalledForm(pieces_of(stored, "tar", chunks), folder, b"../app-1"), chunks))
     (folder / "app" / "notes").write_bytes(text(30_000)[::-1])
     found = rebuilt(form, chunks)
     assert 0 < found.count(False) <= 30_000 // CHUNK + 2
