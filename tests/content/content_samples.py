@@ -133,6 +133,23 @@ def ar_of(*members: tuple[str, bytes]) -> bytes:
     return out
 
 
+def zip_of_many(count: int, *, data: bytes = b"", overlapping: bool = False) -> bytes:
+    """A zip with members 0000000 …, all of the same content; ``overlapping``: there is only one, with a directory of many."""
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(data) + packer.flush()
+    out, directory = bytearray(), bytearray()
+    for number in range(count):
+        name = b"%07d" % number
+        facts = struct.pack("<5H3I2H", 20, 0, 8, 0, 33, zlib.crc32(data), len(packed), len(data), len(name), 0)
+        at = 0 if overlapping else len(out)
+        if at == len(out):
+            out += b"PK\x03\x04" + facts + name + packed
+        directory += b"PK\x01\x02\x14\0" + facts + struct.pack("<3H2I", 0, 0, 0, 0, at) + name
+    counted = min(count, 0xFFFF)
+    end = struct.pack("<4H2IH", 0, 0, counted, counted, len(directory), len(out), 0)
+    return bytes(out + directory + b"PK\x05\x06" + end)
+
+
 def build_deb(folder: Path, payload: bytes, *, compression: str = "xz", version: str = "1") -> Path:
     """A package made by dpkg-deb itself."""
     tree = folder / f"tree-{compression}-{version}"
