@@ -10,6 +10,7 @@ node        builds every room once, wires them, runs them in one nursery, and sh
 neighbours  the overlay as swarm, trust and compliance want to see it
 follower    keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
 steward     trusted metadata → desired state → wanted releases → fetched, staged, applied
+rebuilder   base chunks that the office lacks, made out of installed files
 keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
 reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals
 meter       bytes moved, in total and per release, kept over restarts

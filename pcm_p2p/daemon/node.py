@@ -9,6 +9,8 @@
                                        │ view     │ chunks ▲ seeder              ▲
                                        ▼          ▼        │                     │
                                     steward ─► store ──► applier             reporter ◄─ prober
+                                                 ▲
+                                             rebuilder ◄─ installed files
 
 Order of shutdown: stop answering questions, say Bye to neighbours (they need not suspect), cancel everything (a change that is
 under way is finished first), save what is counted.
@@ -51,6 +53,7 @@ from pcm_p2p.daemon.log import configure
 from pcm_p2p.daemon.memory import keep_small
 from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
+from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
@@ -277,6 +280,9 @@ class _Node:
         self.applier = Applier(
             state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
         )
+        self.rebuilder = Rebuilder(
+            self.fetcher, store, Path(config.apply.root), self.applier.receipts, self.neighbours.site_peers, me
+        )
         self.steward = Steward(
             client,
             store,
@@ -339,6 +345,7 @@ class _Node:
             listening = await self._listen(nursery)
             await nursery.start(self.spreader.run)
             nursery.start_soon(self.steward.run)
+            nursery.start_soon(self.rebuilder.run)
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
