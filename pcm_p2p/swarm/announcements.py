@@ -22,10 +22,9 @@ REASON_LENGTH_MAX = 200
 Announcement = Holdings | Have | Drop | Claim | SegmentFailed
 
 
-def holdings_message(manifest: ManifestId, chunk_count: int, bits: int) -> Holdings:
-    return Holdings(
-        manifest=bytes(manifest), chunk_count=chunk_count, bits=bits.to_bytes((chunk_count + 7) // 8, "little")
-    )
+def holdings_message(manifest: ManifestId, chunk_count: int, bits: int, *, keeps: bool = False) -> Holdings:
+    packed = bits.to_bytes((chunk_count + 7) // 8, "little")
+    return Holdings(manifest=bytes(manifest), chunk_count=chunk_count, bits=packed, keeps=keeps)
 
 
 def have_messages(manifest: ManifestId, positions: Iterable[int]) -> Iterator[Have]:
@@ -71,7 +70,7 @@ def read_untrusted(
             bits = int.from_bytes(message.bits, "little")
             if bits >> chunk_count:
                 raise UntrustedBytes("holdings name chunks past the end of the table")
-            return PeerHolds(device, bits)
+            return PeerHolds(device, bits, message.keeps)
         case Have():
             return PeerGained(device, _positions(message.positions, chunk_count))
         case Drop():

@@ -33,10 +33,12 @@ class PeerDown:
 
 @dataclass(frozen=True, slots=True)
 class PeerHolds:
-    """All that ``device`` holds of this manifest; replaces what was known."""
+    """All that ``device`` holds of this manifest; replaces what was known. ``keeps``: it has the release in place, keeps copies
+    of some chunks, and fetches nothing of it over the WAN."""
 
     device: DeviceId
     bits: int
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from pcm_p2p.swarm.events import (
 )
 from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of, positions_of
 from pcm_p2p.swarm.ownership import Ownership
-from pcm_p2p.swarm.picker import Budget, Picker
+from pcm_p2p.swarm.picker import ASKED_MAX, Budget, Picker
 from pcm_p2p.swarm.prices import runs_of
 from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.wire.messages import Message
@@ -64,7 +64,8 @@ _LEAVES_OWNERSHIP_ALONE = (ChunkArrived, PeerGained, Gained)
 class Exchange:
     """``held`` are the chunks already in the store (a bit field), ``partial_pct`` the segments with a part on disk.
 
-    ``next_ms`` is when a ``Tick`` is due at the latest. Times: see ``Ownership``.
+    ``next_ms`` is when a ``Tick`` is due at the latest. Times: see ``Ownership``. ``keeps``: the release is in place, and only
+    copies of it are kept (``keep``); otherwise everything is wanted.
     """
 
     def __init__(
@@ -83,12 +84,15 @@ class Exchange:
         roster_changed_ms: int,
         now_ms: int,
         partial_pct: Mapping[int, int] = MappingProxyType({}),
+        keeps: bool = False,
     ) -> None:
         self.manifest = manifest
         self.release = (1 << len(manifest.sizes)) - 1
         """The bits of the release zone."""
         self.holdings = OfficeHoldings(len(manifest.table_sizes), held, self.release)
         self.paused = ""
+        self.keeps = keeps
+        self._copies = 0
         self._layouts: dict[int, int] = {}
         self._id = manifest.manifest_id
         self._conduct = conduct
@@ -107,6 +111,8 @@ class Exchange:
             partial_pct=partial_pct,
             aids=self.holdings.full & ~self.release,
         )
+        self.ownership.passive = keeps
+        self._want()
         self.picker = Picker(self.holdings, manifest.table_sizes, budget, rng)
         self._site: set[DeviceId] = set()
         self._unsaid = 0
@@ -117,6 +123,26 @@ class Exchange:
     @property
     def complete(self) -> bool:
         return not self.release & ~self.holdings.mine
+
+    def keep(self, copies: int, now_ms: int, *, urgent: bool = False) -> list[Effect]:
+        """The release is in place: nothing of it is fetched over the WAN, and from neighbours just ``copies`` (a bit field), one
+        at a time unless it is ``urgent``."""
+        began, copies, asked_max = not self.keeps, copies & self.release, ASKED_MAX if urgent else 1
+        if not began and (copies, asked_max) == (self._copies, self.picker.asked_max):
+            return []
+        self._copies, self.picker.asked_max = copies, asked_max
+        self.keeps = self.ownership.passive = True
+        self._want()
+        return ([Broadcast(self._holdings_message())] if began else []) + self.handle(Tick(), now_ms)
+
+    def want(self, now_ms: int) -> list[Effect]:
+        """Everything is wanted (again)."""
+        if not self.keeps:
+            return []
+        self.keeps = self.ownership.passive = False
+        self.picker.asked_max = ASKED_MAX
+        self._want()
+        return [Broadcast(self._holdings_message()), *self.handle(Tick(), now_ms)]
 
     def want_layout(self, layout: int, now_ms: int) -> list[Effect]:
         """Fetch this one of the manifest's ``layouts`` too, from neighbours or over the WAN."""
@@ -183,6 +209,10 @@ class Exchange:
                     effects.append(Send(event.device, self._holdings_message()))
                     effects.extend(self.ownership.tell(event.device, now_ms))
                 self.holdings.peer_holds(event.device, event.bits)
+                if event.keeps:
+                    self.holdings.keeping.add(event.device)
+                else:
+                    self.holdings.keeping.discard(event.device)
             case PeerGained():
                 gained = bits_of(event.positions)
                 self.holdings.peer_gains(event.device, gained)
@@ -218,7 +248,7 @@ class Exchange:
             effects.extend(self._say())
         if now_ms >= self._repair_ms:
             self._repair_ms = now_ms + REPAIR_MS
-            if not self.complete:
+            if self.holdings.missing:
                 effects.append(Broadcast(self._holdings_message()))
         if not isinstance(event, _LEAVES_OWNERSHIP_ALONE) or now_ms >= self.ownership.next_ms:
             effects.extend(self.ownership.handle(event, now_ms))
@@ -231,7 +261,7 @@ class Exchange:
         self.next_ms = min(
             self.ownership.next_ms,
             *(at_ms for at_ms in (self._say_ms, self.picker.next_ms) if at_ms is not None),
-            *(() if self.complete else (self._repair_ms,)),
+            *((self._repair_ms,) if self.holdings.missing else ()),
             now_ms + REPAIR_MS,
         )
         return effects
@@ -248,10 +278,10 @@ class Exchange:
         return [Broadcast(message) for message in have_messages(self._id, positions_of(unsaid))]
 
     def _want(self) -> None:
-        wanted = self.release | self.ownership.bases_in_use
+        wanted = self._copies if self.keeps else self.release | self.ownership.bases_in_use
         for bits in self._layouts.values():
             wanted |= bits
         self.holdings.wanted = wanted
 
     def _holdings_message(self) -> Message:
-        return holdings_message(self._id, self.holdings.chunk_count, self.holdings.mine)
+        return holdings_message(self._id, self.holdings.chunk_count, self.holdings.mine, keeps=self.keeps)

@@ -55,7 +55,7 @@ from pcm_p2p.swarm.events import (
     Tick,
 )
 from pcm_p2p.swarm.exchange import Exchange
-from pcm_p2p.swarm.holdings import bits_of, positions_of
+from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of, positions_of
 from pcm_p2p.swarm.peers import ChunkNotServed, Peers, Store
 from pcm_p2p.swarm.picker import Budget
 from pcm_p2p.swarm.segment_fetch import SegmentFetch, SegmentSource
@@ -127,14 +127,38 @@ class Fetcher:
 
     async def want(self, manifest: Manifest) -> None:
         """Get it complete and keep it so. Returns once it is known what is here; wanting it twice changes nothing."""
+        transfer = self._transfers.get(manifest.manifest_id) or await self._open(manifest, keeps=False)
+        if transfer.keeps:
+            transfer.keeps = False
+            if transfer.exchange is not None and self._nursery is not None:
+                self._perform(transfer, transfer.exchange.want(_now_ms()))
+            transfer.changed()
+
+    async def keep(self, manifest: Manifest) -> None:
+        """The release is in place: go on announcing what is here of it, fetch nothing but what ``take_copies`` says. A manifest
+        that was wanted is not any more."""
+        transfer = self._transfers.get(manifest.manifest_id) or await self._open(manifest, keeps=True)
+        if not transfer.keeps:
+            transfer.keeps = True
+            self.take_copies(manifest.manifest_id, 0)
+            transfer.changed()
+
+    def take_copies(self, manifest: ManifestId, bits: int, *, urgent: bool = False) -> None:
+        """From now on fetch these chunks of a kept manifest from neighbours, one at a time unless ``urgent``."""
+        transfer = self._transfers.get(manifest)
+        if transfer is not None and transfer.keeps and transfer.exchange is not None and self._nursery is not None:
+            self._perform(transfer, transfer.exchange.keep(bits, _now_ms(), urgent=urgent))
+
+    async def _open(self, manifest: Manifest, *, keeps: bool) -> Transfer:
         held = await self._workers.run(self._look, manifest)
         partial_pct = await self._partial(manifest, held)
-        if manifest.manifest_id in self._transfers:
-            return
-        transfer = Transfer(manifest, held, partial_pct)
-        self._transfers[manifest.manifest_id] = transfer
+        known = self._transfers.get(manifest.manifest_id)
+        if known is not None:
+            return known
+        transfer = self._transfers[manifest.manifest_id] = Transfer(manifest, held, partial_pct, keeps=keeps)
         if self._nursery is not None:
             self._begin(transfer)
+        return transfer
 
     def unwant(self, manifest: ManifestId) -> None:
         """Stop fetching and announcing it. Chunks and parts of segments stay."""
@@ -151,7 +175,16 @@ class Fetcher:
 
     @property
     def wanted(self) -> Mapping[ManifestId, Manifest]:
-        return {manifest_id: transfer.manifest for manifest_id, transfer in self._transfers.items()}
+        return {key: transfer.manifest for key, transfer in self._transfers.items() if not transfer.keeps}
+
+    @property
+    def kept(self) -> Mapping[ManifestId, Manifest]:
+        return {key: transfer.manifest for key, transfer in self._transfers.items() if transfer.keeps}
+
+    def office(self, manifest: ManifestId) -> OfficeHoldings | None:
+        """Who holds what of a wanted or kept manifest; to be read only. None before ``run``, and for other manifests."""
+        transfer = self._transfers.get(manifest)
+        return transfer.exchange.holdings if transfer is not None and transfer.exchange is not None else None
 
     def peer_up(self, device: DeviceId, weight: int) -> None:
         """A session with a device of my site."""
@@ -176,6 +209,14 @@ class Fetcher:
         gone = [chunk for chunk in chunks if not self._store.has(chunk)]
         for transfer in list(self._transfers.values()):
             positions = transfer.positions_of(gone)
+            if positions:
+                self._event(transfer, Lost(positions))
+
+    def let_go(self, chunks: Iterable[ChunkId]) -> None:
+        """These are about to be deleted from the store: neighbours are told first."""
+        leaving = list(chunks)
+        for transfer in list(self._transfers.values()):
+            positions = transfer.positions_of(leaving)
             if positions:
                 self._event(transfer, Lost(positions))
 
@@ -257,6 +298,7 @@ class Fetcher:
             roster_changed_ms=self._roster_changed_ms,
             now_ms=now_ms,
             partial_pct=transfer.partial_pct,
+            keeps=transfer.keeps,
         )
         for device, weight in self._site.items():
             exchange.meet(device, weight, now_ms)

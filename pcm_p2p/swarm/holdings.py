@@ -41,7 +41,8 @@ class OfficeHoldings:
     ``wanted`` what is to be in my store (everything, unless told otherwise).
 
     ``proven`` are neighbours that have delivered a chunk: what others hold is hearsay. A device is in ``peers`` from its
-    first announcement until it leaves or is banned: that is what makes it a candidate.
+    first announcement until it leaves or is banned: that is what makes it a candidate, unless it is in ``keeping``: those have
+    the release in place and fetch nothing over the WAN.
     """
 
     def __init__(self, chunk_count: int, mine: int = 0, wanted: int = -1) -> None:
@@ -51,6 +52,7 @@ class OfficeHoldings:
         self.mine = mine & self.full
         self.peers: dict[DeviceId, int] = {}
         self.proven: set[DeviceId] = set()
+        self.keeping: set[DeviceId] = set()
         self.lan = 0
         self.by_count: list[int] = [self.full]
 
@@ -102,6 +104,7 @@ class OfficeHoldings:
             self.peer_holds(device, 0)
             del self.peers[device]
         self.proven.discard(device)
+        self.keeping.discard(device)
 
     def holders(self, position: int) -> list[DeviceId]:
         """Neighbours that say they have it, in the order of their first announcement."""

@@ -34,11 +34,13 @@ POSITIONS_A_HANDOVER_MAX = 4_096
 
 @dataclass(frozen=True, slots=True)
 class KeepPlan:
-    """Bit fields. ``share``: what I am to keep, held or not. ``fetch``: to be taken from neighbours now. ``surplus`` and ``last``
-    are of what I hold; ``drop`` is the surplus whose time is over. ``next_ms``: when the answer may change by itself."""
+    """Bit fields. ``share``: what I am to keep, held or not. ``fetch``: to be taken from neighbours now, ``urgent`` of it without
+    sparing them. ``surplus`` and ``last`` are of what I hold; ``drop`` is the surplus whose time is over. ``next_ms``: when the
+    answer may change by itself."""
 
     share: int = 0
     fetch: int = 0
+    urgent: int = 0
     surplus: int = 0
     last: int = 0
     drop: int = 0
@@ -110,11 +112,20 @@ class Keeping:
             lacking |= shares[device] & ~bits
         share = shares[self._me]
         self._taken_over &= ~mine
-        fetch = self._wanting.look(share & ~mine & lan, now_ms) | self._taken_over & lan
+        fetch = self._wanting.look(share & ~mine & lan, now_ms)
+        urgent = self._taken_over & lan
         surplus = mine & ~share & ~lacking
         drop = self._surplus.look(surplus, now_ms)
         times = [at_ms for each in (self._wanting, self._surplus) if (at_ms := each.next_ms(now_ms)) is not None]
-        return KeepPlan(share, fetch, surplus, mine & ~lan, 0 if needed else drop, min(times, default=None))
+        return KeepPlan(
+            share=share,
+            fetch=fetch | urgent,
+            urgent=urgent,
+            surplus=surplus,
+            last=mine & ~lan,
+            drop=0 if needed else drop,
+            next_ms=min(times, default=None),
+        )
 
     def heirs(
         self, mine: int, others: Mapping[DeviceId, int], uptimes: Mapping[DeviceId, int], rank: int = 0

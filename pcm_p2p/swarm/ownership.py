@@ -117,6 +117,8 @@ class Ownership:
         self._troubles = Troubles()
         self._open_since_ms: dict[int, int] = {}
         self._jitter_ms = {segment.index: rng.randrange(JITTER_MS) for segment in segments}
+        self.passive = False
+        """Fetch nothing over the WAN: the release is in place, and only copies of it are kept."""
         self._paused = ""
         self._origin_rests_until_ms = 0
         self._origin_reason = ""
@@ -308,7 +310,7 @@ class Ownership:
         if self._settling.since_ms is None:
             times.append(self._settling.due_ms(alone=alone))
             return False
-        if self._paused or self._weight == 0 or not self._holdings.missing:
+        if self._paused or self.passive or self._weight == 0 or not self._holdings.missing:
             return False
         if now_ms < self._origin_rests_until_ms:
             times.append(self._origin_rests_until_ms)
@@ -378,7 +380,10 @@ class Ownership:
         candidates = {
             device: weight
             for device, weight in self._site.items()
-            if weight > 0 and device in self._holdings.peers and not self._claims.suspended(device, now_ms)
+            if weight > 0
+            and device in self._holdings.peers
+            and device not in self._holdings.keeping
+            and not self._claims.suspended(device, now_ms)
         }
         candidates[self._me] = self._weight
         return candidates

@@ -23,6 +23,7 @@ PIPELINE = 2  # measured: gossip-scale.md 1.4
 PIPELINE_FEW, FEW_HOLDERS = 6, 3  # choice: one holder alone needs more requests to fill a link
 BYTES_ASKED_MAX = 16 << 20  # choice: half of what Syncthing keeps pending; the daemon stays below 200 MB
 ASKED_TWICE_MAX = 2
+ASKED_MAX = 1 << 20  # no bound of its own: pipelines and the budget are
 HEDGE_MS_MIN, HEDGE_MS_FIRST = 50, 1_000  # distribution.md 3: max(50 ms, p90); first: before anything is measured
 REST_MS_FIRST, REST_MS_MAX = 25, 1_000  # choice
 
@@ -47,7 +48,8 @@ class _Peer:
 
 
 class Picker:
-    """``next_ms`` is when to ask again without any event: a neighbour's rest ends, or a request may be hedged."""
+    """``next_ms`` is when to ask again without any event: a neighbour's rest ends, or a request may be hedged. ``asked_max`` is
+    how many requests may be on their way at once."""
 
     def __init__(self, holdings: OfficeHoldings, sizes: Sequence[int], budget: Budget, rng: random.Random) -> None:
         self._holdings, self._sizes, self._budget, self._rng = holdings, sizes, budget, rng
@@ -58,6 +60,7 @@ class Picker:
         self._took_ms = 0
         self._turn = 0
         self.next_ms: int | None = None
+        self.asked_max = ASKED_MAX
 
     @property
     def asked(self) -> int:
@@ -112,6 +115,8 @@ class Picker:
                     position = self._hedge(device, wanted, now_ms)
                 if position is None:
                     continue
+                if self.asked >= self.asked_max:
+                    return requests
                 if not self._budget.has_room(self._sizes[position]):
                     # Another manifest's answers may make room without an event here.
                     self._look_again(now_ms + REST_MS_FIRST)

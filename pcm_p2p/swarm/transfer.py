@@ -69,10 +69,11 @@ class WhyRow:
 
 
 class Transfer:
-    """``held`` are the chunks that the store had at the start (a bit field); ``partial_pct`` segments partly on disk."""
+    """``held`` are the chunks that the store had at the start (a bit field); ``partial_pct`` segments partly on disk; ``keeps``:
+    only copies of it are kept, since the release is in place."""
 
-    def __init__(self, manifest: Manifest, held: int, partial_pct: dict[int, int]) -> None:
-        self.manifest, self.held, self.partial_pct = manifest, held, partial_pct
+    def __init__(self, manifest: Manifest, held: int, partial_pct: dict[int, int], *, keeps: bool = False) -> None:
+        self.manifest, self.held, self.partial_pct, self.keeps = manifest, held, partial_pct, keeps
         self.exchange: Exchange | None = None
         self.scopes: dict[int, trio.CancelScope] = {}
         self.closed = False
@@ -173,6 +174,8 @@ class Transfer:
         exchange = self.exchange
         if exchange is None:
             return "not started"
+        if self.keeps:
+            return "in place; copies are kept for the office"
         reason = exchange.paused or exchange.ownership.waiting(now_ms)
         if reason:
             return reason

@@ -201,7 +201,8 @@ def test_the_last_copy_is_told_from_others() -> None:
 def test_what_is_handed_over_is_fetched_at_once() -> None:
     desk = Desk({DEVICES[1]: 0b11, **dict.fromkeys(DEVICES[2:10], 0)})
     desk.keeping.take_over(0b110)
-    assert desk.at(0).fetch == 0b10, "what the neighbour has not is not asked for"
+    plan = desk.at(0)
+    assert (plan.fetch, plan.urgent) == (0b10, 0b10), "what the neighbour has not is not asked for"
     desk.mine = 0b10
     assert desk.at(1).fetch == 0
 
