@@ -48,6 +48,8 @@ layout         shell  the layout of a package or archive, made where it is publi
 installed      shell  chunks out of installed files, read below a root without following links
 workplace      shell  the ingest folder: one user at a time, leftovers swept, notes of finished segments
 compressor     shell  the worker process that makes segment blobs, and the crew of them
+sides          shell  members and anchors of a release, read for matching
+comparison     shell  a release in the making against its bases: which can be used, which deltas to make
 bases          shell  earlier releases made again of their segments, for deltas to start from
 packing        shell  which blobs are there, which are to be made, which deltas are worth it
 ingest         shell  delivered files → manifest and segment blobs

@@ -1,4 +1,4 @@
-"""Base releases on the admin's machine: their stored forms made again of their segments, and what matching wants to know of them.
+"""Base releases on the admin's machine: their stored forms made again of their segments, and the layouts of these.
 
 A base needs its manifest and the blobs of its full segments, nothing that was delivered. All of its artifacts are joined in
 one file; chunks of zeros are holes in it. A base whose blobs are gone or damaged is unusable, which costs its deltas only.
@@ -8,31 +8,20 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-from pyfastcdc import BinaryStreamReader, FastCDC
 
 from pcm_p2p.content.compressor import Made, Unpack, Unpacked
 from pcm_p2p.content.deltas import LAYOUT_PIECE_BYTES_MAX, PackedLayout, Pile
 from pcm_p2p.content.layout import make_layout, package_of
-from pcm_p2p.content.manifest import Artifact, Form, Layout, Manifest
-from pcm_p2p.content.matching import Anchors, Side
-from pcm_p2p.content.members import Member, members, normalized
+from pcm_p2p.content.manifest import Artifact, Layout, Manifest
 from pcm_p2p.content.packing import Workshop
 from pcm_p2p.content.segment import encode_full
+from pcm_p2p.content.sides import Stored
 from pcm_p2p.content.workplace import Workplace, blob_path, storage_error
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import ChunkId, SegmentId
-
-ANCHORS_MAX = 1 << 18
-"""Choice: about so many anchors a release, which take 60 MB to index; fewer bytes between two are of no use below 512."""
-_STEP_BYTES_MIN = 512
-_KEY_BYTES = 16
-_KEY_MASK = (1 << 64) - 1
-_KEY_FACTOR = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +32,6 @@ class BaseRelease:
     segments: Path
     required: bool = False
     """Asked for by name: that it cannot be used is an error then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A stored form that lies in ``path`` from ``begin``."""
-
-    name: str
-    form: Form
-    path: Path
-    begin: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,57 +158,3 @@ def _copy(stored: Stored, destination: Path) -> None:
                 at += os.sendfile(target.fileno(), source.fileno(), at, stored.begin + stored.size - at)
     except OSError as error:
         raise storage_error(f"{destination} cannot be written", error) from error
-
-
-def step_for(sizes: Sequence[int]) -> int:
-    """How many bytes should lie between two anchors in releases of these sizes: the same for all that are matched."""
-    step = _STEP_BYTES_MIN
-    while max(sizes, default=0) > step * ANCHORS_MAX:
-        step *= 2
-    return step
-
-
-def side_of(artifacts: Sequence[Stored], pile: Pile, positions: Sequence[Sequence[int]], step: int) -> Side:
-    """What matching wants to know of a release. ``positions``: the chunks of each artifact in order. Raises ``InputError``."""
-    everything, anchors = list[Member](), Anchors()
-    offsets, places = array("Q"), array("L")
-    at = 0
-    for artifact, of_artifact in zip(artifacts, positions, strict=True):
-        for member in members(artifact.path, artifact.form, artifact.begin, artifact.begin + artifact.size):
-            path = f"{normalized(artifact.name)}/{member.path}"
-            everything.append(Member(path, at + member.offset, member.size))
-        for offset, key in _anchors(artifact, step):
-            anchors.offsets.append(at + offset)
-            anchors.keys.append(key)
-        for position in of_artifact:
-            offsets.append(at)
-            places.append(position)
-            at += pile.sizes[position]
-    return Side(everything, anchors, offsets, places, pile.sizes)
-
-
-def _anchors(stored: Stored, step: int) -> Iterator[tuple[int, int]]:
-    """Offset and key of the anchors in a stored form: see ``matching``."""
-    cutter = FastCDC(step, min_size=step // 4, max_size=step * 8, normalized_chunking=1)
-    try:
-        with stored.path.open("rb", buffering=0) as file:
-            file.seek(stored.begin)
-            for piece in cutter.cut_stream(cast(BinaryStreamReader, _Part(file, stored.size))):
-                head = bytes(piece.data[:_KEY_BYTES])
-                if len(head) == _KEY_BYTES and head.strip(b"\0"):
-                    high, low = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
-                    yield piece.offset, (high * _KEY_FACTOR ^ low) & _KEY_MASK
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=stored.path) from None
-
-
-class _Part:
-    """The next so many bytes of a file as a file of their own."""
-
-    def __init__(self, file: object, size: int) -> None:
-        self._file, self._left = file, size
-
-    def readinto(self, buffer: memoryview) -> int:
-        got: int = self._file.readinto(memoryview(buffer)[: self._left])  # type: ignore[attr-defined]
-        self._left -= got
-        return got

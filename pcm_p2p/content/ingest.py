@@ -23,19 +23,10 @@ from typing import Literal
 
 import msgspec
 
-from pcm_p2p.content.bases import (
-    BaseRelease,
-    Rebuilt,
-    Stored,
-    Unusable,
-    layouts_of,
-    pack_layout,
-    rebuild,
-    side_of,
-    step_for,
-)
+from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunker import cut, parameters_for
-from pcm_p2p.content.deltas import Delta, Packed, PackedLayout, Pile, lay_out, office_bytes, plan_deltas, that_fit
+from pcm_p2p.content.comparison import Comparison, Skipped, compare
+from pcm_p2p.content.deltas import Delta, Packed, Pile, lay_out, office_bytes
 from pcm_p2p.content.manifest import (
     BASES_MAX,
     CHUNKS_MAX,
@@ -48,6 +39,7 @@ from pcm_p2p.content.manifest import (
 )
 from pcm_p2p.content.packing import Packing, Workshop
 from pcm_p2p.content.segment import LEVEL_STORED, plan_runs
+from pcm_p2p.content.sides import Stored
 from pcm_p2p.content.stored_form import detect, write_stored
 from pcm_p2p.content.workplace import Workplace
 from pcm_p2p.errors import InputError, UntrustedBytes
@@ -74,14 +66,6 @@ class IngestProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A base from which no deltas were made, and why."""
-
-    version: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ingested:
     """``delivered`` files, their ``stored`` forms, and ``unique``: the stored forms with each chunk counted once."""
 
@@ -93,6 +77,18 @@ class Ingested:
     offices: tuple[tuple[str, int], ...] = ()
     """For each base, newest first: its version, and what an office fetches that has it."""
     skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Workpiece:
+    """A release in the making: its stored forms and the chunks of each, the table, the runs, the bases, what was made of it."""
+
+    artifacts: Sequence[Stored]
+    positions: Sequence[Sequence[int]]
+    pile: Pile
+    runs: Sequence[tuple[int, int]]
+    comparison: Comparison
+    packed: Packed
 
 
 @dataclass(slots=True)
@@ -134,12 +130,14 @@ def ingest(
     processes: int = 2,
     bases: Sequence[BaseRelease] = (),
     progress: Progress | None = None,
+    inspect: Callable[[Workpiece], None] | None = None,
 ) -> Ingested:
     """Make ``release`` ``version`` of ``files``; blobs go to ``work/segments/ab/<id>``, and those there stay.
 
     ``level`` 0 does not compress full segments; ``processes`` 0 compresses in this process. Deltas are made from each of
     ``bases``; one whose blobs are gone is skipped, unless it is ``required``. The same input gives the same manifest and blobs,
-    whatever is there already and however many processes work. Raises ``InputError`` naming the file and what is wrong with it,
+    whatever is there already and however many processes work. ``inspect`` is called when all is done and the stored forms are
+    still there. Raises ``InputError`` naming the file and what is wrong with it,
     ``DiskFull``, ``StorageError``.
     """
     if len(bases) > BASES_MAX:
@@ -154,9 +152,23 @@ def ingest(
         parameters = parameters_for(sum(source.stored_size for source in sources))
         table = _cut(sources, parameters, tell)
         pile, runs = _pile(sources, table), plan_runs(table.sizes)
-        found = _match(newest_first, sources, pile, runs, place, workshop, level, tell)
+        artifacts = [Stored(source.name, source.form, source.path, 0, source.stored_size) for source in sources]
+        positions = [source.positions for source in sources]
+        found = compare(
+            newest_first,
+            artifacts,
+            positions,
+            pile,
+            runs,
+            place,
+            workshop,
+            level,
+            lambda phase, title, done, total: tell(IngestProgress(phase, title, done, total)),
+        )
         piles = [one.pile for one in found.rebuilt]
         packed = _pack(pile, runs, piles, found.deltas, place, level, workshop, tell)
+        if inspect is not None:
+            inspect(Workpiece(artifacts, positions, pile, runs, found, packed))
     manifests = [one.manifest for one in found.rebuilt]
     zones = lay_out(pile.chunks, runs, packed, manifests, piles, found.layouts)
     manifest = Manifest(
@@ -330,79 +342,3 @@ def _cut_one(file: FileIO, number: int, source: _Source, parameters: ChunkerPara
 def _pile(sources: Sequence[_Source], table: _Table) -> Pile:
     paths = tuple(str(source.path) for source in sources)
     return Pile(list(table.position_of), table.sizes, table.files, table.offsets, paths)
-
-
-def _stored(sources: Sequence[_Source]) -> list[Stored]:
-    return [Stored(source.name, source.form, source.path, 0, source.stored_size) for source in sources]
-
-
-@dataclass(slots=True)
-class _Bases:
-    """What is known of the bases that can be used, newest first, and why the others cannot."""
-
-    rebuilt: list[Rebuilt] = field(default_factory=list)
-    deltas: list[Delta] = field(default_factory=list)
-    layouts: dict[int, list[PackedLayout]] = field(default_factory=dict)
-    skipped: list[Skipped] = field(default_factory=list)
-
-
-def _match(
-    bases: Sequence[BaseRelease],
-    sources: Sequence[_Source],
-    pile: Pile,
-    runs: Sequence[tuple[int, int]],
-    place: Workplace,
-    workshop: Workshop,
-    level: int,
-    tell: Progress,
-) -> _Bases:
-    """Rebuild the bases, and find what each run of the release has in common with them."""
-    found = _Bases()
-    total, before = sum(sum(base.manifest.sizes) for base in bases), 0
-    if bases:
-        tell(IngestProgress("rebuilding", "", 0, total))
-    for number, base in enumerate(bases):
-        title, done = base.manifest.title, before
-        try:
-            rebuilt = rebuild(
-                base,
-                place.stored / f"base-{number}",
-                workshop,
-                lambda size, title=title, done=done: tell(IngestProgress("rebuilding", title, done + size, total)),  # type: ignore[misc]
-            )
-        except Unusable as error:
-            if base.required:
-                raise InputError(
-                    f"{title} cannot be a base: {error}", remedy="Leave it out of --base, or bring its segments back."
-                ) from None
-            found.skipped.append(Skipped(base.manifest.version, str(error)))
-            continue
-        finally:
-            before += sum(base.manifest.sizes)
-        found.rebuilt.append(rebuilt)
-    if not found.rebuilt:
-        return found
-    tell(IngestProgress("matching", "", 0, len(found.rebuilt)))
-    artifacts = _stored(sources)
-    sizes = [sum(artifact.size for artifact in each) for each in (artifacts, *(one.artifacts for one in found.rebuilt))]
-    step = step_for(sizes)
-    new = side_of(artifacts, pile, [source.positions for source in sources], step)
-    for of, one in enumerate(found.rebuilt):
-        positions = [artifact.chunk_positions() for artifact in one.manifest.artifacts]
-        base_side = side_of(one.artifacts, one.pile, positions, step)
-        found.deltas += plan_deltas(new, pile.chunks, runs, of, base_side, one.pile.chunks)
-        found.layouts[of] = [pack_layout(of, layout, place, level) for layout in layouts_of(one, place)]
-        tell(IngestProgress("matching", one.manifest.title, of + 1, len(found.rebuilt)))
-    fit = that_fit(
-        found.deltas,
-        pile.chunks,
-        [one.pile.chunks for one in found.rebuilt],
-        [sum(len(layout.chunks) for layout in found.layouts[of]) for of in range(len(found.rebuilt))],
-    )
-    found.skipped += [
-        Skipped(one.manifest.version, f"the table would have more than {CHUNKS_MAX} chunks")
-        for one in found.rebuilt[fit:]
-    ]
-    del found.rebuilt[fit:]
-    found.deltas = [delta for delta in found.deltas if delta.of < fit]
-    return found
