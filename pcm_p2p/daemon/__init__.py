@@ -12,9 +12,10 @@ follower    keeps the trusted metadata fresh: asks neighbours that have news, po
 steward     trusted metadata → desired state → wanted releases → fetched, staged, applied
 rebuilder   base chunks that the office lacks, made out of installed files
 keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
+caretaker   the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
 reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals
 meter       bytes moved, in total and per release, kept over restarts
-uptime       how much of the last two weeks this device was up: what the cooperative cache weighs it by
+uptime      how much of the last two weeks this device was up: what the cooperative cache weighs it by
 limits      the rates to keep to: the device's own and policy's, the lower of each
 memory      gives freed memory back to the system
 control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess`` are asked (line of JSON each way)
@@ -25,6 +26,11 @@ collect     the composition root of a collector
 log         where log lines go
 ==========  ================================================================================================
 
-State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``.
+Roll-back: a device does not hold the whole release that it has in place, since the office keeps a few copies of it and not one a
+device. Before a change, the package that it replaces is gathered from neighbours; the reason, and what happens when nobody has
+it, is in ``caretaker``.
+
+State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``,
+``uptime.json``.
 A second daemon on the same folder is refused by a lock on ``run/lock``.
 """

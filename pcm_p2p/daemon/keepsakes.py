@@ -1,8 +1,8 @@
 """Keepsakes: the manifests of what was applied here, so that a roll-back finds real bytes and no release goes backwards.
 
 Per release name the two manifests applied last are kept (``<counter>-<manifest id>.manifest`` in a folder of the name), the
-newest of which sets the floor of the release counter; one that was damaged still does, by its name. Their chunks stay wanted in
-the store, so the previous package can be assembled without the network.
+newest of which sets the floor of the release counter; one that was damaged still does, by its name. The office keeps copies of
+their chunks (``caretaker``); those of the package that a change replaces are gathered here before the change.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError, UntrustedBytes
+from pcm_p2p.swarm.holdings import bits_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,17 @@ class Keepsakes:
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
         return kept
+
+    def to_go_back(self, release: str) -> tuple[Manifest, int] | None:
+        """What a change of ``release`` replaces: the manifest applied last, and its chunks (bits over the table) that make up
+        packages. None if nothing of it was a package: archives and files are backed up from where they are installed."""
+        packages = {sha256 for receipt in self._receipts() for sha256 in receipt.packages}
+        for manifest in reversed(self.manifests()):
+            if manifest.release == release:
+                artifacts = [one for one in manifest.artifacts if one.stored_sha256.hex() in packages]
+                bits = bits_of(position for one in artifacts for position in one.chunk_positions())
+                return (manifest, bits) if bits else None
+        return None
 
     def previous_package(self, name: str, version: str, architecture: str) -> Path | None:
         """The .deb of an installed package, assembled from kept chunks; None if it is not at hand."""

@@ -8,6 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from pcm_p2p.apply.receipt import Receipt
+from pcm_p2p.apply.step import PackageIdentity
 from pcm_p2p.content.chunk import Chunk
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
@@ -68,7 +70,8 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = ChunkStore(folder / "store", 50_000_000).open()
-        self.keepsakes = Keepsakes(folder / "releases", self.store, lambda: ())
+        self.receipts: list[Receipt] = []
+        self.keepsakes = Keepsakes(folder / "releases", self.store, lambda: tuple(self.receipts))
 
     def release(self, counter: int) -> Manifest:
         file = self.folder / "app.bin"
@@ -99,6 +102,20 @@ def test_the_last_two_manifests_of_a_release_are_kept_and_the_newest_sets_the_fl
     assert kept.keepsakes.counter("app") == 11
     assert kept.keepsakes.counter("other") == 0
     assert len(list((tmp_path / "releases" / "app").iterdir())) == KEPT_PER_RELEASE
+
+
+def test_what_a_change_replaces_are_the_packages_of_the_release_applied_last(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    releases = [kept.release(counter) for counter in (1, 2)]
+    for manifest in releases:
+        kept.keepsakes.remember(manifest)
+    assert kept.keepsakes.to_go_back("app") is None, "it was no package"
+    shas = [manifest.artifacts[0].stored_sha256.hex() for manifest in releases]
+    package = PackageIdentity("app", "1", "all")
+    kept.receipts.append(Receipt("app", "2", "", "done", 0, 0, packages=dict.fromkeys(shas, package)))
+    found = kept.keepsakes.to_go_back("app")
+    assert found == (releases[1], (1 << len(releases[1].chunks)) - 1)
+    assert kept.keepsakes.to_go_back("other") is None
 
 
 @pytest.mark.parametrize("torn", [0, 20])

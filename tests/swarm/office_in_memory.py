@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,12 @@ class InlineWorkers(Workers):
 
 
 class MemoryStore:
-    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit."""
+    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit. Nothing is evicted: what is
+    wanted, kept and last is only noted."""
 
     def __init__(self, room: int = 1 << 20) -> None:
+        self.wanted: frozenset[ChunkId] = frozenset()
+        self.tiers: tuple[frozenset[ChunkId], frozenset[ChunkId]] = (frozenset(), frozenset())
         self.sealed: dict[ChunkId, bytes] = {}
         self.removed: list[ChunkId] = []
         self.room = room
@@ -119,6 +122,20 @@ class MemoryStore:
     def take_removed(self) -> Iterable[ChunkId]:
         removed, self.removed = self.removed, []
         return removed
+
+    def ids(self) -> list[ChunkId]:
+        return list(self.sealed)
+
+    def set_wanted(self, chunks: Collection[ChunkId]) -> None:
+        self.wanted = frozenset(chunks)
+
+    def set_tiers(self, kept: Collection[ChunkId], last: Collection[ChunkId]) -> None:
+        self.tiers = frozenset(kept), frozenset(last)
+
+    def trim(self, chunks: Collection[ChunkId]) -> None:
+        for chunk in chunks:
+            if chunk not in self.wanted:
+                self.sealed.pop(chunk, None)
 
     def remove(self, chunk: ChunkId) -> None:
         del self.sealed[chunk]
