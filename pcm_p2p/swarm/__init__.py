@@ -47,6 +47,7 @@ origin_server    shell  a static tree over HTTP with ranges, for fleets without 
 peers            noun   what this room needs from others: sessions and the chunk store, as protocols
 workers          shell  threads for store writes and decoding
 transfer         shell  one wanted manifest in the fetcher: its tasks, its counters, what people are told about it
+announcer        shell  announcements on their way out, in order
 chunk_fetch      shell  one chunk from one neighbour
 segment_fetch    shell  one blob for one run: from the origin through the decoder to chunks in the store
 fetcher          shell  runs exchanges in trio: timers, requests, segment tasks, progress

@@ -146,6 +146,8 @@ class Exchange:
 
     def want_layout(self, layout: int, now_ms: int) -> list[Effect]:
         """Fetch this one of the manifest's ``layouts`` too, from neighbours or over the WAN."""
+        if layout in self._layouts:
+            return []
         row = self.manifest.layouts[layout]
         self._layouts[layout] = ((1 << row.count) - 1) << row.first
         self._want()

@@ -18,20 +18,19 @@ tried again.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
-from collections import deque
 from collections.abc import Iterable, Mapping
 
 import trio
 
-from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX
 from pcm_p2p.content.decoding import SegmentDecoder
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.errors import StorageError, TransferError, UntrustedBytes
+from pcm_p2p.errors import StorageError
 from pcm_p2p.ids import ChunkId, DeviceId, ManifestId
 from pcm_p2p.swarm.announcements import manifest_named_untrusted
+from pcm_p2p.swarm.announcer import Announcer
+from pcm_p2p.swarm.chunk_fetch import fetch_chunk
 from pcm_p2p.swarm.conduct import Conduct
 from pcm_p2p.swarm.events import (
     AbortSegment,
@@ -40,7 +39,6 @@ from pcm_p2p.swarm.events import (
     Broadcast,
     ChunkArrived,
     ChunkFailed,
-    ChunkFailure,
     Effect,
     Event,
     Gained,
@@ -56,7 +54,7 @@ from pcm_p2p.swarm.events import (
 )
 from pcm_p2p.swarm.exchange import Exchange
 from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of, positions_of
-from pcm_p2p.swarm.peers import ChunkNotServed, Peers, Store
+from pcm_p2p.swarm.peers import Peers, Store
 from pcm_p2p.swarm.picker import Budget
 from pcm_p2p.swarm.segment_fetch import SegmentFetch, SegmentSource
 from pcm_p2p.swarm.transfer import FetchProgress, Transfer, WhyRow
@@ -64,12 +62,8 @@ from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.swarm.workers import Workers
 from pcm_p2p.wire.messages import Message
 
-REQUEST_TIMEOUT_S = 10.0
-REQUEST_BYTES_PER_S_MIN = 64 << 10
-"""Choice: four times what a session calls too slow, since several answers share it; hedging is quicker than either."""
 RETRY_STORE_S = 15.0
 STORE_WATCH_S = 5.0
-OUTBOX_MAX = 4_096
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +92,7 @@ class Fetcher:
         self._site: dict[DeviceId, int] = {}
         self._transfers: dict[ManifestId, Transfer] = {}
         self._blamed: dict[DeviceId, str] = {}
-        self._outbox: deque[Send | Broadcast] = deque()
-        self._outbox_filled = trio.Event()
+        self._announcer = Announcer(peers)
         self._nursery: trio.Nursery | None = None
         self._started_ms = self._roster_changed_ms = 0
         self._sleeps_until_ms = 0
@@ -115,7 +108,7 @@ class Fetcher:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._started_ms = self._roster_changed_ms = _now_ms()
-            nursery.start_soon(self._empty_outbox)
+            nursery.start_soon(self._announcer.run)
             nursery.start_soon(self._watch_store)
             for transfer in list(self._transfers.values()):
                 self._begin(transfer)
@@ -229,7 +222,9 @@ class Fetcher:
     def bases_missing(self, manifest: ManifestId) -> dict[int, tuple[int, ...]]:
         """By base release (a place in ``Manifest.bases``): positions that nobody in the office has, and that would spare it a
         full segment. Empty until the roster is settled, and when nothing of the kind is missing. Raises ``KeyError``."""
-        return {of: tuple(positions_of(bits)) for of, bits in self._transfers[manifest].bases_missing.items()}
+        exchange = self._transfers[manifest].exchange
+        missing = exchange.bases_missing() if exchange is not None else {}
+        return {of: tuple(positions_of(bits)) for of, bits in missing.items()}
 
     async def wait_bases_changed(self) -> None:
         """Return when ``bases_missing`` has changed for any manifest."""
@@ -332,7 +327,7 @@ class Fetcher:
                     if aborted is not None:
                         aborted.cancel()
                 case Send() | Broadcast():
-                    self._say(effect)
+                    self._announcer.say(effect)
                 case Blame():
                     _log.warning("device %s is banned: it %s", effect.device, effect.reason)
                     self._blamed[effect.device] = effect.reason
@@ -364,63 +359,34 @@ class Fetcher:
             with trio.move_on_after(max(1, self._sleeps_until_ms - now_ms) / 1000):
                 await self._wake.wait()
 
-    def _say(self, message: Send | Broadcast) -> None:
-        if len(self._outbox) >= OUTBOX_MAX:
-            # Sessions are not taking anything; the holdings of each minute repair what is dropped here.
-            self._outbox.popleft()
-        self._outbox.append(message)
-        self._outbox_filled.set()
-
-    async def _empty_outbox(self) -> None:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled = trio.Event()
-            while self._outbox:
-                item = self._outbox.popleft()
-                # A session that ends meanwhile is told as ``peer_down``.
-                with contextlib.suppress(TransferError):
-                    if isinstance(item, Send):
-                        await self._peers.send(item.device, item.message)
-                    else:
-                        await self._peers.broadcast(item.message, besides=item.besides)
-
     # -- chunks from neighbours -----------------------------------------------------------------------------------------------
 
     async def _request(self, transfer: Transfer, device: DeviceId, position: int) -> None:
+        def on_bytes(size_bytes: int) -> None:
+            self._lan_bytes += size_bytes
+            transfer.lan_bytes += size_bytes
+
         chunk, size = transfer.manifest.table_chunks[position], transfer.manifest.table_sizes[position]
-        why = await self._take_chunk(transfer, device, chunk, size)
+        try:
+            why = await fetch_chunk(
+                self._peers,
+                self._store,
+                self._workers,
+                device,
+                chunk,
+                size,
+                connected=lambda: device in self._site,
+                on_bytes=on_bytes,
+            )
+        except StorageError as error:
+            self._pause(error.message)
+            why = "gone"
         if why is not None:
             self._event(transfer, ChunkFailed(device, position, why))
             return
         transfer.came_from(position, device)
         self._event(transfer, ChunkArrived(device, position))
         self._share(transfer, chunk, device)
-
-    async def _take_chunk(self, transfer: Transfer, device: DeviceId, chunk: ChunkId, size: int) -> ChunkFailure | None:
-        """Fetch, verify, store; returns why not."""
-        try:
-            with trio.fail_after(REQUEST_TIMEOUT_S + size / REQUEST_BYTES_PER_S_MIN):
-                sealed = await self._peers.fetch_chunk(device, chunk, SEALED_SIZE_BYTES_MAX)
-        except trio.TooSlowError:
-            return "slow"
-        except ChunkNotServed as error:
-            return error.why
-        except TransferError:
-            return "slow" if device in self._site else "gone"
-        except UntrustedBytes as error:
-            _log.warning("device %s sent nonsense for chunk %s: %s", device, chunk.short, error)
-            return "wrong"
-        self._lan_bytes += len(sealed)
-        transfer.lan_bytes += len(sealed)
-        try:
-            await self._workers.run(self._store.put_sealed, chunk, sealed)
-        except UntrustedBytes as error:
-            _log.warning("device %s sent wrong bytes for chunk %s: %s", device, chunk.short, error)
-            return "wrong"
-        except StorageError as error:
-            self._pause(error.message)
-            return "gone"
-        return None
 
     def _share(self, transfer: Transfer, chunk: ChunkId, source: DeviceId) -> None:
         """Another manifest may want the same chunk."""

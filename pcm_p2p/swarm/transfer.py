@@ -79,13 +79,12 @@ class Transfer:
         self.closed = False
         self.lan_bytes = self.wan_bytes = 0
         self.has_changed = trio.Event()
-        self.bases_missing: dict[int, int] = {}
-        """As ``Exchange.bases_missing``, looked at every now and then."""
+        self._bases_missing: dict[int, int] = {}
         self._release = (1 << len(manifest.sizes)) - 1
         self.was_complete = self.complete
         self._has_gained = trio.Event()
         self._seen_mine = held
-        self._bases_at_ms = 0
+        self._bases_due_ms = 0
         self._sources: dict[int, DeviceId] = {}
         self._bytes_total = sum(manifest.sizes)
         self._counted_mine, self._counted_bytes = 0, 0
@@ -113,7 +112,7 @@ class Transfer:
             await self._has_gained.wait()
 
     def note(self, now_ms: int) -> bool:
-        """After each event: wake waiters, sample the rate. True if ``bases_missing`` is another."""
+        """After each event: wake waiters, sample the rate. True if other bases are missing than at the last look."""
         complete, mine = self.complete, self.mine
         if complete != self.was_complete:
             self.was_complete = complete
@@ -124,10 +123,16 @@ class Transfer:
         self._seen_mine = mine
         if not self._samples or now_ms - self._samples[-1][0] >= RATE_SAMPLE_MS:
             self._samples.append((now_ms, self._bytes_have()))
-        if self.manifest.layouts and self.exchange is not None and now_ms - self._bases_at_ms >= BASES_MS:
-            before, self.bases_missing = self.bases_missing, self.exchange.bases_missing()
-            self._bases_at_ms = now_ms
-            return before != self.bases_missing
+        exchange = self.exchange
+        if (
+            self.manifest.layouts
+            and exchange is not None
+            and exchange.ownership.settled
+            and now_ms >= self._bases_due_ms
+        ):
+            before, self._bases_missing = self._bases_missing, exchange.bases_missing()
+            self._bases_due_ms = now_ms + BASES_MS
+            return before != self._bases_missing
         return False
 
     def came_from(self, position: int, device: DeviceId) -> None:

@@ -3,7 +3,7 @@
 Deterministic: everything random comes from ``random.Random(seed)``, events are ordered by (time, number). Bytes are not
 moved; a chunk arrives if its holder has it. What is modelled: sessions that come up pair by pair, control messages with
 latency and loss, uploads one after the other per device, the WAN as one pipe shared evenly by all transfers, partial
-segments that survive a crash, decoding chunk by chunk.
+segments that survive a crash, decoding chunk by chunk when the base is here, rebuilding a base from installed files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment
+from pcm_p2p.content.manifest import Artifact, Base, ChunkerParameters, Layout, Manifest, Segment, decode_untrusted
 from pcm_p2p.content.segment import plan_runs
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.swarm.conduct import Conduct
@@ -39,6 +39,7 @@ from pcm_p2p.swarm.events import (
     Tick,
 )
 from pcm_p2p.swarm.exchange import Exchange
+from pcm_p2p.swarm.holdings import bits_of, positions_of
 from pcm_p2p.swarm.picker import Budget
 from pcm_p2p.swarm.turns import Slots
 from pcm_p2p.wire.messages import Claim, ClaimedSegment, Have, Holdings, Message
@@ -46,19 +47,51 @@ from pcm_p2p.wire.messages import Claim, ClaimedSegment, Have, Holdings, Message
 US = 1_000_000
 
 
-def make_manifest(size_bytes: int, *, chunk_bytes: int = 256 << 10, seed: int = 1, ratio: float = 0.4) -> Manifest:
-    """A manifest of made-up chunks; blobs have ``ratio`` of their output."""
+def make_manifest(
+    size_bytes: int,
+    *,
+    chunk_bytes: int = 256 << 10,
+    seed: int = 1,
+    ratio: float = 0.4,
+    deltas: tuple[float, ...] = (),
+    kept_every: int = 8,
+    layouts: bool = False,
+) -> Manifest:
+    """A manifest of made-up chunks; blobs have ``ratio`` of their output.
+
+    ``deltas``: one base release for each, whose deltas have that part of their output. A base is as long as its run; each
+    ``kept_every``-th chunk of it is the same in the release. ``layouts``: each base can be rebuilt from installed files.
+    """
     rng = random.Random(seed)
     sizes: list[int] = []
     while sum(sizes) < size_bytes:
         sizes.append(rng.randrange(chunk_bytes // 2, chunk_bytes * 3 // 2))
     segments = []
-    for first, count in plan_runs(sizes):
+    aids: list[int] = []
+    runs = plan_runs(sizes)
+    for first, count in runs:
         output = sum(sizes[first : first + count])
         segments.append(Segment(id=rng.randbytes(32), size=int(output * ratio), kind="full", first=first, count=count))
+    for of, share in enumerate(deltas):
+        for first, count in runs:
+            base = []
+            for position in range(first, first + count):
+                if position % kept_every:
+                    base.append(len(sizes) + len(aids))
+                    aids.append(sizes[position])
+                else:
+                    base.append(position)
+            size = int(sum(sizes[first : first + count]) * share)
+            segments.append(Segment(rng.randbytes(32), size, "delta", first, count, tuple(base), of))
+    rows = []
+    for of in range(len(deltas) if layouts else 0):
+        first = len(sizes) + len(aids)
+        aids.append(100 << 10)
+        segments.append(Segment(rng.randbytes(32), 20 << 10, "layout", first, 1))
+        rows.append(Layout(of, "a.bin", "deb", bytes(32), first, 1, "a", str(of), "all"))
     positions = b"".join(position.to_bytes(4, "little") for position in range(len(sizes)))
-    return Manifest(
-        schema="pcm.manifest/1",
+    manifest = Manifest(
+        schema="pcm.manifest/2",
         release="a",
         version=str(seed),
         counter=1,
@@ -67,7 +100,17 @@ def make_manifest(size_bytes: int, *, chunk_bytes: int = 256 << 10, seed: int = 
         chunk_ids=b"".join(ChunkId(rng.randbytes(32)) for _ in sizes),
         chunk_sizes=b"".join(size.to_bytes(4, "little") for size in sizes),
         segments=tuple(segments),
+        bases=tuple(Base(f"0.{of}", rng.randbytes(32)) for of in range(len(deltas))),
+        aid_ids=rng.randbytes(32 * len(aids)),
+        aid_sizes=b"".join(size.to_bytes(4, "little") for size in aids),
+        layouts=tuple(rows),
     )
+    return decode_untrusted(manifest.encoded)
+
+
+def base_bits(manifest: Manifest, of: int = 0) -> int:
+    """The chunks of one base release, as a bit field."""
+    return bits_of({place for segment in manifest.segments if segment.of == of for place in segment.base})
 
 
 @dataclass(frozen=True)
@@ -84,14 +127,17 @@ class Rules:
     settle_ms: int = 3_000
     claim_loss: float = 0.0
     decode_us_a_chunk: int = 3_000
+    rebuild_us_a_chunk: int = 10_000
+    rebuild_after_ms: int = 1_000
     origin_down_s: tuple[float, float] = (0.0, 0.0)
     failure_notice_s: float = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A device. ``nature``: honest; stalling (its transfers do not move); boasting (says it holds and claims everything,
-    does nothing); poisoned (serves wrong bytes); firewalled (the origin never answers it); gone."""
+    does nothing); hollow (says it holds bases, and never answers for them); poisoned (serves wrong bytes); firewalled (the
+    origin never answers it); gone. ``installed``: base releases that it can rebuild; ``partial``: bytes by segment."""
 
     device: DeviceId
     weight: int = 8
@@ -102,6 +148,8 @@ class Node:
     roster_changed_ms: int = 0
     disk: int = 0
     partial: dict[int, float] = field(default_factory=dict)
+    installed: tuple[int, ...] = ()
+    rebuilds: bool = False
     exchange: Exchange | None = None
     sessions: set[DeviceId] = field(default_factory=set)
     next_tick_us: int = 0
@@ -112,14 +160,20 @@ class Node:
     blamed: list[tuple[DeviceId, str]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flow:
     node: Node
     index: int
+    use: int
     life: int
     done: float
     size: int
     pct: int = -1
+    aborted: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        return self.aborted or not self.node.up or self.node.life != self.life
 
 
 class Office:
@@ -135,9 +189,13 @@ class Office:
         self.messages = 0
         self.locality_breaches: list[str] = []
         self.cut: set[frozenset[DeviceId]] = set()
+        self.broken: set[int] = set()
+        """Segments that do not decode anywhere."""
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
         self._flows: list[_Flow] = []
+        self._waiting: list[_Flow] = []
+        self._decoding: list[_Flow] = []
         self._flows_at_us = 0
         self._flow_wake = 0
         self._latency_us: dict[tuple[DeviceId, DeviceId], int] = {}
@@ -170,12 +228,17 @@ class Office:
 
     @property
     def needed_bytes(self) -> int:
-        return sum(segment.size for segment in self.manifest.segments)
+        """What an office without any base pays."""
+        return sum(segment.size for _, segment in self.manifest.full_segments())
+
+    def delta_bytes(self, of: int = 0) -> int:
+        """What an office with this base pays."""
+        return sum(one.size for one in self.manifest.segments if one.kind == "delta" and one.of == of)
 
     @property
     def wan_bytes(self) -> float:
-        """Of devices that are not poisoned: what such a one fetches is of no use to anybody."""
-        return sum(node.wan_bytes for node in self.nodes if node.nature != "poisoned")
+        """Of devices that do not come to be banned: what such a one fetches is of no use to anybody."""
+        return sum(node.wan_bytes for node in self.nodes if node.nature not in ("poisoned", "hollow"))
 
     @property
     def amplification(self) -> float:
@@ -201,6 +264,7 @@ class Office:
     def want(self, node: Node, life: int) -> None:
         if not node.up or node.life != life:
             return
+        node.rebuilds = False
         sizes = [segment.size for segment in self.manifest.segments]
         node.exchange = Exchange(
             self.manifest,
@@ -226,6 +290,7 @@ class Office:
         self._advance_wan()
         node.up, node.exchange, node.done_us = False, None, -1
         self._flows = [flow for flow in self._flows if flow.node is not node]
+        self._waiting = [flow for flow in self._waiting if flow.node is not node]
         for device in sorted(node.sessions):
             self.part(node, self.by_id[device])
         self._plan_wan()
@@ -272,7 +337,7 @@ class Office:
         """Says that it holds everything, and claims every segment again and again."""
         if not node.up or node.life != life:
             return
-        count = len(self.manifest.sizes)
+        count = len(self.manifest.table_sizes)
         bits = ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
         claimed = tuple(ClaimedSegment(index=index, done_pct=1) for index in range(len(self.manifest.segments)))
         manifest = self.manifest.manifest_id
@@ -302,16 +367,23 @@ class Office:
                 case RequestChunk():
                     self._request(node, effect.device, effect.position)
                 case StartSegment():
-                    self._start_segment(node, effect.index)
+                    self._start_segment(node, effect.index, effect.use)
                 case AbortSegment():
                     self._advance_wan()
-                    self._flows = [flow for flow in self._flows if flow.node is not node or flow.index != effect.index]
+                    for flow in (*self._flows, *self._waiting, *self._decoding):
+                        flow.aborted = flow.aborted or (flow.node is node and flow.index == effect.index)
+                    self._flows = [flow for flow in self._flows if not flow.aborted]
                     self._plan_wan()
                     self.trace.append((self.now_ms, node.device.short, f"abort {effect.index}: {effect.reason}"))
                 case Blame():
                     node.blamed.append((effect.device, effect.reason))
                     self.after(0, self._event, node, Banned(effect.device))
         node.disk = exchange.holdings.mine
+        for flow in [flow for flow in self._waiting if flow.node is node]:
+            self._decode_when_base_is_here(flow)
+        if node.installed and not node.rebuilds and exchange.bases_missing():
+            node.rebuilds = True
+            self.after(self.rules.rebuild_after_ms * 1000, self._rebuild, node, node.life)
         if exchange.complete and node.done_us < 0:
             node.done_us = self.now_us
         due_us = max(exchange.next_ms * 1000, self.now_us + 1000)
@@ -330,6 +402,9 @@ class Office:
 
     def _deliver(self, sender: Node, receiver: Node, message: Message) -> None:
         self.messages += 1
+        if sender.nature == "hollow" and isinstance(message, Holdings):
+            bits = int.from_bytes(message.bits, "little") | base_bits(self.manifest)
+            message = Holdings(message.manifest, message.chunk_count, bits.to_bytes(len(message.bits), "little"))
         if sender.nature == "boasting" and isinstance(message, Have):
             return
         if isinstance(message, Claim) and self.rules.claim_loss and self.rng.random() < self.rules.claim_loss:
@@ -347,10 +422,10 @@ class Office:
     # -- LAN -------------------------------------------------------------------------------------------------------------------
 
     def _request(self, node: Node, device: DeviceId, position: int) -> None:
-        holder, size = self.by_id[device], self.manifest.sizes[position]
+        holder, size = self.by_id[device], self.manifest.table_sizes[position]
         if not holder.up or device not in node.sessions:
             self.after(1_000, self._fail, node, node.life, device, position, "gone")
-        elif holder.nature == "boasting":
+        elif holder.nature == "boasting" or (holder.nature == "hollow" and not holder.disk >> position & 1):
             self.after(10 * US, self._fail, node, node.life, device, position, "slow")
         elif not holder.disk >> position & 1:
             self.after(2_000, self._fail, node, node.life, device, position, "missing")
@@ -366,7 +441,7 @@ class Office:
         if holder.life != holder_life or not holder.up:
             self._fail(node, life, holder.device, position, "gone")
             return
-        node.lan_bytes += self.manifest.sizes[position]
+        node.lan_bytes += self.manifest.table_sizes[position]
         if holder.nature == "poisoned":
             self._fail(node, life, holder.device, position, "wrong")
         else:
@@ -378,11 +453,11 @@ class Office:
 
     # -- WAN -------------------------------------------------------------------------------------------------------------------
 
-    def _start_segment(self, node: Node, index: int) -> None:
+    def _start_segment(self, node: Node, index: int, use: int) -> None:
         if node.nature == "boasting":
             return
-        self.trace.append((self.now_ms, node.device.short, f"start {index}"))
-        segment, office = self.manifest.segments[index], node.disk
+        self.trace.append((self.now_ms, node.device.short, f"start {index} by {use}"))
+        segment, office = self.manifest.segments[use], node.disk
         for device in node.sessions:
             if self.by_id[device].nature in ("honest", "stalling", "firewalled"):
                 office |= self.by_id[device].disk
@@ -395,7 +470,7 @@ class Office:
             self.after(int(self.rules.failure_notice_s * US), self._origin_failed, node, node.life, index)
             return
         self._advance_wan()
-        self._flows.append(_Flow(node, index, node.life, node.partial.get(index, 0.0), segment.size))
+        self._flows.append(_Flow(node, index, use, node.life, node.partial.get(use, 0.0), segment.size))
         self._plan_wan()
 
     def _origin_failed(self, node: Node, life: int, index: int) -> None:
@@ -416,8 +491,8 @@ class Office:
             got = min(share, flow.size - flow.done)
             flow.done += got
             flow.node.wan_bytes += got
-            flow.node.partial[flow.index] = flow.done
-            self.wan_by_segment[flow.index] = self.wan_by_segment.get(flow.index, 0.0) + got
+            flow.node.partial[flow.use] = flow.done
+            self.wan_by_segment[flow.use] = self.wan_by_segment.get(flow.use, 0.0) + got
 
     def _plan_wan(self) -> None:
         """Wake when a transfer comes to its next percent or its end."""
@@ -439,20 +514,56 @@ class Office:
             pct = int(100 * flow.done / flow.size + 1e-9)
             if flow.done >= flow.size - 0.5:
                 self._flows.remove(flow)
+                self._waiting.append(flow)
                 self._event(flow.node, SegmentProgress(flow.index, 100))
-                self._decode(flow, 0)
+                self._decode_when_base_is_here(flow)
             elif pct > flow.pct:
                 flow.pct = pct
                 self._event(flow.node, SegmentProgress(flow.index, min(pct, 99)))
         self._plan_wan()
 
+    def _decode_when_base_is_here(self, flow: _Flow) -> None:
+        if flow in self._waiting and (flow.given_up or not self._base_of(flow) & ~flow.node.disk):
+            self._waiting.remove(flow)
+            if not flow.given_up:
+                self._decoding.append(flow)
+                self.after(0, self._decode, flow, 0)
+
+    def _base_of(self, flow: _Flow) -> int:
+        return bits_of(self.manifest.segments[flow.use].base)
+
     def _decode(self, flow: _Flow, done: int) -> None:
-        node, segment = flow.node, self.manifest.segments[flow.index]
-        if node.life != flow.life or not node.up:
-            return
-        if done == segment.count:
-            node.partial.pop(flow.index, None)
+        node, segment = flow.node, self.manifest.segments[flow.use]
+        if flow.given_up:
+            self._decoding.remove(flow)
+        elif flow.use in self.broken:
+            self._decoding.remove(flow)
+            node.partial.pop(flow.use, None)
+            self._event(node, SegmentFailedHere(flow.index, "it does not decode", 0, whole_origin=False, bad_blob=True))
+        elif done == segment.count:
+            self._decoding.remove(flow)
+            node.partial.pop(flow.use, None)
             self._event(node, SegmentDone(flow.index))
+        else:
+            self._event(node, Gained((segment.first + done,)))
+            self.after(self.rules.decode_us_a_chunk, self._decode, flow, done + 1)
+
+    # -- installed files -------------------------------------------------------------------------------------------------------
+
+    def _rebuild(self, node: Node, life: int) -> None:
+        """Get the layouts, then make what is missing of the bases, chunk by chunk."""
+        exchange = node.exchange
+        if node.life != life or not node.up or exchange is None:
             return
-        self._event(node, Gained((segment.first + done,)))
-        self.after(self.rules.decode_us_a_chunk, self._decode, flow, done + 1)
+        missing = {of: bits for of, bits in exchange.bases_missing().items() if of in node.installed}
+        if not missing:
+            node.rebuilds = False
+            return
+        of = min(missing)
+        [layout] = [place for place, row in enumerate(self.manifest.layouts) if row.of == of]
+        if not exchange.has_layout(layout):
+            self._perform(node, exchange.want_layout(layout, self.now_ms))
+            self.after(100_000, self._rebuild, node, life)
+            return
+        self._event(node, Gained((next(positions_of(missing[of])),)))
+        self.after(self.rules.rebuild_us_a_chunk, self._rebuild, node, life)
