@@ -268,13 +268,15 @@ class Caretaker:
 
     # Going back
 
-    async def gathered(self) -> bool:
-        """Wait until what a change needs to go back is here; False when it cannot be had."""
+    async def gathered(self, release: str) -> bool:
+        """Wait until what a change of ``release`` needs to go back is here; False when it cannot be had."""
         start_s = trio.current_time()
         with trio.move_on_after(GATHER_S):
             while True:
                 missing = reachable = 0
                 for manifest_id, bits in self._gathering.items():
+                    if self._cares[manifest_id].keeping.manifest.release != release:
+                        continue
                     holdings = self._fetcher.office(manifest_id)
                     lacking = bits & ~holdings.mine if holdings is not None else bits
                     missing |= lacking

@@ -40,6 +40,7 @@ class Keepsakes:
         self._folder = folder
         self._store = store
         self._receipts = receipts
+        self._decoded: dict[tuple[Path, int, int], Manifest] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remember(self, manifest: Manifest) -> None:
@@ -61,15 +62,18 @@ class Keepsakes:
 
     def manifests(self) -> list[Manifest]:
         """All that are kept and whole; a damaged file is renamed, and named in the log."""
-        kept = []
+        kept = {}
         for path in sorted(self._folder.glob("*/*.manifest")):
             try:
-                kept.append(decode_untrusted(path.read_bytes()))
+                facts = path.stat()
+                key = (path, facts.st_mtime_ns, facts.st_size)
+                kept[key] = self._decoded.get(key) or decode_untrusted(path.read_bytes())
             except (OSError, UntrustedBytes) as error:
                 log.warning("%s is damaged, so nothing can be rolled back to it: %s", path, error)
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
-        return kept
+        self._decoded = kept
+        return list(kept.values())
 
     def to_go_back(self, release: str) -> tuple[Manifest, int] | None:
         """What a change of ``release`` replaces: the manifest applied last, and its chunks (bits over the table) that make up

@@ -317,7 +317,7 @@ async def test_a_package_to_go_back_to_is_gathered_before_a_change_and_goes_agai
         assert wanted & ~before
         await device.caretaker.tend({}, [release.manifest], [(release.manifest, wanted)])
         start_s = trio.current_time()
-        assert await device.caretaker.gathered()
+        assert await device.caretaker.gathered("demo")
         assert trio.current_time() - start_s < 2
         assert device.held(release) & wanted == wanted
         await trio.sleep(2 * TRIMMED_S)
@@ -334,17 +334,19 @@ async def test_a_package_that_nobody_has_holds_up_no_change(release: Release, au
         for each in (device, other):
             await each.caretaker.tend({}, [release.manifest], [(release.manifest, 0b11)])
         start_s = trio.current_time()
-        assert not await device.caretaker.gathered()
+        assert not await device.caretaker.gathered("demo")
         assert trio.current_time() - start_s == pytest.approx(ALONE_S, abs=0.2)
         other.put(release, range(2))
         other.member.fetcher.gained(release.manifest.manifest_id, release.manifest.chunks[:2])
         other.member.nature = "mute"
         await trio.sleep(1)
         start_s = trio.current_time()
-        assert not await device.caretaker.gathered()
+        assert not await device.caretaker.gathered("demo")
         assert trio.current_time() - start_s <= GATHER_S
         await device.caretaker.tend({}, [release.manifest])
-        assert await device.caretaker.gathered(), "nothing is needed to go back"
+        assert await device.caretaker.gathered("demo"), "nothing is needed to go back"
+        await device.caretaker.tend({}, [release.manifest], [(release.manifest, 0b11)])
+        assert await device.caretaker.gathered("another")
 
 
 async def test_a_handover_of_nonsense_or_by_a_stranger_changes_nothing(
