@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import zstandard
 
+from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunk import Chunk
 from pcm_p2p.content.chunker import cut, parameters_for
 from pcm_p2p.content.delta import decode_delta_untrusted
@@ -73,8 +75,17 @@ def cdc_apply(old: Path, blobs: Path, out: Path) -> dict[str, Any]:
     return {}
 
 
+def _named(deb: Path, work: Path) -> Path:
+    """The file under a name that a release may have: apt writes colons as %3a."""
+    link = work / re.sub(r"[^A-Za-z0-9._+~-]", "_", deb.name)
+    if not link.exists():
+        link.symlink_to(deb)
+    return link
+
+
 def publish_old(deb: Path, work: Path) -> dict[str, Any]:
-    made = ingest([deb], release="bench", version="old", counter=1, work=work, level=LEVEL, processes=PROCESSES)
+    files = [_named(deb, work)]
+    made = ingest(files, release="bench", version="old", counter=1, work=work, level=LEVEL, processes=PROCESSES)
     (work / "old.manifest").write_bytes(made.manifest.encoded)
     return {}
 
@@ -82,14 +93,14 @@ def publish_old(deb: Path, work: Path) -> dict[str, Any]:
 def publish_new(deb: Path, work: Path) -> dict[str, Any]:
     base = decode_untrusted((work / "old.manifest").read_bytes())
     made = ingest(
-        [deb],
+        [_named(deb, work)],
         release="bench",
         version="new",
         counter=2,
         work=work,
         level=LEVEL,
         processes=PROCESSES,
-        bases=[base],
+        bases=[BaseRelease(base, work / "segments", required=True)],
     )
     manifest = made.manifest
     (work / "new.manifest").write_bytes(manifest.encoded)
