@@ -8,14 +8,15 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import trio
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
 from pcm_p2p.content.decoder import InlineDecoder
-from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment, decode_untrusted
+from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.manifest import Artifact, Base, ChunkerParameters, Layout, Manifest, Segment, decode_untrusted
 from pcm_p2p.content.segment import encode_full
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId, DeviceId, SegmentId
@@ -37,6 +38,10 @@ class Release:
     @property
     def blob_bytes(self) -> int:
         return sum(map(len, self.blobs.values()))
+
+    def bytes_of(self, kind: str) -> int:
+        """Of the blobs of the full, delta or layout segments together."""
+        return sum(segment.size for segment in self.manifest.segments if segment.kind == kind)
 
 
 def make_release(
@@ -79,6 +84,66 @@ def make_release(
     return Release(decode_untrusted(manifest.encoded), blobs, chunks)
 
 
+def make_update(
+    old: Release,
+    *,
+    chunks_a_segment: int = 8,
+    kept_every: int = 4,
+    layout: bytes = b"",
+    broken: bool = False,
+    prefix: bytes = b"new",
+) -> Release:
+    """The next release: every chunk of ``old`` with another beginning, but for one in ``kept_every``. Each run has a delta from
+    the chunks of the same places. ``layout``: the bytes of a layout of the old release; ``broken``: the deltas yield other bytes.
+    """
+    before = [old.chunks[chunk] for chunk in old.manifest.chunks]
+    data = [piece if at % kept_every == 0 else prefix + piece for at, piece in enumerate(before)]
+    ids, aids = [ChunkId.of(piece) for piece in data], [piece for at, piece in enumerate(before) if at % kept_every]
+    places = {chunk: place for place, chunk in enumerate([*ids, *map(ChunkId.of, aids)])}
+    blobs: dict[SegmentId, bytes] = {}
+    segments: list[Segment] = []
+
+    def add(blob: bytes, kind: Literal["full", "delta", "layout"], first: int, count: int, *base: int) -> None:
+        blobs[SegmentId.of(blob)] = blob
+        segments.append(Segment(bytes(SegmentId.of(blob)), len(blob), kind, first, count, base))
+
+    for first in range(0, len(data), chunks_a_segment):
+        pieces = data[first : first + chunks_a_segment]
+        sources = before[first : first + chunks_a_segment]
+        output = [bytes(len(piece)) for piece in pieces] if broken else pieces
+        add(encode_full(pieces, 1), "full", first, len(pieces))
+        base = [places[ChunkId.of(piece)] for piece in sources]
+        add(encode_delta(b"".join(sources), b"".join(output)), "delta", first, len(pieces), *base)
+    layouts: tuple[Layout, ...] = ()
+    if layout:
+        first = len(data) + len(aids)
+        add(encode_full([layout], 1), "layout", first, 1)
+        aids.append(layout)
+        layouts = (Layout(0, "demo.bin", "exact", bytes(32), first, 1, "demo", "1", "all"),)
+    positions = b"".join(position.to_bytes(4, "little") for position in range(len(data)))
+    size = sum(map(len, data))
+    manifest = Manifest(
+        schema="pcm.manifest/2",
+        release="demo",
+        version=f"{old.manifest.version}.1",
+        counter=old.manifest.counter + 1,
+        chunker=ChunkerParameters("none", 1, 1, 1),
+        artifacts=(Artifact("demo.bin", "exact", size, bytes(32), size, bytes(32), positions),),
+        chunk_ids=b"".join(ids),
+        chunk_sizes=_packed(data),
+        segments=tuple(segments),
+        bases=(Base(old.manifest.version, bytes(old.manifest.manifest_id)),),
+        aid_ids=b"".join(map(ChunkId.of, aids)),
+        aid_sizes=_packed(aids),
+        layouts=layouts,
+    )
+    return Release(decode_untrusted(manifest.encoded), blobs, dict(zip(ids, data, strict=True)))
+
+
+def _packed(pieces: list[bytes]) -> bytes:
+    return b"".join(len(piece).to_bytes(4, "little") for piece in pieces)
+
+
 class InlineWorkers(Workers):
     """No threads: virtual time would run on while one works."""
 
@@ -106,7 +171,20 @@ class MemoryStore:
 
     def get(self, chunk: ChunkId) -> Chunk | None:
         sealed = self.sealed.get(chunk)
-        return None if sealed is None else open_sealed_untrusted(chunk, sealed)
+        if sealed is None:
+            return None
+        try:
+            return open_sealed_untrusted(chunk, sealed)
+        except UntrustedBytes:
+            self.remove(chunk)
+            return None
+
+    def fill(self, release: Release) -> None:
+        for chunk, data in release.chunks.items():
+            self.sealed[chunk] = seal(Chunk.verified(chunk, data))
+
+    def spoil(self, chunk: ChunkId) -> None:
+        self.sealed[chunk] = seal(Chunk.of(b"rot"))
 
     def get_sealed(self, chunk: ChunkId) -> bytes | None:
         return self.sealed.get(chunk)

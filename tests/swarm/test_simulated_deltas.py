@@ -81,7 +81,7 @@ def test_a_base_with_a_hole_costs_one_full_segment(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_owner_that_crashes_costs_a_part_of_a_delta(seed: int) -> None:
-    office = Office(20, make_manifest(256 << 20, chunk_bytes=1 << 20, deltas=(0.03,)), SLOW, seed=seed)
+    office = Office(12, make_manifest(256 << 20, chunk_bytes=1 << 20, deltas=(0.03,)), SLOW, seed=seed)
     give_base(office, office.nodes[0], office.nodes[1])
     crashed: list[Node] = []
 
