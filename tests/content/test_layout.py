@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tarfile
@@ -19,6 +20,7 @@ from pcm_p2p.content.layout import CONFFILE_BYTES_MAX, FILE_BYTES_MIN, make_layo
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.content.pieces import (
     LAYOUT_BYTES_MAX,
+    REST_BYTES_MAX,
     SCHEMA,
     FilePiece,
     Pieces,
@@ -30,6 +32,7 @@ from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
 CONTROL = "Package: sample\nVersion: 1:2-3\nArchitecture: amd64\nMulti-Arch: {}\nDescription: one\n Package: wrong\n"
+MIB = 1 << 20
 debian = pytest.mark.debian
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="there is no dpkg-deb here")
 
@@ -178,8 +181,10 @@ def test_there_is_no_layout_where_it_would_not_pay(tmp_path: Path) -> None:
     assert pieces_of(tmp_path, noise(50_000)) is None
     assert pieces_of(tmp_path, tar([("small", noise(100))])) is None
     assert pieces_of(tmp_path, tar([("large", noise(50_000))]), "zip") is None
-    many: list[tuple[str, bytes | str]] = [(f"{n:05}-{noise(40, n).hex()}", noise(600, n)) for n in range(20_000)]
-    assert pieces_of(tmp_path, tar([("large", bytes(12 << 20)), *many])) is None
+    large = tar([("large", bytes(12 << 20))])
+    for rest in (noise(LAYOUT_BYTES_MAX), bytes(REST_BYTES_MAX)):
+        assert pieces_of(tmp_path, large + rest, chunk_size=MIB) is None
+        assert pieces_of(tmp_path, large + rest[: LAYOUT_BYTES_MAX // 2], chunk_size=MIB) is not None
 
 
 def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
@@ -235,7 +240,20 @@ def test_a_chunk_is_found_by_its_size_and_the_beginning_of_its_id(tmp_path: Path
     for at in range(0, len(stored), 7000):
         chunk = stored[at : at + 7000]
         assert at in pieces.places(ChunkId.of(chunk), len(chunk))
-    assert pieces.places(ChunkId.of(b"another"), 7000) == ()
+    assert pieces.places(ChunkId.of(stored[:7000]), 7001) == ()
+    marks = {ChunkId.of(stored[at : at + 7000])[0] for at in range(0, len(stored), 7000)}
+    other = next(number for number in range(256) if number not in marks)
+    assert pieces.places(ChunkId(bytes([other] * 32)), 7000) == ()
+
+
+def test_what_a_header_says_is_not_said_twice(tmp_path: Path) -> None:
+    stored = tar([(f"./usr/share/{number}", noise(1000, number)) for number in range(50)])
+    path = tmp_path / "stored"
+    path.write_bytes(stored)
+    layout = make_layout(path, "tar", [ChunkId.of(stored)], [len(stored)])
+    assert layout is not None
+    assert layout.count(b"usr/share/17") == 1
+    assert len(layout) < 50 * 200
 
 
 def test_equal_chunks_have_several_places() -> None:
@@ -247,33 +265,72 @@ def test_equal_chunks_have_several_places() -> None:
 # hostile layouts
 
 
-@pytest.mark.parametrize(
-    "path", [b"", b"/etc/shadow", b"../x", b"a/../../x", b"a//b", b"./a", b"a\0b", b"a/", b"x" * 5000]
-)
+def layout_of(pieces: list[object], sizes: list[int], marks: int | None = None) -> bytes:
+    """A layout with anything in it."""
+    packed = [size.to_bytes(4, "little") for size in sizes]
+    planes = bytes(number[byte] for byte in range(4) for number in packed)
+    return msgspec.msgpack.encode((SCHEMA, planes, bytes(len(sizes) if marks is None else marks), pieces))
+
+
+def header(name: bytes, size: bytes = b"00000000005\0") -> bytes:
+    return name.ljust(100, b"\0") + b"0000644\0" * 3 + size + bytes(512 - 136)
+
+
+PATHS = [b"", b"/etc/shadow", b"../x", b"a/../../x", b"a//b", b"./a/.", b"a\0b", b"a/", b"x" * 5000]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_a_layout_that_climbs_is_refused(path: bytes) -> None:
     with pytest.raises(UntrustedBytes, match="stays below its root"):
-        decode_layout_untrusted(encode_layout([FilePiece(path, 5)], [ChunkId.of(b"")], [5]))
+        decode_layout_untrusted(layout_of([(path, 5)], [5]))
+
+
+@pytest.mark.parametrize("path", PATHS[:-1])
+def test_a_header_that_climbs_is_refused(path: bytes) -> None:
+    with pytest.raises(UntrustedBytes, match="stays below its root"):
+        decode_layout_untrusted(layout_of([header(path), None], [517]))
+
+
+def test_a_header_with_a_folder_before_its_name_that_climbs_is_refused() -> None:
+    block = bytearray(header(b"x"))
+    block[257:263], block[345:347] = b"ustar\0", b".."
+    with pytest.raises(UntrustedBytes, match="stays below its root"):
+        decode_layout_untrusted(layout_of([bytes(block), None], [517]))
+
+
+@pytest.mark.parametrize(
+    "size", [b"0" * 12, b"-0000000005\0", b"5_5".ljust(12), b"\x80" + bytes(11), b"9".ljust(12), bytes(12)]
+)
+def test_a_header_with_an_absurd_size_is_refused(size: bytes) -> None:
+    with pytest.raises(UntrustedBytes, match=r"is empty|no header describes"):
+        decode_layout_untrusted(layout_of([header(b"x", size), None], [517]))
 
 
 @pytest.mark.parametrize(
     ("pieces", "sizes", "marks", "why"),
     [
-        ([b"ab"], [3], 1, "add up"),
-        ([b"ab", FilePiece(b"f", 1)], [2], 1, "add up"),
+        ([b"ab"], [3], None, "add up"),
+        ([b"ab", (b"f", 1)], [2], None, "add up"),
         ([b"ab"], [2], 2, "do not match"),
-        ([b"ab"], [], 0, "add up"),
-        ([b"a", -1], [0], 1, "outside"),
-        ([b"aaa", -1], [2], 1, "empty"),
-        ([b"aa", b""], [2], 1, "empty"),
-        ([b"aa", FilePiece(b"f", 0)], [2], 1, "empty"),
-        ([1 << 40], [1 << 31], 1, "outside"),
+        ([b"ab"], [], None, "add up"),
+        ([b"ab"], [2, 0], None, "outside"),
+        ([1 << 31], [1 << 31], None, "outside"),
+        ([b"aaa", -1], [2], None, "not in files"),
+        ([1 << 40], [2], None, "not in files"),
+        ([REST_BYTES_MAX, 1], [2], None, "not in files"),
+        ([b"aa", (b"f", 0)], [2], None, "is empty"),
+        ([b"aa", (b"f", -1)], [1], None, "is empty"),
+        ([None], [2], None, "no header describes"),
+        ([b"short", None], [2], None, "no header describes"),
+        ([header(b"x"), (b"f", 5), None], [522], None, "no header describes"),
+        ([header(b"x"), None, None], [522], None, "no header describes"),
     ],
 )
 def test_a_layout_that_does_not_add_up_is_refused(
-    pieces: list[bytes | int | FilePiece], sizes: list[int], marks: int, why: str
+    pieces: list[object], sizes: list[int], marks: int | None, why: str
 ) -> None:
     with pytest.raises(UntrustedBytes, match=why):
-        decode_layout_untrusted(encode_layout(pieces, [ChunkId.of(b"")] * marks, sizes))
+        decode_layout_untrusted(layout_of(pieces, sizes, marks))
 
 
 def test_bytes_that_are_no_layout_are_refused() -> None:
@@ -287,12 +344,25 @@ def test_bytes_that_are_no_layout_are_refused() -> None:
 
 def test_more_pieces_than_are_read_are_refused_before_they_are_made() -> None:
     with pytest.raises(UntrustedBytes, match="length"):
-        decode_layout_untrusted(msgspec.msgpack.encode((SCHEMA, b"\1\0\0\0", b"aa", [1] * ((1 << 18) + 1))))
+        decode_layout_untrusted(layout_of([1] * ((1 << 18) + 1), [1]))
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
-    try:
+    with contextlib.suppress(UntrustedBytes):
         decode_layout_untrusted(data)
-    except UntrustedBytes:
-        return
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=9), st.integers(-1, 600), st.none(), st.tuples(st.binary(max_size=9), st.integers(0, 9))
+        )
+        | st.just(header(b"name"))
+    ),
+    st.lists(st.integers(0, 600), max_size=5),
+)
+def test_no_pieces_raise_anything_else(pieces: list[object], sizes: list[int]) -> None:
+    with contextlib.suppress(UntrustedBytes):
+        found = decode_layout_untrusted(layout_of(pieces, sizes))
+        assert found.size_bytes == sum(sizes)
