@@ -218,17 +218,17 @@ def debdelta(pair: Pair) -> Figures:
 
 def debdelta_kept(pair: Pair, cache: Path) -> Figures:
     """``debdelta``, or what it gave when it was run on the same two packages: it takes up to a quarter of an hour."""
-    key = hashlib.sha256(f"{sha256(pair.old_deb)} {sha256(pair.new_deb)} {pair.timeout_s}".encode()).hexdigest()[:20]
+    key = hashlib.sha256(f"{sha256(pair.old_deb)} {sha256(pair.new_deb)}".encode()).hexdigest()[:20]
     kept = cache / f"{pair.name}-{key}.debdelta.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        if "failed" in found:
-            raise NotMeasured(found["failed"])
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if "size_bytes" in found:
         return Figures(found["size_bytes"], Used(**found["publisher"]), Used(**found["endpoint"]))
+    if found.get("timeout_s", 0) >= pair.timeout_s:
+        raise NotMeasured(found["failed"])
     try:
         figures = debdelta(pair)
     except NotMeasured as error:
-        kept.write_text(json.dumps({"failed": str(error)}))
+        kept.write_text(json.dumps({"failed": str(error), "timeout_s": pair.timeout_s}))
         raise
     kept.write_text(json.dumps(asdict(figures)))
     return figures
