@@ -5,8 +5,8 @@ publisher. Its bytes are named by the hashes in a signed manifest; they are chec
 on the device that are then read. Nothing is believed because of a layout: what is read has to hash to the chunk's id.
 
 A layout crosses the WAN, so it says nothing twice. Zeros, of which tars are full, are numbers. Path and size of a file are not
-said where the tar header before it says them, nor is the checksum of that header. Together that takes 38 % off the compressed layout
-of a kernel image.
+said where the tar header before it says them, nor is the checksum of that header. Together that makes the compressed layout of a
+kernel image 38 % smaller.
 
 A layout also says how the stored form was cut, since a device that installed the base by hand has no manifest of it: the size
 of each chunk and the first byte of its id. Nearly always that singles out a chunk; what is left of doubt, hashing settles.
