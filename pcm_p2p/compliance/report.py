@@ -63,8 +63,9 @@ class PolicyInForce(msgspec.Struct, frozen=True):
 class ReleaseStatus(msgspec.Struct, frozen=True):
     """``since_ms``: when the release entered ``state``; ``detail``: what it waits for, or why it failed.
 
-    ``size_bytes``: the artifacts as delivered, what a plain download costs. ``needed_bytes``: the full segments, what a site
-    needs once. ``wan_in_bytes`` and ``lan_in_bytes``: payload that this device received for the release.
+    ``size_bytes``: the artifacts as delivered, what a plain download costs. ``needed_bytes``: what a site pays once by its
+    fetch plan (deltas where it has their base, else full segments). ``wan_in_bytes`` and ``lan_in_bytes``: payload that this
+    device received for the release.
     """
 
     name: Name

@@ -19,8 +19,11 @@ RELEASES_MAX = 256
 
 
 class ReleaseBytes(msgspec.Struct):
+    """``needed_bytes``: what the office pays by the fetch plan, once; 0 if there was none yet."""
+
     wan_in_bytes: int = 0
     lan_in_bytes: int = 0
+    needed_bytes: int = 0
 
 
 class Totals(msgspec.Struct):
@@ -53,7 +56,11 @@ class Meter:
         releases = {}
         for name in names:
             rows = [totals.releases[name] for totals in (base, now) if name in totals.releases]
-            releases[name] = ReleaseBytes(sum(row.wan_in_bytes for row in rows), sum(row.lan_in_bytes for row in rows))
+            # A plan that is made again after a restart may know less than the one that was carried out.
+            needed = min((row.needed_bytes for row in rows if row.needed_bytes), default=0)
+            releases[name] = ReleaseBytes(
+                sum(row.wan_in_bytes for row in rows), sum(row.lan_in_bytes for row in rows), needed
+            )
         return Totals(
             base.wan_in_bytes + now.wan_in_bytes,
             base.wan_metadata_bytes + now.wan_metadata_bytes,

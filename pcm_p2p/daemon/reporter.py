@@ -32,6 +32,7 @@ from pcm_p2p.compliance.report import (
     Transfer,
     Trust,
 )
+from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
 from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.durable import write_atomic
@@ -190,10 +191,15 @@ def _release(work: ReleaseWork, moved: ReleaseBytes) -> ReleaseStatus:
         since_ms=work.since_ms,
         detail=work.detail[:500],
         size_bytes=sum(artifact.delivered_size for artifact in manifest.artifacts) if manifest is not None else 0,
-        needed_bytes=sum(segment.size for _, segment in manifest.full_segments()) if manifest is not None else 0,
+        needed_bytes=moved.needed_bytes or full_bytes(manifest),
         wan_in_bytes=moved.wan_in_bytes,
         lan_in_bytes=moved.lan_in_bytes,
     )
+
+
+def full_bytes(manifest: Manifest | None) -> int:
+    """What an office without any base pays; 0 if that is not known."""
+    return sum(segment.size for _, segment in manifest.full_segments()) if manifest is not None else 0
 
 
 def _platform() -> Platform:

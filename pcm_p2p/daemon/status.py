@@ -15,7 +15,7 @@ from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.control import Command
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
-from pcm_p2p.daemon.reporter import Reporter, counts
+from pcm_p2p.daemon.reporter import Reporter, counts, full_bytes
 from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.errors import InputError
 from pcm_p2p.gossip.overlay import Overlay
@@ -123,7 +123,7 @@ class Status:
             "since_ms": work.since_ms,
             "chunks_total": len(manifest.sizes) if manifest is not None else 0,
             "chunks_have": 0,
-            "needed_bytes": sum(one.size for _, one in manifest.full_segments()) if manifest is not None else 0,
+            "needed_bytes": (moved.needed_bytes if moved is not None else 0) or full_bytes(manifest),
             "wan_bytes": moved.wan_in_bytes if moved is not None else 0,
             "lan_bytes": moved.lan_in_bytes if moved is not None else 0,
             "rate_bytes_per_s": 0,
@@ -133,6 +133,7 @@ class Status:
             progress = self._fetcher.progress(manifest.manifest_id)
             row |= {
                 "chunks_have": progress.chunks_have,
+                "needed_bytes": progress.needed_bytes,
                 "rate_bytes_per_s": progress.rate_bytes_per_s,
                 "eta_s": progress.eta_s,
             }
@@ -203,14 +204,17 @@ class Status:
         return rows
 
     async def why(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """A release (``name`` or ``name@version``) segment by segment, or a check by its id."""
+        """A release (``name`` or ``name@version``) segment by segment, or a check by its id.
+
+        ``facts`` about it, and ``segments``: a ``transfer.WhyRow`` each.
+        """
         name = str(request.get("name", ""))
         for work in self._steward.works.values():
             if name in (work.assigned.name, work.key):
                 return self._why_release(work)
         for finding in self._reporter.findings:
             if name in (finding.check, f"{finding.policy}/{finding.check}"):
-                return {"facts": msgspec.to_builtins(finding), "columns": [], "rows": []}
+                return {"facts": msgspec.to_builtins(finding), "segments": []}
         known = ", ".join(self._steward.works) or "none"
         raise InputError(f"nothing here is called {name[:80]!r}", remedy=f"Releases of this device: {known}.")
 
@@ -222,19 +226,19 @@ class Status:
             "policy": f"{work.assigned.policy_id} version {work.assigned.policy_version}, mode {work.assigned.mode}",
             "changes": work.assigned.why_not or "allowed",
         }
-        rows: list[list[str]] = []
+        segments: list[dict[str, Any]] = []
         if work.manifest is not None and work.manifest.manifest_id in self._fetcher.wanted:
             progress = self._fetcher.progress(work.manifest.manifest_id)
             facts |= {
                 "chunks": f"{progress.chunks_have} of {progress.chunks_total}",
                 "waiting": progress.waiting,
                 "rate": f"{progress.rate_bytes_per_s} bytes/s",
+                "needed_bytes": progress.needed_bytes,
             }
-            why = self._fetcher.why(work.manifest.manifest_id)
-            rows = [[str(value) for value in asdict(row).values()] for row in why]
+            segments = [asdict(row) for row in self._fetcher.why(work.manifest.manifest_id)]
         elif work.state == "applied":
             facts["chunks"] = "not kept here: the release is in place, and nothing is fetched for it"
-        return {"facts": facts, "columns": ["segment", "source", "reason"], "rows": rows}
+        return {"facts": facts, "segments": segments}
 
     async def assess(self, _request: Mapping[str, Any]) -> list[Any]:
         findings = await self._reporter.assess()

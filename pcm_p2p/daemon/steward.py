@@ -343,7 +343,7 @@ class Steward:
         for work in self.works.values():
             if work.manifest is not None and work.manifest.manifest_id in wanted:
                 progress = self._fetcher.progress(work.manifest.manifest_id)
-                work.moved = ReleaseBytes(progress.wan_bytes, progress.lan_bytes)
+                work.moved = ReleaseBytes(progress.wan_bytes, progress.lan_bytes, progress.needed_bytes)
 
     def _pause_s(self) -> float:
         """Until the next turn that nobody asks for: soon while something is under way that is worth a fresh word."""

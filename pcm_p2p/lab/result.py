@@ -1,10 +1,10 @@
 """Result [core]: what devices answered and what links counted, turned into the figures that a lab run prints.
 
-Words: *needed* is what an office must take over its link once: the full segments that hold at least one chunk which the office
-did not have already. *Plain* is what the same devices would have taken without neighbours: the delivered files, once for each
-device. *WAN amplification* is taken ÷ needed; 1.0 is the best a fleet can do with these segments. On loopback both are
-payload as received, retries included; in namespaces they are what the kernel counted on the office's link, divided by what it
-counted for one plain download of the same segments over the same link.
+Words: *needed* is what an office must take over its link once: for each run that holds at least one chunk which the office did
+not have already, the smallest delta whose base it had, else the full segment. *Plain* is what the same devices would have taken
+without neighbours: the delivered files, once for each device. *WAN amplification* is taken ÷ needed; 1.0 is the best a fleet
+can do with these segments. On loopback both are payload as received, retries included; in namespaces they are what the kernel
+counted on the office's link, divided by what it counted for one plain download of the same segments over the same link.
 """
 
 from __future__ import annotations
@@ -138,13 +138,17 @@ class Totals:
 
 
 def needed_segments(manifest: Manifest, held: Collection[ChunkId] = ()) -> list[tuple[str, int]]:
-    """Id (hexadecimal) and size of each full segment that an office needs which holds the chunks ``held``."""
-    have = frozenset(held)
-    return [
-        (segment.id.hex(), segment.size)
-        for _, segment in manifest.full_segments()
-        if any(manifest.chunks[position] not in have for position in segment.positions)
-    ]
+    """Id (hexadecimal) and size of each segment that an office needs which holds the chunks ``held``: of each run the smallest
+    delta whose base it has, else the full segment."""
+    table, have = manifest.table_chunks, frozenset(held)
+    needed = []
+    for index, full in manifest.full_segments():
+        if any(table[position] not in have for position in full.positions):
+            deltas = (manifest.segments[place] for place in manifest.deltas.get(index, ()))
+            usable = (delta for delta in deltas if all(table[position] in have for position in delta.base))
+            segment = next(usable, full)
+            needed.append((segment.id.hex(), segment.size))
+    return needed
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

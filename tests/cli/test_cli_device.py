@@ -77,6 +77,24 @@ FINDING = {
 }
 
 
+WHY = {
+    "facts": {"release": "app@2", "needed_bytes": 120_000},
+    "segments": [
+        {
+            "segment": 0,
+            "size_bytes": 16_000_000,
+            "source": "wan:abababab",
+            "reason": "fetching",
+            "alternatives": [
+                {"name": "delta from 1.0", "size_bytes": 120_000, "why_not": ""},
+                {"name": "delta from 0.9", "size_bytes": 300_000, "why_not": "no base"},
+                {"name": "full", "size_bytes": 4_100_000, "why_not": ""},
+            ],
+        }
+    ],
+}
+
+
 class Answers:
     """A daemon that says what it is told to say."""
 
@@ -96,7 +114,7 @@ class Answers:
     async def _why(self, request: Mapping[str, Any]) -> object:
         if request["name"] != "app":
             raise InputError("nothing here is called 'x'", remedy="Releases of this device: app@2.")
-        return {"facts": {"release": "app@2"}, "columns": ["segment", "source"], "rows": [["0", "origin"]]}
+        return WHY
 
     @asynccontextmanager
     async def at(self, state: Path) -> AsyncIterator[None]:
@@ -146,6 +164,7 @@ async def test_peers_why_and_assess(cli: Command, tmp_path: Path) -> None:
         peers = await elsewhere(cli, "peers", "--state", tmp_path)
         assert (await elsewhere(cli, "peers", "--state", tmp_path, "--json")).facts == [PEER]
         why = await elsewhere(cli, "why", "app", "--state", tmp_path)
+        assert (await elsewhere(cli, "why", "app", "--state", tmp_path, "--json")).facts == WHY
         nothing = await elsewhere(cli, "why", "x", "--state", tmp_path)
         failing = await elsewhere(cli, "assess", "--state", tmp_path)
         everything = await elsewhere(cli, "assess", "--all", "--state", tmp_path)
@@ -155,12 +174,10 @@ async def test_peers_why_and_assess(cli: Command, tmp_path: Path) -> None:
         ["DEVICE", "SITE", "ADDRESS", "STATUS", "SESSION", "IN", "OUT"],
         ["cdcdcdcd", "paris", "10.0.0.2", "alive", "same", "site", "1.5", "kB", "0", "B"],
     ]
-    assert [row.split() for row in why.out.splitlines()] == [
-        ["release", "app@2"],
-        [],
-        ["SEGMENT", "SOURCE"],
-        ["0", "origin"],
-    ]
+    assert "needed   120 kB" in why.out
+    assert " ".join(why.out.split()).endswith(
+        "0 16 MB wan:abababab fetching delta from 1.0: 120 kB; delta from 0.9: 300 kB (no base); full: 4.1 MB"
+    )
     assert (nothing.status, nothing.err) == (
         2,
         "pcm-p2p: nothing here is called 'x'\n  Releases of this device: app@2.\n",

@@ -35,6 +35,18 @@ def test_the_meter_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     assert again.totals() == Totals(11, 1, 6, 2, {"app@1": ReleaseBytes(10, 6), "b@1": ReleaseBytes(2, 0)})
 
 
+def test_what_a_release_needed_is_not_added_up_and_not_forgotten(tmp_path: Path) -> None:
+    row = ReleaseBytes(1, 1)
+    meter = Meter(tmp_path / "meter.json", lambda: Totals(releases={"app@1": row}))
+    told = []
+    for needed_bytes in (0, 500, 0, 900):
+        row.needed_bytes = needed_bytes
+        meter.load()
+        told.append(meter.totals().releases["app@1"].needed_bytes)
+        meter.save()
+    assert told == [0, 500, 500, 500], "a plan made after a restart may not know any more that there was a base"
+
+
 @pytest.mark.parametrize("torn", [b"", b"{", b"\xff", b'{"wan_in_bytes": "x"}', b"[]"])
 def test_a_torn_meter_starts_at_nothing(tmp_path: Path, torn: bytes) -> None:
     (tmp_path / "meter.json").write_bytes(torn)

@@ -117,7 +117,7 @@ class Fetcher:
         del self.wanted[manifest_id]
 
     def progress(self, _manifest_id: Any) -> Any:
-        return SimpleNamespace(complete=True, waiting="", wan_bytes=0, lan_bytes=0)
+        return SimpleNamespace(complete=True, waiting="", wan_bytes=0, lan_bytes=0, needed_bytes=0)
 
     async def wait_complete(self, _manifest_id: Any) -> None:
         await trio.lowlevel.checkpoint()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from pcm_p2p.content.manifest import ChunkerParameters, Manifest, Segment
+from pcm_p2p.content.manifest import Base, ChunkerParameters, Manifest, Segment
 from pcm_p2p.ids import ChunkId
 from pcm_p2p.lab.result import Counted, Picture, Result, RollOut, Totals, megabytes, needed_segments, percentile
 
@@ -103,6 +104,26 @@ def test_a_segment_is_needed_if_one_of_its_chunks_is() -> None:
     assert [size for _, size in needed_segments(new)] == [100, 101, 102]
     assert [size for _, size in needed_segments(new, old.chunks)] == [101, 102]
     assert needed_segments(new, new.chunks) == []
+
+
+def test_a_delta_is_needed_instead_if_the_office_has_its_base() -> None:
+    old, new = manifest([b"a", b"b", b"c", b"d"]), manifest([b"a", b"x", b"y", b"z"])
+    aids = [ChunkId.of(content) for content in (b"b", b"c", b"d")]
+    deltas = (
+        Segment(b"p" * 32, 9, "delta", 0, 2, (0, 4)),
+        Segment(b"q" * 32, 7, "delta", 0, 2, (4, 6), of=1),
+        Segment(b"r" * 32, 8, "delta", 2, 2, (5, 6)),
+    )
+    new = structs.replace(
+        new,
+        segments=new.segments + deltas,
+        bases=(Base("1", bytes(32)), Base("0", bytes(32))),
+        aid_ids=b"".join(aids),
+        aid_sizes=b"\1\0\0\0" * 3,
+    )
+    assert [size for _, size in needed_segments(new, old.chunks)] == [7, 8]
+    assert [size for _, size in needed_segments(new, old.chunks[:2])] == [9, 101]
+    assert [size for _, size in needed_segments(new)] == [100, 101]
 
 
 PATCH = RollOut("2", 100, 50, 2, 4, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}, Totals(105, 1, 200))
