@@ -23,6 +23,9 @@ BLOCK_SIZE_BYTES = 1 << 20
 """Largest block of output handed out (zstd: larger for one that expands a thousandfold)."""
 MEMORY_BYTES_MAX = 128 << 20
 """``xz -9`` needs 65 MiB to unpack, ``zstd --long`` 128 MiB; what asks for more is refused."""
+_FEED_BYTES = 64 << 10
+"""What a decoder does not come to is copied once a member: with a whole block at a time, a file of nothing but empty members took
+six seconds a MiB."""
 _ZSTD_FEED_BYTES = 1 << 10
 """zstd unpacks all it is fed; four bytes give at most 128 KiB, so this bounds one step to 32 MiB."""
 
@@ -108,6 +111,33 @@ def compression_of(head: bytes) -> Compression | None:
     return next((name for magic, name in _MAGICS if head.startswith(magic)), None)
 
 
+class _Input:
+    """What ``read`` gives in small pieces, of which the end can be given back."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read, self._block, self._at = read, b"", 0
+
+    def take(self) -> bytes:
+        """The next piece; b"" is the end."""
+        if self._at == len(self._block):
+            self._block, self._at = self._read(BLOCK_SIZE_BYTES), 0
+        piece = self._block[self._at : self._at + _FEED_BYTES]
+        self._at += len(piece)
+        return piece
+
+    def give_back(self, size_bytes: int) -> None:
+        """The last so many bytes of the piece that was taken last."""
+        self._at -= size_bytes
+
+    def skip_zeros(self) -> bool:
+        """Go to the next byte that is not zero; False if there is none."""
+        while piece := self.take():
+            if left := piece.lstrip(b"\0"):
+                self.give_back(len(left))
+                return True
+        return False
+
+
 def decompressed(
     read: Callable[[int], bytes], compression: Compression, *, size_bytes_max: int, path: Path
 ) -> Iterator[bytes]:
@@ -116,24 +146,18 @@ def decompressed(
     ``path`` is only named. Raises ``InputError``: broken, cut short, followed by other bytes, more than ``size_bytes_max``
     of output, or in need of more than ``MEMORY_BYTES_MAX``.
     """
-    output_bytes, members, pending = 0, 0, b""
-    while True:
-        pending = pending or read(BLOCK_SIZE_BYTES)
-        if members:
-            # Tapes and signing tools pad with zeros; xz and gzip both say that this is no error.
-            pending = pending.lstrip(b"\0")
-            while not pending and (more := read(BLOCK_SIZE_BYTES)):
-                pending = more.lstrip(b"\0")
-            if not pending:
-                return
+    source, output_bytes, members = _Input(read), 0, 0
+    # Tapes and signing tools pad with zeros; xz and gzip both say that this is no error.
+    while not members or source.skip_zeros():
         decoder = _decoder(compression)
         while not decoder.eof:
+            piece = b""
             if decoder.needs_input:
-                pending = pending or read(BLOCK_SIZE_BYTES)
-                if not pending:
+                piece = source.take()
+                if not piece:
                     raise InputError(f"the {compression} data ends early", path=path)
             try:
-                output = decoder.decompress(pending, BLOCK_SIZE_BYTES)
+                output = decoder.decompress(piece, BLOCK_SIZE_BYTES)
             except (
                 OSError,
                 EOFError,
@@ -145,13 +169,12 @@ def decompressed(
             ) as error:
                 behind = ", behind a part that is whole" if members else ""
                 raise InputError(f"the {compression} data{behind} cannot be unpacked: {error}", path=path) from None
-            pending = b""
             output_bytes += len(output)
             if output_bytes > size_bytes_max:
                 raise too_large(path, size_bytes_max)
             if output:
                 yield output
-        pending = decoder.unused_data
+        source.give_back(len(decoder.unused_data))
         members += 1
 
 

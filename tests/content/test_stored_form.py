@@ -90,6 +90,19 @@ def test_a_stream_of_more_than_one_block_with_a_member_cut_at_its_border(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_thousands_of_members_of_odd_sizes_are_one_stream(tmp_path: Path, suffix: str) -> None:
+    """Their ends fall on every place of the pieces in which a stream is read; zeros between them are padding."""
+    pack = COMPRESSORS[suffix] if suffix != "xz" else lambda data: lzma.compress(data, preset=0)
+    parts, at, step = list[bytes](), 0, 1
+    while at < len(TAR):
+        parts.append(pack(TAR[at : at + step]))
+        at, step = at + step, step * 5 % 211 + 1
+    parts.insert(len(parts) // 2, b"\0" * 150_000)
+    assert len(parts) > 2000
+    assert stored(written(tmp_path, "a.tar", b"".join(parts))) == TAR
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
 def test_a_stream_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path, suffix: str) -> None:
     packed = COMPRESSORS[suffix](TAR)
     for size in (len(packed) - 1, len(packed) - 5, len(packed) * 3 // 4):
