@@ -216,21 +216,24 @@ def debdelta(pair: Pair) -> Figures:
         return Figures(size, publisher, endpoint)
 
 
-def debdelta_kept(pair: Pair, cache: Path) -> Figures:
-    """``debdelta``, or what it gave when it was run on the same two packages: it takes up to a quarter of an hour."""
+def measured(tool: str, pair: Pair, cache: Path, *, kept: bool) -> Figures:
+    """What ``tool`` takes, kept in ``cache``; with ``kept`` what it took before on the same two files, if it is there."""
     key = hashlib.sha256(f"{sha256(pair.old_deb)} {sha256(pair.new_deb)}".encode()).hexdigest()[:20]
-    kept = cache / f"{pair.name}-{key}.debdelta.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    note = cache / f"{pair.name}-{key}.{tool}.json"
+    found: dict[str, Any] = json.loads(note.read_text()) if kept and note.exists() else {}
     if "size_bytes" in found:
         return Figures(found["size_bytes"], Used(**found["publisher"]), Used(**found["endpoint"]))
     if found.get("timeout_s", 0) >= pair.timeout_s:
         raise NotMeasured(found["failed"])
+    program, how = TOOLS[tool]
+    if not shutil.which(program):
+        raise NotMeasured(f"there is no {program} here ({PACKAGES})")
     try:
-        figures = debdelta(pair)
+        figures = how(pair)
     except NotMeasured as error:
-        kept.write_text(json.dumps({"failed": str(error), "timeout_s": pair.timeout_s}))
+        note.write_text(json.dumps({"failed": str(error), "timeout_s": pair.timeout_s}))
         raise
-    kept.write_text(json.dumps(asdict(figures)))
+    note.write_text(json.dumps(asdict(figures)))
     return figures
 
 
