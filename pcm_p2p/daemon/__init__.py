@@ -23,6 +23,7 @@ status      one picture of the node for people and for the lab
 doctor      a read-only look at one device's set-up
 desk        the service that honours tokens and keeps online metadata signed
 collect     the composition root of a collector
+state_lock  one program a state folder
 log         where log lines go
 ==========  ================================================================================================
 

@@ -27,7 +27,7 @@ from pcm_p2p.compliance.acknowledgement import AckEntry, Level, head_of, seal_ac
 from pcm_p2p.compliance.record import Record, open_record_untrusted, unseal_untrusted
 from pcm_p2p.compliance.report import ReportBody
 from pcm_p2p.config import load_config
-from pcm_p2p.daemon.node import lock_state
+from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.database import open_database
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import TrustError

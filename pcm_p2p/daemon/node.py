@@ -19,13 +19,11 @@ under way is finished first), save what is counted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -55,6 +53,7 @@ from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
+from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
 from pcm_p2p.database import open_database
@@ -125,32 +124,6 @@ async def _run_until_signalled(state: Path, config: Config, identity: DeviceIden
                 log.info("ending on %s", signal.Signals(number).name)
                 ended.set()
                 break
-
-
-@contextlib.contextmanager
-def lock_state(state: Path) -> Iterator[None]:
-    """Hold ``run/lock``: one daemon a state folder. Raises ``StorageError`` at once if there is another."""
-    folder = state / "run"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be used: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(
-                f"{state} is in use by another daemon", remedy="Stop that one first, or use another --state."
-            ) from None
-        with contextlib.suppress(
-            OSError
-        ):  # for people; a full disk must not keep the daemon from saying that it is full
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, b"%d\n" % os.getpid())
-        yield
-    finally:
-        os.close(descriptor)
 
 
 async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended: trio.Event) -> None:
