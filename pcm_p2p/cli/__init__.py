@@ -1,23 +1,26 @@
 """cli: the commands of ``pcm-p2p``. Parse, call one room, print, map errors to exit statuses; nothing is decided here.
 
-==========  =====================================================================================
-module      commands
-==========  =====================================================================================
-main        the application, ``--version``, exit statuses
-output      how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
-addresses   ``HOST:PORT`` as people write it; port files
-passphrase  where a passphrase comes from
-fleet       ``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
-key         ``key new``, ``key show``
-release     ``release add``, ``release show``
-policy      ``policy check``, ``policy put``
-signing     ``sign``, ``publish``
-origin      ``origin serve``
-enroll      ``enroll desk``, ``enroll token``, ``enroll join``
-node        ``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``
-collector   ``collector``
-lab         ``lab up``, ``lab run``
-==========  =====================================================================================
+================  =====================================================================================
+module            commands
+================  =====================================================================================
+main              the application, ``--version``, exit statuses
+output            how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
+addresses         ``HOST:PORT`` as people write it; port files
+passphrase        where a passphrase comes from
+fleet             ``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
+key               ``key new``, ``key show``
+release           ``release add``, ``release show``
+release_plan      ``release plan``
+release_bases     which releases deltas start from, without ``--base``
+release_progress  the bar while a release is made
+policy            ``policy check``, ``policy put``
+signing           ``sign``, ``publish``
+origin            ``origin serve``
+enroll            ``enroll desk``, ``enroll token``, ``enroll join``
+node              ``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``
+collector         ``collector``
+lab               ``lab up``, ``lab run``
+================  =====================================================================================
 
 Facts go to standard output, everything else (progress, warnings, errors) to standard error, so that a pipe sees facts only.
 Rooms are imported inside the commands: ``pcm-p2p --help`` must not pay for TLS, SQLite and TUF.

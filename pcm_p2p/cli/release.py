@@ -1,29 +1,24 @@
-"""``release add``, ``release show``: what an admin releases."""
+"""``release add``, ``release plan``, ``release show``: what an admin releases."""
 
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcm_p2p.cli import release_plan
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.output import Json, err, note, print_facts, print_json, print_table, size
+from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table, size
+from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
 if TYPE_CHECKING:
     from pcm_p2p.content.manifest import Manifest
+    from pcm_p2p.trust.repository import FleetFolder
 
 app = typer.Typer(help="Releases: files with a name and a version.", no_args_is_help=True)
-
-
-class FormChoice(StrEnum):
-    auto = "auto"
-    deb = "deb"
-    tar = "tar"
-    zip = "zip"
-    exact = "exact"
+release_plan.mount(app)
 
 
 @app.command()
@@ -32,31 +27,37 @@ def add(
     version: Annotated[str, typer.Argument(help="Its version; never reused with other content.")],
     files: Annotated[list[Path], typer.Argument(help="The artifacts.")],
     fleet: Fleet,
-    level: Annotated[int, typer.Option(min=0, max=22, help="zstd level of the segments; 0 does not compress.")] = 19,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(help="An earlier version to make deltas from; repeat it. Without it: the last three in use."),
+    ] = None,
+    no_delta: Annotated[bool, typer.Option("--no-delta", help="Make no deltas.")] = False,
+    in_use: Annotated[
+        Path | None, typer.Option(help="What the console says at /api/releases, saved: versions that devices have.")
+    ] = None,
+    level: Level = 19,
     form: Annotated[FormChoice, typer.Option(help="How to undo inner compression.")] = FormChoice.auto,
     json: Json = False,
 ) -> None:
-    """Cut files into chunks and segments and stage the release for signing.
+    """Cut files into chunks and segments, with deltas from earlier versions, and stage the release for signing.
 
-    Stopping it loses nothing: segments that are finished are found again.
+    Deltas start from the last three versions that a policy assigns, or devices report (--in-use); if there are none, from the
+    last three. Stopping it loses nothing: segments that are finished are found again.
 
-    EXIT STATUS: 0; 2 a file cannot be used, or the version exists with other content; 6 no room on the disk.
+    EXIT STATUS: 0; 2 a file or base cannot be used, or the version exists with other content; 6 no room on the disk.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from pcm_p2p.content.ingest import IngestProgress, ingest
+    from pcm_p2p.cli.release_bases import chosen_bases
+    from pcm_p2p.content.ingest import ingest
     from pcm_p2p.content.manifest import decode_untrusted
+    from pcm_p2p.errors import InputError
     from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
+    if no_delta and base:
+        raise InputError("--no-delta and --base exclude each other", remedy="Leave one of them out.")
+    bases = [] if no_delta else chosen_bases(folder, name, version, base or [], in_use)
     begun = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err(), disable=json or not err().is_terminal, transient=True) as bars:
-        bar = bars.add_task(f"{name} {version}", total=None)
-
-        def show(step: IngestProgress) -> None:
-            bars.update(bar, description=step.phase, total=step.bytes_total or None, completed=step.bytes_done)
-
+    with progress_bar(f"{name} {version}", hidden=json) as progress:
         ingested = ingest(
             files,
             release=name,
@@ -65,15 +66,18 @@ def add(
             work=folder.path,
             level=level,
             form=form.value,
-            progress=show,
+            bases=bases,
+            progress=progress,
         )
+    for skipped in ingested.skipped:
+        note(f"No deltas from {name} {skipped.version}: {skipped.reason}.")
     path = folder.stage_release(ingested.manifest, ingested.segments_folder)
     staged = decode_untrusted(folder.read_target(path))  # the same content again keeps the counter that it had
     if json:
         seconds = round(time.monotonic() - begun, 3)
-        print_json({"schema": "pcm.release/1", "target": path, **_facts(staged), "seconds": seconds})
+        print_json({"schema": "pcm.release/1", "target": path, **_facts(staged, folder), "seconds": seconds})
         return
-    _show(staged)
+    _show(staged, folder)
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'; a policy assigns it to devices.")
 
 
@@ -88,7 +92,6 @@ def show(
 
     EXIT STATUS: 0; 2 there is no such release.
     """
-    from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.errors import InputError
     from pcm_p2p.trust.repository import FleetFolder
 
@@ -105,11 +108,27 @@ def show(
         return
     if not found:
         raise InputError(f"there is no release {name} {version or ''}".rstrip(), remedy="See 'pcm-p2p release show'.")
-    manifest = decode_untrusted(folder.read_target(found[-1].path))
-    print_json({"schema": "pcm.release/1", "target": found[-1].path, **_facts(manifest)}) if json else _show(manifest)
+    manifest = folder.manifest(found[-1])
+    if json:
+        print_json({"schema": "pcm.release/1", "target": found[-1].path, **_facts(manifest, folder)})
+    else:
+        _show(manifest, folder)
 
 
-def _facts(manifest: Manifest) -> dict[str, object]:
+def _offices(manifest: Manifest, folder: FleetFolder) -> list[tuple[str, int, int]]:
+    """For each base: its version, the bytes of its deltas, and what an office fetches that has it."""
+    from pcm_p2p.content.deltas import office_bytes
+
+    others = {one.version: one for one in folder.releases() if one.name == manifest.release}
+    rows = []
+    for of, base in enumerate(manifest.bases):
+        chunks = folder.manifest(others[base.version]).chunks if base.version in others else ()
+        deltas = sum(one.size for one in manifest.segments if one.kind == "delta" and one.of == of)
+        rows.append((base.version, deltas, office_bytes(manifest, base.version, chunks)))
+    return rows
+
+
+def _facts(manifest: Manifest, folder: FleetFolder) -> dict[str, object]:
     return {
         "release": manifest.release,
         "version": manifest.version,
@@ -119,6 +138,12 @@ def _facts(manifest: Manifest) -> dict[str, object]:
         "delivered_bytes": sum(artifact.delivered_size for artifact in manifest.artifacts),
         "stored_bytes": sum(manifest.sizes),
         "full_segment_bytes": sum(segment.size for _, segment in manifest.full_segments()),
+        "delta_segment_bytes": sum(one.size for one in manifest.segments if one.kind == "delta"),
+        "layout_segment_bytes": sum(one.size for one in manifest.segments if one.kind == "layout"),
+        "bases": [
+            {"version": version, "delta_segment_bytes": deltas, "office_with_base_bytes": office}
+            for version, deltas, office in _offices(manifest, folder)
+        ],
         "chunks": len(manifest.sizes),
         "segments": len(manifest.segments),
         "artifacts": [
@@ -134,13 +159,14 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _show(manifest: Manifest) -> None:
+def _show(manifest: Manifest, folder: FleetFolder) -> None:
+    full = [segment.size for _, segment in manifest.full_segments()]
     print_facts(
         {
             "release": f"{manifest.title}  (counter {manifest.counter})",
             "delivered": size(sum(artifact.delivered_size for artifact in manifest.artifacts)),
             "stored form": f"{size(sum(manifest.sizes))} in {len(manifest.sizes)} chunks",
-            "over the WAN": f"{size(sum(one.size for _, one in manifest.full_segments()))} in {len(manifest.segments)} segments",
+            "over the WAN": f"{size(sum(full))} in {len(full)} segments",
             "manifest": size(len(manifest.encoded)),
         }
     )
@@ -148,3 +174,8 @@ def _show(manifest: Manifest) -> None:
         ("ARTIFACT", "FORM", "DELIVERED", "STORED"),
         ((one.name, one.form, size(one.delivered_size), size(one.stored_size)) for one in manifest.artifacts),
     )
+    if manifest.bases:
+        print_table(
+            ("BASE", "DELTAS", "AN OFFICE THAT HAS IT FETCHES"),
+            ((version, size(deltas), size(office)) for version, deltas, office in _offices(manifest, folder)),
+        )

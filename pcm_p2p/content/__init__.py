@@ -35,7 +35,9 @@ delta          core   blobs that make a run of chunks from base chunks, both way
 members        shell  the members of a stored form, so that a file meets its older self
 matching       core   which chunks of an earlier release a run is made from
 deltas         core   which deltas a release gets, and what its manifest says of bases
-store          shell  chunks on disk: quota, eviction, rot
+inventory      core   what a store holds, and in which order it lets go
+chunk_folder   shell  the files of a store, without rules
+store          shell  chunks on disk: quota, eviction, rot, drops announced before they happen
 memory_store   fake   the same verbs in memory, held to the same tests
 assemble       shell  chunks → one file, verified, or the list of what is missing
 stored_form    shell  which form a file has, and the way to its stored form
@@ -53,6 +55,7 @@ comparison     shell  a release in the making against its bases: which can be us
 bases          shell  earlier releases made again of their segments, for deltas to start from
 packing        shell  which blobs are there, which are to be made, which deltas are worth it
 ingest         shell  delivered files → manifest and segment blobs
+preview        shell  what an update would cost, and which members of the container cost it
 =============  =====  ====================================================================================================
 
 Figures (2 shared cores of the development machine; ``bench/ingest.py`` and ``bench/assemble.py`` measure them again): sealing

@@ -6,7 +6,6 @@ one file; chunks of zeros are holes in it. A base whose blobs are gone or damage
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def layouts_of(rebuilt: Rebuilt, place: Workplace) -> Iterator[LayoutOf]:
             continue
         alone = place.stored / "layout"
         try:
-            _copy(stored, alone)
+            stored.copy_to(alone)
             positions = artifact.chunk_positions()
             chunks = [rebuilt.manifest.chunks[at] for at in positions]
             data = make_layout(alone, artifact.form, chunks, [sizes[at] for at in positions])
@@ -148,13 +147,3 @@ def pack_layout(of: int, layout: LayoutOf, place: Workplace, level: int) -> Pack
         layout.architecture,
     )
     return PackedLayout(row, tuple((ChunkId.of(chunk), len(chunk)) for chunk in chunks), segment, len(blob))
-
-
-def _copy(stored: Stored, destination: Path) -> None:
-    try:
-        with stored.path.open("rb") as source, destination.open("xb") as target:
-            at = stored.begin
-            while at < stored.begin + stored.size:
-                at += os.sendfile(target.fileno(), source.fileno(), at, stored.begin + stored.size - at)
-    except OSError as error:
-        raise storage_error(f"{destination} cannot be written", error) from error

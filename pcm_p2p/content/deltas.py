@@ -6,7 +6,7 @@ table; where the table would become too long, the oldest base goes without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pcm_p2p.content.manifest import CHUNKS_MAX, Base, Layout, Manifest, Segment
@@ -77,25 +77,22 @@ def plan_deltas(
     """The deltas from base ``of``: none for runs that it has already, nor for those with which it has nothing in common."""
     position_of = {chunk: position for position, chunk in enumerate(base_chunks)}
     matcher = Matcher(new, base)
-    places = dict[int, int]()
-    for place, position in enumerate(new.positions):
-        places.setdefault(position, place)
     deltas = list[Delta]()
     for number, (first, count) in enumerate(runs):
         run = range(first, first + count)
         unchanged = [position_of[chunks[at]] for at in run if chunks[at] in position_of]
         if len(unchanged) == count:
             continue
-        slices = _joined([(new.offsets[places[at]], new.sizes[at]) for at in run])
-        if found := matcher.base_of(slices, unchanged):
+        if found := matcher.base_of(slices_of(new, run), unchanged):
             deltas.append(Delta(of, number, tuple(found)))
     return deltas
 
 
-def _joined(slices: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Slices that follow each other as one."""
+def slices_of(side: Side, positions: Iterable[int]) -> list[tuple[int, int]]:
+    """(offset, size) of the first occurrence of each chunk; those that follow each other as one."""
     joined: list[tuple[int, int]] = []
-    for offset, size in slices:
+    for position in positions:
+        offset, size = side.offsets[side.first_places[position]], side.sizes[position]
         if joined and sum(joined[-1]) == offset:
             joined[-1] = joined[-1][0], joined[-1][1] + size
         else:

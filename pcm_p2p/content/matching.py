@@ -59,6 +59,14 @@ class Side:
     offsets: Sequence[int] = ()
     positions: Sequence[int] = ()
     sizes: Sequence[int] = ()
+    first_places: Sequence[int] = field(init=False)
+    """Where in ``offsets`` each chunk of the table occurs first."""
+
+    def __post_init__(self) -> None:
+        places = array("L", bytes(len(self.sizes) * array("L").itemsize))
+        for place in reversed(range(len(self.positions))):
+            places[self.positions[place]] = place
+        object.__setattr__(self, "first_places", places)
 
     def members_within(self, begin: int, end: int) -> Iterator[int]:
         """Which members have bytes in ``begin`` … ``end - 1``."""
@@ -87,9 +95,6 @@ class Matcher:
         self._index = _index(base.anchors)
         self._pairs = _by_path(new.members, base.members)
         self._steps: dict[int, list[int]] = {}
-        self._first_places: dict[int, int] = {}
-        for place, position in enumerate(base.positions):
-            self._first_places.setdefault(position, place)
         for number, member in enumerate(new.members):
             if self._pairs[number] is None and member.size > BLOCK_BYTES:
                 self._pairs[number] = self._most_alike(member)
@@ -106,7 +111,7 @@ class Matcher:
         """
         slices = list(slices)
         chosen = _Choice(self._base, base_bytes_max)
-        chosen.take(self._first_places[position] for position in unchanged)
+        chosen.take(self._base.first_places[position] for position in unchanged)
         aligned = Counter[int]()
         for offset, size in slices:
             self._align(offset, offset + size, aligned)
@@ -115,6 +120,22 @@ class Matcher:
         chosen.take(sorted(alike, key=lambda place: (-alike[place], place)))
         chosen.take(self._around(sorted(aligned)))
         return chosen.positions()
+
+    def counterpart(self, number: int, begin: int, end: int) -> tuple[int, int]:
+        """First byte and end of the part of the base that bytes ``begin`` … ``end - 1`` of member ``number`` are aligned with.
+
+        (0, 0) if there is none. Of a large member it is the part with ``BLOCK_BYTES`` on either side.
+        """
+        pair = self._pairs[number]
+        if pair is None:
+            return 0, 0
+        member, old = self._new.members[number], self._base.members[pair]
+        if old.size <= SMALL_BYTES_MAX:
+            return old.offset, old.offset + old.size
+        blocks = range((begin - member.offset) // BLOCK_BYTES, -(-(end - member.offset) // BLOCK_BYTES))
+        steps = self._steps_of(number, old)
+        first, last = min(steps[block] for block in blocks), max(steps[block] for block in blocks)
+        return max(old.offset, first - BLOCK_BYTES), min(old.offset + old.size, last + 2 * BLOCK_BYTES)
 
     def _align(self, begin: int, end: int, aligned: Counter[int]) -> None:
         """Count for each place of the base how many bytes of ``begin`` … ``end - 1`` are aligned with it."""

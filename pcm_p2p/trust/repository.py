@@ -182,7 +182,22 @@ class FleetFolder(FleetDocuments):
         info = self._working_targets().targets.get(path)
         if info is None:
             raise InputError("is not staged or published", path=path)
-        return (self.path / "repository" / target_file(path, info.hashes["sha256"])).read_bytes()
+        return self._read_target(path, info)
+
+    def policies(self) -> dict[str, tuple[bytes, ...]]:
+        """Documents of all policies by target path: what is staged and, where it is another one, what is published."""
+        found: dict[str, tuple[bytes, ...]] = {}
+        published = self.targets()
+        for targets in (self._working_targets(), *((published.signed,) if published is not None else ())):
+            for path, info in sorted(targets.targets.items()):
+                if path.startswith("policies/"):
+                    document = self._read_target(path, info)
+                    found[path] = tuple(dict.fromkeys((*found.get(path, ()), document)))
+        return found
+
+    def manifest(self, release: Release) -> Manifest:
+        """The manifest of a staged or published release. Raises ``InputError`` if there is no such release."""
+        return decode_untrusted(self.read_target(release.path))
 
     def releases(self) -> tuple[Release, ...]:
         """Staged and published releases, by name and counter."""
@@ -409,6 +424,13 @@ class FleetFolder(FleetDocuments):
             self.remove_proposal("targets")
             return
         write_atomic(self.path / "proposal" / "targets.json", Metadata(working).to_bytes())
+
+    def _read_target(self, path: str, info: TargetFile) -> bytes:
+        file = self.path / "repository" / target_file(path, info.hashes["sha256"])
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
 
     def _store_target(self, path: str, data: bytes, custom: dict[str, Any] | None) -> TargetFile:
         info = TargetFile.from_data(path, data, ["sha256"])
