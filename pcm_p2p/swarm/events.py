@@ -104,6 +104,13 @@ class ChunkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseRefused:
+    """My store has no room for base chunks; for the release itself it may have, since that goes first."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentProgress:
     """``done_pct`` of the blob is here; 100 means that no WAN byte can be saved any more: it is being decoded, or waits for
     the rest of its base."""
@@ -167,6 +174,7 @@ Event = (
     | Lost
     | ChunkArrived
     | ChunkFailed
+    | BaseRefused
     | SegmentProgress
     | SegmentDone
     | SegmentFailedHere

@@ -169,7 +169,7 @@ class Exchange:
 
         Empty until the roster is settled.
         """
-        return self.ownership.prices.bases_missing() if self.ownership.settled else {}
+        return self.ownership.prices.bases_missing() if self.ownership.settled and not self.keeps else {}
 
     def meet(self, device: DeviceId, weight: int, now_ms: int) -> None:
         """A neighbour whose session was up before the manifest became wanted; ``begin`` tells it what I hold."""

@@ -35,6 +35,7 @@ from pcm_p2p.swarm.conduct import Conduct
 from pcm_p2p.swarm.events import (
     AbortSegment,
     Banned,
+    BaseRefused,
     Blame,
     Broadcast,
     ChunkArrived,
@@ -379,8 +380,11 @@ class Fetcher:
                 on_bytes=on_bytes,
             )
         except StorageError as error:
-            self._pause(error.message)
             why = "gone"
+            if position < len(transfer.manifest.sizes):
+                self._pause(error.message)
+            else:
+                self._event(transfer, BaseRefused(error.message))
         if why is not None:
             self._event(transfer, ChunkFailed(device, position, why))
             return

@@ -49,6 +49,7 @@ from pcm_p2p.swarm.claims import LEASE_MS_MIN, Claims
 from pcm_p2p.swarm.events import (
     AbortSegment,
     Banned,
+    BaseRefused,
     Broadcast,
     ClaimHeard,
     Effect,
@@ -166,6 +167,8 @@ class Ownership:
                     self._troubles.failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
                     if self._claims.drop(event.index, event.device):
                         self._opened([event.index], now_ms)
+            case BaseRefused():
+                self.prices.refuse_bases(event.reason)
             case SegmentProgress():
                 mine = self._mine.get(event.index)
                 if mine is not None:

@@ -104,6 +104,12 @@ class Prices:
         """This delta is of no use here."""
         self._failed[segment] = reason
 
+    def refuse_bases(self, reason: str) -> None:
+        """Deltas whose base is not in my store are of no use here: it has no room for that."""
+        for segment, base in self._bases.items():
+            if base & ~self._holdings.mine:
+                self._failed.setdefault(segment, reason)
+
     def failed_elsewhere(self, device: DeviceId, segment: int) -> None:
         """A neighbour says so of a blob; of a full segment it means nothing here."""
         if segment in self._bases:

@@ -156,8 +156,8 @@ class InlineWorkers(Workers):
 
 
 class MemoryStore:
-    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit. Nothing is evicted: what is
-    wanted, kept and last is only noted."""
+    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit, and there is none for
+    those in ``refused``. Nothing is evicted: what is wanted, kept and last is only noted."""
 
     def __init__(self, room: int = 1 << 20) -> None:
         self.wanted: frozenset[ChunkId] = frozenset()
@@ -165,6 +165,7 @@ class MemoryStore:
         self.sealed: dict[ChunkId, bytes] = {}
         self.removed: list[ChunkId] = []
         self.room = room
+        self.refused: frozenset[ChunkId] = frozenset()
 
     def has(self, chunk: ChunkId) -> bool:
         return chunk in self.sealed
@@ -222,7 +223,7 @@ class MemoryStore:
     def _keep(self, chunk: ChunkId, sealed: bytes) -> bool:
         if chunk in self.sealed:
             return False
-        if len(self.sealed) >= self.room:
+        if len(self.sealed) >= self.room or chunk in self.refused:
             raise DiskFull("no room left on the disk")
         self.sealed[chunk] = sealed
         return True

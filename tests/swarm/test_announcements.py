@@ -56,6 +56,18 @@ def test_each_message_comes_back_as_its_event() -> None:
     assert manifest_named_untrusted(Ping(1)) is None
 
 
+def test_announcements_are_over_all_zones_of_the_table() -> None:
+    manifest = make_manifest(8 << 20, deltas=(0.1,), layouts=True)
+    count = len(manifest.table_sizes)
+    assert count > len(manifest.sizes)
+    everything = (1 << count) - 1
+    assert read_untrusted(YOU, holdings_message(ID, count, everything), manifest) == PeerHolds(YOU, everything)
+    assert read_untrusted(YOU, next(have_messages(ID, [count - 1])), manifest) == PeerGained(YOU, (count - 1,))
+    for message in (holdings_message(ID, len(manifest.sizes), 0), next(have_messages(ID, [count]))):
+        with pytest.raises(UntrustedBytes):
+            read_untrusted(YOU, message, manifest)
+
+
 def test_long_lists_are_cut_into_messages_that_fit() -> None:
     messages = [over_the_wire(message) for message in have_messages(ID, range(10_000))]
     assert [len(message.positions) for message in messages if isinstance(message, Have)] == [4_096, 4_096, 1_808]

@@ -260,3 +260,17 @@ async def test_two_updates_of_one_base_share_it(autojump_clock: MockClock, old: 
         await complete(members, one)
         await complete(members, two)
         assert office.origin.bytes_sent == one.bytes_of("delta") + two.bytes_of("delta")
+
+
+async def test_a_store_without_room_for_the_base_takes_the_full_segments(
+    autojump_clock: MockClock, old: Release, new: Release
+) -> None:
+    async with InMemoryOffice(MemoryOrigin(new.blobs)).open() as office:
+        holder = await office.add(weight=0)
+        holder.store.fill(old)
+        await holder.fetcher.want(new.manifest)
+        [small] = await office_wanting(office, 1, new)
+        small.store.refused = frozenset(set(old.chunks) - set(new.chunks))
+        await complete([small, holder], new, timeout_s=30)
+        assert sent_by_kind(office, new)["full"] == new.bytes_of("full")
+        assert "no room" in small.fetcher.why(new.manifest.manifest_id)[0].alternatives[0].why_not
