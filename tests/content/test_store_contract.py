@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pcm_p2p.content.chunk import Chunk, seal
+from pcm_p2p.content.chunk_folder import DiskSpace
 from pcm_p2p.content.memory_store import MemoryStore
-from pcm_p2p.content.store import ChunkStore, DiskSpace
+from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
@@ -29,8 +30,8 @@ def roomy(_folder: Path) -> DiskSpace:
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     def build(quota_bytes_max: int = 0) -> Store:
         if request.param == "memory":
-            return MemoryStore(quota_bytes_max).open()
-        return ChunkStore(tmp_path / "store", quota_bytes_max, space=roomy).open()
+            return MemoryStore(quota_bytes_max).open().scan()
+        return ChunkStore(tmp_path / "store", quota_bytes_max, space=roomy).open().scan()
 
     return build
 
@@ -122,6 +123,135 @@ def test_what_came_back_was_not_removed(make: Make) -> None:
     assert store.take_removed() == [other.id]
 
 
+def test_surplus_copies_go_first_and_last_copies_last(make: Make) -> None:
+    chunks = chunks_of(*[1000] * 8)
+    last, other_last, kept, surplus, other_surplus, *new = (chunk.id for chunk in chunks)
+    size = len(seal(chunks[0]))
+    store = make(5 * size)
+    store.set_tiers({kept, last}, {last, other_last})
+    for chunk in chunks[:5]:
+        store.put(chunk)
+    store.get(surplus)
+    facts = store.statistics()
+    assert (facts.last_bytes, facts.kept_bytes, facts.surplus_bytes) == (2 * size, size, 2 * size)
+    assert facts.wanted_bytes == 0
+    left = []
+    for number in range(3):
+        store.set_wanted(new[: number + 1])
+        store.put(chunks[5 + number])
+        left += store.take_removed()
+    assert left == [other_surplus, surplus, kept]
+    facts = store.statistics()
+    assert (facts.last_bytes, facts.kept_bytes, facts.surplus_bytes) == (2 * size, 0, 0)
+    assert facts.wanted_bytes == 3 * size
+
+
+def test_tiers_change_with_what_the_others_have(make: Make) -> None:
+    one, other, new = chunks_of(1000, 1000, 1000)
+    store = make(2 * len(seal(one)))
+    store.put(one)
+    store.put(other)
+    store.set_tiers(set(), {one.id})
+    store.set_tiers({other.id}, set())
+    store.put(new)
+    assert store.take_removed() == [one.id]
+
+
+def test_what_leaves_is_named_before_it_goes(make: Make) -> None:
+    chunks = chunks_of(*[1000] * 16)
+    store = make(16 * len(seal(chunks[0])))  # a sixteenth of which is to be free
+    for chunk in chunks:
+        store.put(chunk)
+    assert store.take_leaving() == [chunks[0].id]
+    assert store.get(chunks[0].id) == chunks[0], "whoever asked for it before still gets it"
+    assert store.take_leaving() == []
+    assert not store.has(chunks[0].id)
+    assert store.take_removed() == [], "what was announced is no news"
+    (new,) = chunks_of(1000, seed=2)
+    store.put(new)
+    assert store.take_removed() == []
+    assert store.take_leaving() == [chunks[1].id]
+    assert store.statistics().evicted == 1
+
+
+def test_in_need_of_room_what_was_named_goes_first_and_the_rest_is_told_afterwards(make: Make) -> None:
+    chunks = chunks_of(*[1000] * 16)
+    store = make(16 * len(seal(chunks[0])))
+    for chunk in chunks:
+        store.put(chunk)
+    assert store.take_leaving() == [chunks[0].id]
+    store.get(chunks[0].id)
+    first, second = chunks_of(1000, 1000, seed=2)
+    store.put(first)
+    assert not store.has(chunks[0].id)
+    assert store.take_removed() == []
+    store.put(second)
+    assert store.take_removed() == [chunks[1].id]
+
+
+@pytest.mark.parametrize("how", ["stored again", "wanted"])
+def test_what_is_asked_for_again_does_not_leave(make: Make, how: str) -> None:
+    chunks = chunks_of(*[1000] * 16)
+    store = make(16 * len(seal(chunks[0])))
+    for chunk in chunks:
+        store.put(chunk)
+    assert store.take_leaving() == [chunks[0].id]
+    if how == "wanted":
+        store.set_wanted({chunks[0].id})
+    else:
+        store.put(chunks[0])
+    assert store.take_leaving() == [chunks[1].id]
+    assert store.has(chunks[0].id)
+
+
+def test_nothing_leaves_a_store_with_room(make: Make) -> None:
+    store, (one, other) = make(1 << 20), chunks_of(1000, 1000)
+    store.put(one)
+    store.put(other)
+    assert store.take_leaving() == []
+    assert store.take_leaving() == []
+    assert set(store.ids()) == {one.id, other.id}
+
+
+def test_trimming_takes_what_is_idle(make: Make) -> None:
+    wanted, kept, surplus, absent = chunks_of(100, 100, 100, 100)
+    store = make(0)
+    for chunk in (wanted, kept, surplus):
+        store.put(chunk)
+    store.set_wanted({wanted.id})
+    store.set_tiers({kept.id}, set())
+    assert store.trim([chunk.id for chunk in (wanted, kept, surplus, absent, surplus)]) == 2
+    assert store.ids() == [wanted.id]
+    assert store.take_removed() == [], "who trims has told the others"
+    facts = store.statistics()
+    assert (facts.trimmed, facts.evicted) == (2, 0)
+
+
+def test_surplus_is_named_down_to_a_size(make: Make) -> None:
+    chunks = chunks_of(*[1000] * 4)
+    size, (kept, first, second, third) = len(seal(chunks[0])), (chunk.id for chunk in chunks)
+    store = make(0)
+    for chunk in chunks:
+        store.put(chunk)
+    store.set_tiers({kept}, set())
+    assert store.surplus_above(4 * size) == []
+    assert store.surplus_above(3 * size + 1) == [first]
+    assert store.surplus_above(2 * size) == [first, second]
+    assert store.surplus_above(0) == [first, second, third]
+    assert len(store.ids()) == 4
+
+
+def test_verifying_is_no_use_of_a_chunk(make: Make) -> None:
+    one, other, new = chunks_of(1000, 1000, 1000)
+    store = make(2 * len(seal(one)))
+    store.put(one)
+    store.put(other)
+    assert store.verify(one.id)
+    assert not store.verify(new.id)
+    store.put(new)
+    assert store.take_removed() == [one.id]
+
+
 class AnyOrderOfVerbs(RuleBasedStateMachine):
     """Disk and memory agree on everything after any sequence of verbs; the quota holds; wanted chunks stay."""
 
@@ -136,10 +266,10 @@ class AnyOrderOfVerbs(RuleBasedStateMachine):
         self.scratch = tempfile.TemporaryDirectory()
         self.now = 1_000_000.0
         self.disk = self.reopen()
-        self.memory = MemoryStore(self.QUOTA)
+        self.memory = MemoryStore(self.QUOTA).scan()
 
     def reopen(self) -> ChunkStore:
-        return ChunkStore(Path(self.scratch.name), self.QUOTA, clock=self.tick, space=roomy).open()
+        return ChunkStore(Path(self.scratch.name), self.QUOTA, clock=self.tick, space=roomy).open().scan()
 
     def tick(self) -> float:
         self.now += 1000.0
@@ -172,6 +302,23 @@ class AnyOrderOfVerbs(RuleBasedStateMachine):
     @rule(numbers=st.sets(st.integers(0, 5), max_size=3))
     def want(self, numbers: set[int]) -> None:
         self.both(lambda store: store.set_wanted({self.CHUNKS[number].id for number in numbers}))
+
+    @rule(kept=st.sets(st.integers(0, 5), max_size=4), last=st.sets(st.integers(0, 5), max_size=2))
+    def tiers(self, kept: set[int], last: set[int]) -> None:
+        sides = [{self.CHUNKS[number].id for number in numbers} for numbers in (kept, last)]
+        self.both(lambda store: store.set_tiers(*sides))
+
+    @rule(numbers=st.lists(st.integers(0, 5), max_size=3))
+    def trim(self, numbers: list[int]) -> None:
+        self.both(lambda store: store.trim([self.CHUNKS[number].id for number in numbers]))
+
+    @rule(size_bytes_max=st.integers(0, 2000))
+    def surplus(self, size_bytes_max: int) -> None:
+        self.both(lambda store: store.surplus_above(size_bytes_max))
+
+    @rule()
+    def leaving(self) -> None:
+        self.both(lambda store: store.take_leaving())
 
     @rule()
     def take(self) -> None:

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from content_samples import chunks_of
 
-from pcm_p2p.content import store as store_module
-from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX, seal
-from pcm_p2p.content.store import ChunkStore, DiskSpace, disk_space
+from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX, Chunk, seal
+from pcm_p2p.content.chunk_folder import ChunkFolder, DiskSpace, Found, ReadChunk, disk_space, write_new_file
+from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.errors import DiskFull, StorageError
 from pcm_p2p.ids import ChunkId
 
@@ -36,7 +37,7 @@ def test_chunks_are_there_after_a_restart_in_the_order_of_use(tmp_path: Path) ->
         store.put(chunk)
     now += 3600
     store.get(chunks[0].id)
-    again = ChunkStore(tmp_path, 3 * len(seal(chunks[0])), clock=lambda: now + 1).open()
+    again = ChunkStore(tmp_path, 3 * len(seal(chunks[0])), clock=lambda: now + 1).open().scan()
     assert set(again.ids()) == {chunk.id for chunk in chunks}
     again.put(chunks_of(1000, seed=2)[0])
     assert again.take_removed() == [chunks[1].id]
@@ -87,7 +88,7 @@ def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
     misplaced.write_bytes(b"in the wrong folder")
     (tmp_path / "chunks" / "00").mkdir(exist_ok=True)
     (tmp_path / "chunks" / "00" / "README").write_text("somebody else's")
-    again = ChunkStore(tmp_path).open()
+    again = ChunkStore(tmp_path).open().scan()
     assert again.ids() == [good.id]
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not misplaced.exists()
@@ -103,7 +104,7 @@ def test_a_full_disk_makes_room_once_and_says_so_then(
     store.set_wanted({wanted.id})
     store.put(wanted)
     store.put(idle)
-    write, room = store_module.write_new_file, [1]
+    write, room = write_new_file, [1]
 
     def full_disk(path: Path, data: bytes) -> None:
         if sum(1 for _ in tmp_path.glob("chunks/*/*")) > room[0]:
@@ -111,7 +112,7 @@ def test_a_full_disk_makes_room_once_and_says_so_then(
             raise OSError(number, os.strerror(number))
         write(path, data)
 
-    monkeypatch.setattr(store_module, "write_new_file", full_disk)
+    monkeypatch.setattr("pcm_p2p.content.store.write_new_file", full_disk)
     assert store.put(new) is True
     assert store.take_removed() == [idle.id]
     room[0] = 0
@@ -136,7 +137,7 @@ def test_a_broken_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: p
         path.write_bytes(data[:10])
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(store_module, "write_new_file", broken)
+    monkeypatch.setattr("pcm_p2p.content.store.write_new_file", broken)
     with pytest.raises(StorageError, match="Input/output error"):
         store.put(chunk)
     assert not store.has(chunk.id)
@@ -158,18 +159,18 @@ def test_a_folder_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_quota_of_its_own_choice(tmp_path: Path, space: DiskSpace, quota: int) -> None:
-    store = ChunkStore(tmp_path, space=lambda _: space).open()
+    store = ChunkStore(tmp_path, space=lambda _: space).open().scan()
     assert store.statistics().quota_bytes_max == quota
 
 
 def test_a_quota_of_its_own_choice_does_not_shrink_with_restarts(tmp_path: Path) -> None:
     chunks = chunks_of(*[100_000] * 5)
-    store = ChunkStore(tmp_path, space=lambda _: DiskSpace(GIB, GIB)).open()
+    store = ChunkStore(tmp_path, space=lambda _: DiskSpace(GIB, GIB)).open().scan()
     before = store.statistics().quota_bytes_max
     for chunk in chunks:
         store.put(chunk)
     held = store.statistics().bytes
-    again = ChunkStore(tmp_path, space=lambda _: DiskSpace(GIB, GIB - held)).open()
+    again = ChunkStore(tmp_path, space=lambda _: DiskSpace(GIB, GIB - held)).open().scan()
     assert again.statistics().quota_bytes_max == before
 
 
@@ -226,7 +227,7 @@ def test_many_threads_agree(tmp_path: Path) -> None:
     assert facts.rotten == 0
     assert facts.stored == sum(fresh) == facts.chunks + facts.evicted
     assert wanted <= set(store.ids())
-    assert set(ChunkStore(tmp_path, GIB).open().ids()) == set(store.ids())
+    assert set(ChunkStore(tmp_path, GIB).open().scan().ids()) == set(store.ids())
     assert facts.bytes == sum(path.stat().st_size for path in tmp_path.glob("chunks/*/*"))
 
 
@@ -253,10 +254,140 @@ def test_sigkill_while_storing_loses_nothing_that_was_stored(tmp_path: Path) -> 
         while sum(1 for _ in tmp_path.glob("chunks/*/*")) < 50 and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    store = ChunkStore(tmp_path).open()
+    store = ChunkStore(tmp_path).open().scan()
     assert len(store.ids()) >= 50
     assert all(store.get(chunk) for chunk in store.ids())
     assert store.statistics().rotten == 0
+
+
+# Before the index is read
+
+
+def filled(folder: Path, *chunks: Chunk) -> ChunkStore:
+    """A store that has just been opened on a folder that holds ``chunks``."""
+    before = ChunkStore(folder, GIB).open()
+    for chunk in chunks:
+        before.put(chunk)
+    return ChunkStore(folder, GIB).open()
+
+
+def test_what_is_on_disk_is_known_before_the_scan(tmp_path: Path) -> None:
+    one, other, third = chunks_of(1000, 2000, 3000)
+    store = filled(tmp_path, one, other)
+    assert store.ids() == []
+    assert not store.statistics().scanned
+    assert store.has(one.id)
+    assert not store.has(third.id)
+    assert store.put(other) is False, "nothing is fetched and stored twice"
+    assert store.get(one.id) == one
+    store.scan()
+    facts = store.statistics()
+    assert (facts.scanned, facts.chunks, facts.stored) == (True, 2, 0)
+    assert facts.bytes == len(seal(one)) + len(seal(other))
+
+
+def test_a_store_whose_index_is_read_does_not_ask_the_disk(tmp_path: Path) -> None:
+    (one,) = chunks_of(1000)
+    store = ChunkStore(tmp_path, GIB).open().scan()
+    filled(tmp_path, one)
+    assert not store.has(one.id)
+
+
+def test_what_leaves_while_the_index_is_read_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = chunks_of(1000, 2000)
+    store = filled(tmp_path, one, other)
+    files = ChunkFolder.files
+
+    def listed_before(self: ChunkFolder, folder: Path) -> list[Found]:
+        found = list(files(self, folder))
+        store.remove(one.id)
+        return found
+
+    monkeypatch.setattr(ChunkFolder, "files", listed_before)
+    store.scan()
+    assert store.ids() == [other.id]
+    assert store.statistics().bytes == len(seal(other))
+
+
+def test_what_is_stored_while_the_index_is_read_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = chunks_of(1000, 2000)
+    store = filled(tmp_path, one)
+    files = ChunkFolder.files
+
+    def stored_before(self: ChunkFolder, folder: Path) -> list[Found]:
+        store.put(other)
+        return list(files(self, folder))
+
+    monkeypatch.setattr(ChunkFolder, "files", stored_before)
+    store.scan()
+    assert set(store.ids()) == {one.id, other.id}
+    assert store.statistics().bytes == len(seal(one)) + len(seal(other))
+    assert store.get(other.id) == other
+
+
+def test_what_a_crash_tore_is_replaced_while_the_index_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = chunks_of(1000)
+    store = filled(tmp_path, one)
+    path_of(tmp_path, one.id).write_bytes(b"")
+    files = ChunkFolder.files
+
+    def listed_before(self: ChunkFolder, folder: Path) -> list[Found]:
+        found = list(files(self, folder))
+        store.put(one)
+        return found
+
+    monkeypatch.setattr(ChunkFolder, "files", listed_before)
+    store.scan()
+    assert store.get(one.id) == one
+
+
+def test_a_folder_that_cannot_be_listed_costs_its_chunks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = chunks_of(1000, 2000)
+    store = filled(tmp_path, one, other)
+    files = ChunkFolder.files
+
+    def broken(self: ChunkFolder, folder: Path) -> Iterator[Found]:
+        if folder == path_of(tmp_path, one.id).parent:
+            raise OSError(errno.EIO, "Input/output error")
+        return files(self, folder)
+
+    monkeypatch.setattr(ChunkFolder, "files", broken)
+    store.scan()
+    assert store.ids() == [other.id]
+    assert store.statistics().scanned
+
+
+def test_a_scan_ends_soon_when_the_store_is_closed(tmp_path: Path) -> None:
+    (one,) = chunks_of(1000)
+    store = filled(tmp_path, one)
+    store.close()
+    store.scan()
+    assert not store.statistics().scanned
+    assert store.has(one.id)
+
+
+# Reading never raises
+
+
+@pytest.mark.parametrize(("number", "stays"), [(errno.EIO, False), (errno.EMFILE, True), (errno.ENOMEM, True)])
+def test_a_chunk_that_cannot_be_read_is_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, stays: bool
+) -> None:
+    (one,) = chunks_of(1000)
+    store = ChunkStore(tmp_path, GIB).open()
+    store.put(one)
+
+    def broken(*_: object, **__: object) -> ReadChunk:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkFolder, "read", broken)
+        assert store.get(one.id) is None
+    assert store.has(one.id) is stays
+    assert store.take_removed() == ([] if stays else [one.id])
+    assert (store.get(one.id) == one) is stays
 
 
 def test_disk_space_is_that_of_the_folder(tmp_path: Path) -> None:
