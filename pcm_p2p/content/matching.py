@@ -7,8 +7,11 @@ until ``base_bytes_max`` is reached:
 2. *aligned*: where the member of the same path was (exactly, else with version numbers made equal, else the member with
    most anchors in common): all of a small one; of a large one, block by block, the place to which the anchors of the block
    point, or those of the blocks nearest to it, or the same share of the way through;
-3. *alike*: chunks that hold many of the run's anchors anywhere, which finds moved files and binaries built of the same code;
-4. *around*: neighbours of the aligned chunks, nearest first.
+3. *around*: neighbours of the aligned chunks, nearest first;
+4. *alike*: for what has no member to be aligned with, chunks that hold many of its anchors.
+
+More base is not better: with chunks that are alike for all of the run, up to 48 MiB, deltas of qemu and libreoffice grow by 3 to
+7 %, because the matcher then copies from far away; with nothing around they grow by 15 % (libreoffice).
 
 An *anchor* is a place that the content chooses, with what follows it: a cut point of a fine-grained FastCDC and the 16 bytes
 behind it. A recompiled binary has hardly a kilobyte in common with the old one in a row, but in each 64 KiB some dozens of
@@ -70,7 +73,7 @@ class Side:
 
     def members_within(self, begin: int, end: int) -> Iterator[int]:
         """Which members have bytes in ``begin`` … ``end - 1``."""
-        at = bisect_right(self.members, begin, key=_offset) - 1
+        at = max(0, bisect_right(self.members, begin, key=_offset) - 1)
         while at < len(self.members) and self.members[at].offset < end:
             yield at
             at += 1
@@ -112,13 +115,13 @@ class Matcher:
         slices = list(slices)
         chosen = _Choice(self._base, base_bytes_max)
         chosen.take(self._base.first_places[position] for position in unchanged)
-        aligned = Counter[int]()
+        aligned, alone = Counter[int](), list[tuple[int, int]]()
         for offset, size in slices:
-            self._align(offset, offset + size, aligned)
+            alone += self._align(offset, offset + size, aligned)
         chosen.take(sorted(aligned, key=lambda place: (-aligned[place], place)))
-        alike = self._alike(slices)
-        chosen.take(sorted(alike, key=lambda place: (-alike[place], place)))
         chosen.take(self._around(sorted(aligned)))
+        alike = self._alike(alone)
+        chosen.take(sorted(alike, key=lambda place: (-alike[place], place)))
         return chosen.positions()
 
     def counterpart(self, number: int, begin: int, end: int) -> tuple[int, int]:
@@ -137,14 +140,19 @@ class Matcher:
         first, last = min(steps[block] for block in blocks), max(steps[block] for block in blocks)
         return max(old.offset, first - BLOCK_BYTES), min(old.offset + old.size, last + 2 * BLOCK_BYTES)
 
-    def _align(self, begin: int, end: int, aligned: Counter[int]) -> None:
-        """Count for each place of the base how many bytes of ``begin`` … ``end - 1`` are aligned with it."""
+    def _align(self, begin: int, end: int, aligned: Counter[int]) -> list[tuple[int, int]]:
+        """Count for each place of the base how many bytes of ``begin`` … ``end - 1`` are aligned with it.
+
+        Returns the parts (offset, size) that are aligned with nothing.
+        """
+        alone = list[tuple[int, int]]()
         for number in self._new.members_within(begin, end):
-            pair = self._pairs[number]
-            if pair is None:
-                continue
-            member, old = self._new.members[number], self._base.members[pair]
+            pair, member = self._pairs[number], self._new.members[number]
             first, last = max(begin, member.offset), min(end, member.offset + member.size)
+            if pair is None:
+                alone.append((first, last - first))
+                continue
+            old = self._base.members[pair]
             if old.size <= SMALL_BYTES_MAX:
                 for place in self._base.places_within(old.offset, old.offset + old.size):
                     aligned[place] += last - first
@@ -155,6 +163,7 @@ class Matcher:
                 until = min(at + BLOCK_BYTES, old.offset + old.size)
                 for place in self._base.places_within(at, until):
                     aligned[place] += BLOCK_BYTES
+        return alone
 
     def _steps_of(self, number: int, old: Member) -> list[int]:
         """For each block of a member: where in the base it is, by its anchors."""
