@@ -69,9 +69,17 @@ class Limits(_Table, frozen=True):
 
 
 class Store(_Table, frozen=True):
-    """0: min(20 % of free disk, 20 GiB), always leaving 10 % of the disk free (DESIGN.md 6)."""
+    """``quota_bytes_max`` 0: min(20 % of free disk, 20 GiB), always leaving 10 % of the disk free (DESIGN.md 6). ``copies``:
+    how many devices of the site keep each chunk of the current and the previous release, at least; the same on all of them.
+    ``surplus_s``: how long further copies are kept, while the quota has room. ``handover_s``: how long a device that ends waits
+    for neighbours to take over what only it holds; 0: it does not ask them."""
 
     quota_bytes_max: NotNegative = 0
+    copies: Annotated[int, msgspec.Meta(ge=1, le=64)] = 3  # spec
+    surplus_s: Annotated[float, msgspec.Meta(ge=0)] = (
+        3_600.0  # choice: an hour in which a release that is taken back costs nothing
+    )
+    handover_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 10.0  # choice: service managers kill after 90 s
 
 
 class Apply(_Table, frozen=True):

@@ -21,6 +21,8 @@ DEFAULT_STATE = Path("/var/lib/pcm-p2p")
 DAEMON_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 """Measured on a device of three: one malloc arena instead of one per thread saves 5 MB resident."""
 STATES = ("pass", "fail", "error", "not_run", "not_applicable", "manual")
+CACHED_SHOWN = 5
+"""Releases whose copies ``status`` shows; all of them are in its JSON."""
 
 
 def mount(app: typer.Typer) -> None:
@@ -73,6 +75,7 @@ def _print_status(facts: dict[str, Any]) -> None:
             "transfer": f"WAN in {size(facts['transfer']['wan_in_bytes'])}, LAN in {size(facts['transfer']['lan_in_bytes'])}, "
             f"LAN out {size(facts['transfer']['lan_out_bytes'])}",
             "store": f"{store['chunks']} chunks, {size(store['bytes'])} of {size(store['quota_bytes_max'])}",
+            "cache": _cache(facts["cache"]),
             "reports": f"{reports['outbox']} waiting, {reports['acknowledged']} acknowledged, {reports['carried']} carried "
             f"for others; collector {reports['route']}",
             "checks": counts or "none",
@@ -97,6 +100,17 @@ def _print_status(facts: dict[str, Any]) -> None:
         )
     for problem in facts["problems"]:
         err().print(f"[bold]problem[/bold]: {escape(problem)}")
+
+
+def _cache(cache: dict[str, Any]) -> str:
+    """What is here, what the office has, and of each release how many copies each chunk has."""
+    rows = [
+        f"{row['release']} {row['version']} {row['copies_min']} (median {row['copies_median']})"
+        for row in cache["releases"]
+    ]
+    more = f" and {len(rows) - CACHED_SHOWN} more" if len(rows) > CACHED_SHOWN else ""
+    copies = f"; copies of {', '.join(rows[:CACHED_SHOWN])}{more}" if rows else ""
+    return f"{size(cache['mine_bytes'])} here, {size(cache['office_bytes'])} at this site{copies}"
 
 
 def peers(state: State = DEFAULT_STATE, json: Json = False) -> None:

@@ -48,6 +48,8 @@ LOOK_S = 10.0
 """Choice: nothing here is in a hurry but a handover, which wakes it."""
 NOTICE_S = 2.0
 """Choice: between telling neighbours and deleting, so that what they have asked for is still served."""
+ROOM_S = 5.0
+"""Choice: how often the store is asked what it evicts next; it makes room for some seconds of fetching in advance."""
 POLL_S = 0.1
 GATHER_S = 60.0
 """Choice: gathering began with the fetch of the new release, so it is seldom waited for at all."""
@@ -64,6 +66,7 @@ class CacheStore(Protocol):
     def set_wanted(self, chunks: Collection[ChunkId], /) -> None: ...
     def set_tiers(self, kept: Collection[ChunkId], last: Collection[ChunkId], /) -> None: ...
     def trim(self, chunks: Collection[ChunkId], /) -> object: ...
+    def take_leaving(self) -> Collection[ChunkId]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +188,27 @@ class Caretaker:
 
     async def run(self) -> None:
         """Look at intervals and when something changed, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._make_room)
+            while True:
+                self._wake = trio.Event()
+                try:
+                    await self._look()
+                except StorageError as error:
+                    log.warning("the cache cannot be tended: %s", error.message)
+                with trio.move_on_after(LOOK_S):
+                    await self._wake.wait()
+
+    async def _make_room(self) -> None:
+        """Tell neighbours what the store is about to evict."""
         while True:
-            self._wake = trio.Event()
             try:
-                await self._look()
+                leaving = await trio.to_thread.run_sync(self._store.take_leaving)
             except StorageError as error:
-                log.warning("the cache cannot be tended: %s", error.message)
-            with trio.move_on_after(LOOK_S):
-                await self._wake.wait()
+                log.warning("no room can be made in the store: %s", error.message)
+            else:
+                self._fetcher.let_go(leaving)
+            await trio.sleep(ROOM_S)
 
     async def _look(self) -> None:
         now_ms = int(1_000 * trio.current_time())

@@ -12,8 +12,8 @@
                                                  ▲
                                              rebuilder ◄─ installed files
 
-Order of shutdown: stop answering questions, say Bye to neighbours (they need not suspect), cancel everything (a change that is
-under way is finished first), save what is counted.
+Order of shutdown: stop answering questions, hand over what only this device holds, say Bye to neighbours (they need not suspect),
+cancel everything (a change that is under way is finished first), save what is counted.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from pcm_p2p.compliance.record import RecordSealer, SealKey
 from pcm_p2p.config import Config, load_config
 from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.keepsakes import Keepsakes
@@ -56,6 +57,7 @@ from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
+from pcm_p2p.daemon.uptime import Uptime
 from pcm_p2p.database import open_database
 from pcm_p2p.errors import InputError, PcmError, StorageError
 from pcm_p2p.gossip.discovery import Discovery
@@ -85,6 +87,7 @@ from pcm_p2p.wire.messages import (
     Claim,
     Digest,
     Drop,
+    Handover,
     Have,
     Holdings,
     Message,
@@ -200,6 +203,8 @@ class _Node:
         self.store, self.client, self.origin = store, client, origin
         self.fleet: FleetDocument | None = None
         self.nursery: trio.Nursery | None = None
+        self.uptime = Uptime(state / "uptime.json", _wall_ms)
+        uptime = self.uptime.share  # the same to all neighbours, until the next start
         discovery = Discovery(
             sidecar,
             device=me,
@@ -218,6 +223,7 @@ class _Node:
                 port=config.listen.port,
                 seeds=tuple(_endpoint(seed) for seed in config.discovery.seeds),
                 weight=config.limits.wan_weight,
+                uptime=uptime,
             ),
             rng=rng,
             introducer=discovery if config.discovery.mdns else None,
@@ -256,12 +262,24 @@ class _Node:
         self.rebuilder = Rebuilder(
             self.fetcher, store, Path(config.apply.root), self.applier.receipts, self.neighbours.site_peers, me
         )
+        self.caretaker = Caretaker(
+            self.fetcher,
+            store,
+            self.neighbours.send,
+            me,
+            uptime,
+            rng,
+            copies=config.store.copies,
+            surplus_s=config.store.surplus_s,
+            handover_s=config.store.handover_s,
+        )
         self.steward = Steward(
             client,
             store,
             self.fetcher,
             self.applier,
             keepsakes,
+            self.caretaker,
             facts,
             state / "staging",
             interval_s=config.apply.interval_s,
@@ -303,6 +321,7 @@ class _Node:
         serve_neighbours(overlay, self.seeder, self.client)
         for message_type in SWARM_MESSAGES:
             overlay.register(message_type, self.fetcher.on_message)
+        overlay.register(Handover, self.caretaker.on_handover)
         overlay.register(Route, self._route_heard)
         overlay.register(AcksPut, self.carrier.take_acks)
         overlay.serve(RecordsPut, self.carrier.take_records)
@@ -317,17 +336,20 @@ class _Node:
             await nursery.start(self.fetcher.run)
             listening = await self._listen(nursery)
             await nursery.start(self.spreader.run)
+            nursery.start_soon(self.caretaker.run)
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self.rebuilder.run)
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
+            nursery.start_soon(self.uptime.run)
             nursery.start_soon(keep_small)
             control = await nursery.start(_in_scope_of_its_own, serve_control, self.state, self._status().commands())
             where = ", ".join(f"{host}:{port}" for host, port in listening) or "no address"
             log.info("device %s of site %s is up at %s", self.identity.device_id, self.config.device.site, where)
             await ended.wait()
             control.cancel()
+            await self.caretaker.hand_over()
             await self.overlay.leave()
             nursery.cancel_scope.cancel()
 
@@ -353,6 +375,7 @@ class _Node:
             follower=self.follower,
             steward=self.steward,
             fetcher=self.fetcher,
+            caretaker=self.caretaker,
             origin=self.origin,
             store=self.store,
             carrier=self.carrier,
@@ -368,9 +391,11 @@ class _Node:
             peer = event.peer
             if peer.same_site and peer.role != "collector":
                 self.fetcher.peer_up(peer.device_id, peer.weight)
+                self.caretaker.peer_up(peer.device_id, peer.uptime)
                 self.carrier.peer_up(peer.device_id)
         else:
             self.fetcher.peer_down(event.device_id)
+            self.caretaker.peer_down(event.device_id)
             self.carrier.peer_down(event.device_id)
 
     async def _route_heard(self, device: DeviceId, message: Route) -> None:

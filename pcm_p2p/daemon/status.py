@@ -12,6 +12,7 @@ import trio
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.config import Config
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import Command
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
@@ -40,6 +41,7 @@ class Status:
         follower: Follower,
         steward: Steward,
         fetcher: Fetcher,
+        caretaker: Caretaker,
         origin: OriginClient,
         store: ChunkStore,
         carrier: Carrier,
@@ -50,6 +52,7 @@ class Status:
         self._me, self._config, self._overlay, self._client = me, config, overlay, client
         self._follower, self._steward, self._fetcher, self._origin = follower, steward, fetcher, origin
         self._store, self._carrier, self._reporter, self._meter = store, carrier, reporter, meter
+        self._caretaker = caretaker
         self._wall_ms = wall_ms
         self._started = trio.current_time()
 
@@ -102,6 +105,7 @@ class Status:
                 "quota_bytes_max": held.quota_bytes_max,
                 "state": held.state,
             },
+            "cache": asdict(self._caretaker.figures()),
             "reports": {
                 "outbox": outbox.own_records,
                 "acknowledged": outbox.acknowledged,
@@ -227,7 +231,8 @@ class Status:
             "changes": work.assigned.why_not or "allowed",
         }
         segments: list[dict[str, Any]] = []
-        if work.manifest is not None and work.manifest.manifest_id in self._fetcher.wanted:
+        known = {**self._fetcher.wanted, **self._fetcher.kept}
+        if work.manifest is not None and work.manifest.manifest_id in known:
             progress = self._fetcher.progress(work.manifest.manifest_id)
             facts |= {
                 "chunks": f"{progress.chunks_have} of {progress.chunks_total}",

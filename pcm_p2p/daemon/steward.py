@@ -29,6 +29,7 @@ from pcm_p2p.compliance.report import ReleaseState
 from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
 from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
@@ -69,8 +70,8 @@ class ReleaseWork:
 
 
 class Steward:
-    """The only caller of ``Fetcher.want`` and ``Applier.apply``. ``on_change`` is awaited when a release changes state;
-    ``on_transfer`` gets the limits of the policies in force."""
+    """The only caller of ``Fetcher.want`` and ``Applier.apply``; the caretaker keeps what is in place. ``on_change`` is awaited
+    when a release changes state; ``on_transfer`` gets the limits of the policies in force."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Steward:
         fetcher: Fetcher,
         applier: Applier,
         keepsakes: Keepsakes,
+        caretaker: Caretaker,
         facts: DeviceFacts,
         staging: Path,
         *,
@@ -92,6 +94,7 @@ class Steward:
         self._fetcher = fetcher
         self._applier = applier
         self._keepsakes = keepsakes
+        self._caretaker = caretaker
         self._facts = facts
         self._staging = staging
         self._interval_s = interval_s
@@ -155,8 +158,11 @@ class Steward:
         self.desired = desired
         self._on_transfer(desired.transfer)
         await self._follow_assignments(view, desired)
+        # Before, so that the store knows what is wanted before it is fetched; and after, since more may be in place then.
+        await self._tend()
         for work in list(self.works.values()):
             await self._advance(work, desired)
+        await self._tend()
 
     async def _follow_assignments(self, view: TrustedView, desired: Desired) -> None:
         """Works for what is assigned, none for what is not; wanted manifests to match."""
@@ -188,10 +194,28 @@ class Steward:
         }
         for manifest_id in [gone for gone in self._fetcher.wanted if gone not in wanted]:
             self._fetcher.unwant(manifest_id)
-            if (waiter := self._waiters.pop(manifest_id, None)) is not None:
-                waiter.cancel()
-        kept = await trio.to_thread.run_sync(self._keepsakes.manifests)
-        self._store.set_wanted({chunk for manifest in [*wanted.values(), *kept] for chunk in manifest.chunks})
+            self._stop_waiting(manifest_id)
+
+    def _stop_waiting(self, manifest_id: ManifestId) -> None:
+        if (waiter := self._waiters.pop(manifest_id, None)) is not None:
+            waiter.cancel()
+
+    async def _tend(self) -> None:
+        """Tell the caretaker what is wanted, what is in place, and what changes that may be made replace."""
+        wanted: dict[ManifestId, Manifest] = {}
+        replaced: dict[str, None] = {}
+        for work in self.works.values():
+            if work.manifest is None or not work.assigned.fetch or work.state == "applied":
+                continue
+            wanted[work.manifest.manifest_id] = work.manifest
+            if not work.assigned.why_not and work.state not in ("failed", "parked"):
+                replaced[work.manifest.release] = None
+
+        def look() -> tuple[list[Manifest], list[tuple[Manifest, int]]]:
+            found = [self._keepsakes.to_go_back(release) for release in replaced]
+            return self._keepsakes.manifests(), [one for one in found if one is not None]
+
+        await self._caretaker.tend(wanted, *await trio.to_thread.run_sync(look))
 
     def _manifest(self, view: TrustedView, assigned: AssignedRelease) -> Manifest | None:
         path = release_path(assigned.name, assigned.version)
@@ -224,7 +248,7 @@ class Steward:
         if await self._applier.is_in_place(change, sha256_by_artifact(manifest)):
             self._enter(work, "applied", "")
             await trio.to_thread.run_sync(self._keepsakes.remember, manifest)
-            await self._want(manifest, only_if_complete=True)
+            self._stop_waiting(manifest.manifest_id)
             return
         floor = await trio.to_thread.run_sync(self._keepsakes.counter, manifest.release)
         if manifest.counter < floor:
@@ -232,7 +256,7 @@ class Steward:
                 work, "failed", f"counter {manifest.counter} is below {floor}, which was applied; release it anew"
             )
             return
-        await self._want(manifest, only_if_complete=False)
+        await self._want(manifest)
         progress = self._fetcher.progress(manifest.manifest_id)
         if not progress.complete:
             self._enter(work, "fetching", progress.waiting)
@@ -245,12 +269,9 @@ class Steward:
         else:
             await self._apply(work, manifest, change, desired)
 
-    async def _want(self, manifest: Manifest, *, only_if_complete: bool) -> None:
-        """Want it. What is in place already is announced and served if it is all here, and never fetched again."""
+    async def _want(self, manifest: Manifest) -> None:
         manifest_id = manifest.manifest_id
         if manifest_id in self._fetcher.wanted:
-            return
-        if only_if_complete and not all(self._store.has(chunk) for chunk in manifest.chunks):
             return
         await self._fetcher.want(manifest)
         assert self._nursery is not None
@@ -270,6 +291,10 @@ class Steward:
     async def _apply(self, work: ReleaseWork, manifest: Manifest, change: Change, desired: Desired) -> None:
         names = sorted({name for name in map(artifact_of, change.resources) if name})
         folder = self._staging / manifest.manifest_id.hex()
+        self._enter(work, "staged", "waits for the package that it replaces, to go back to if need be")
+        await self._tend()
+        if not await self._caretaker.gathered(manifest.release):
+            log.warning("%s: the package that it replaces is not at hand; it cannot be gone back to", change.title)
         self._enter(work, "staged", "assembling")
         try:
             await trio.to_thread.run_sync(self._stage, manifest, names, folder)
@@ -339,9 +364,9 @@ class Steward:
         work.detail = detail
 
     def _count_bytes(self) -> None:
-        wanted = self._fetcher.wanted
+        known = {**self._fetcher.wanted, **self._fetcher.kept}
         for work in self.works.values():
-            if work.manifest is not None and work.manifest.manifest_id in wanted:
+            if work.manifest is not None and work.manifest.manifest_id in known:
                 progress = self._fetcher.progress(work.manifest.manifest_id)
                 work.moved = ReleaseBytes(progress.wan_bytes, progress.lan_bytes, progress.needed_bytes)
 

@@ -59,7 +59,7 @@ class Alternative:
 @dataclass(frozen=True, slots=True)
 class WhyRow:
     """``size_bytes``: of the run's chunks; ``source``: installed/store, lan:<short id>, wan:<short id of who fetches or fetched
-    it>, or waiting; ``alternatives``: cheapest first."""
+    it>, in place (some were let go since), or waiting; ``alternatives``: cheapest first."""
 
     segment: int
     size_bytes: int
@@ -213,6 +213,8 @@ class Transfer:
         if not missing:
             return self._why_here(index, me)
         count = f"{segment.count - len(missing)} of {segment.count} chunks here"
+        if self.keeps:
+            return "in place", f"{count}; the rest is not needed any more"
         if exchange is None:
             return "waiting", f"{count}; not started"
         fetching = exchange.ownership.fetching.get(index)

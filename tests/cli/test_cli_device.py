@@ -50,6 +50,22 @@ STATUS: dict[str, Any] = {
     "releases": [RELEASE],
     "transfer": {"wan_in_bytes": 1_000, "wan_metadata_bytes": 1, "lan_in_bytes": 2_000, "lan_out_bytes": 3_000},
     "store": {"chunks": 4, "bytes": 900, "quota_bytes_max": 1_000_000, "state": "ok"},
+    "cache": {
+        "copies": 3,
+        "mine_bytes": 1_500_000,
+        "office_bytes": 4_500_000,
+        "releases": [
+            {
+                "release": "app",
+                "version": version,
+                "copies_min": 2,
+                "copies_median": 3,
+                "mine_bytes": 1,
+                "office_bytes": 3,
+            }
+            for version in "1234567"
+        ],
+    },
     "reports": {"outbox": 1, "acknowledged": 5, "carried": 0, "route": "none"},
     "compliance": {"pass": 3, "fail": 1, "error": 0, "not_run": 0, "not_applicable": 2, "manual": 0},
     "problems": [],
@@ -146,6 +162,7 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
         "trust     stale: root 1, timestamp 7, targets 2  (origin: expired)",
         "changes   not allowed: The fleet has no signed activation yet, so nothing is changed.",
         "transfer  WAN in 1 kB, LAN in 2 kB, LAN out 3 kB",
+        f"cache     1.5 MB here, 4.5 MB at this site; copies of {', '.join(f'app {n} 2 (median 3)' for n in '12345')} and 2 more",
         "reports   1 waiting, 5 acknowledged, 0 carried for others; collector none",
         "checks    3 pass, 1 fail, 2 not_applicable",
     ):

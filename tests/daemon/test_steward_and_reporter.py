@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from pcm_p2p.compliance.facts.observation import Observation
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.content.ingest import ingest
-from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.daemon.meter import Totals
 from pcm_p2p.daemon.reporter import RETRY_S, TOGETHER_S, Reporter
 from pcm_p2p.daemon.steward import Steward
@@ -109,6 +109,7 @@ class Fetcher:
 
     def __init__(self) -> None:
         self.wanted: dict[Any, Manifest] = {}
+        self.kept: dict[Any, Manifest] = {}
 
     async def want(self, manifest: Manifest) -> None:
         self.wanted[manifest.manifest_id] = manifest
@@ -123,18 +124,41 @@ class Fetcher:
         await trio.lowlevel.checkpoint()
 
 
+class Caretaker:
+    """Notes what it is told to tend; ``at_hand`` is whether a package to go back to can be had, after a second."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[list[Any], list[Manifest], list[tuple[Manifest, int]]]] = []
+        self.at_hand = True
+
+    async def tend(self, wanted: Any, kept: Any, gather: Any) -> None:
+        self.told.append((list(wanted), list(kept), list(gather)))
+        await trio.lowlevel.checkpoint()
+
+    async def gathered(self, _release: str) -> bool:
+        await trio.sleep(1)
+        return self.at_hand
+
+
 class World:
     def __init__(self, folder: Path, view: View, *, fails: int = 0, floor: int = 0) -> None:
-        self.applier, self.fetcher = Applier(fails), Fetcher()
+        self.applier, self.fetcher, self.caretaker = Applier(fails), Fetcher(), Caretaker()
+        self.remembered: list[Manifest] = []
+        self.replaced: tuple[Manifest, int] | None = None
         keepsakes = SimpleNamespace(
-            manifests=list, counter=lambda _name: floor, remember=lambda _manifest: None, sweep=lambda: None
+            manifests=lambda: self.remembered,
+            counter=lambda _name: floor,
+            remember=lambda manifest: self.remembered.count(manifest) or self.remembered.append(manifest),
+            sweep=lambda: None,
+            to_go_back=lambda _release: self.replaced,
         )
         self.steward = Steward(
             cast(Any, Client(view)),
-            cast(Any, SimpleNamespace(set_wanted=lambda _chunks: None, has=lambda _chunk: True)),
+            cast(Any, SimpleNamespace()),
             cast(Any, self.fetcher),
             cast(Any, self.applier),
             cast(Any, keepsakes),
+            cast(Any, self.caretaker),
             DeviceFacts(ME, "office", ()),
             folder / "staging",
             interval_s=10,
@@ -180,9 +204,39 @@ async def test_a_release_is_fetched_staged_and_applied(
     tmp_path: Path, manifest: bytes, autojump_clock: MockClock
 ) -> None:
     world = World(tmp_path, View(manifest), floor=4)
-    async with world.at_work(1):
+    async with world.at_work(0.5):
+        assert (world.work.state, world.work.detail.partition(",")[0]) == (
+            "staged",
+            "waits for the package that it replaces",
+        )
+        await trio.sleep(1)
         assert (world.work.state, world.work.detail, world.steward.problems) == ("applied", "", ())
     assert [change.title for change in world.applier.applied] == ["app 1"]
+
+
+async def test_a_release_is_wanted_until_it_is_in_place_and_kept_from_then_on(
+    tmp_path: Path, manifest: bytes, autojump_clock: MockClock
+) -> None:
+    world = World(tmp_path, View(manifest), floor=4)
+    made = decode_untrusted(manifest)
+    world.replaced = (made, 0b1)
+    async with world.at_work(0.5):
+        assert world.caretaker.told == 2 * [([made.manifest_id], [], [(made, 0b1)])]
+        await trio.sleep(1)
+        assert world.caretaker.told[-1] == ([], [made], [])
+        world.applier.applied.clear()
+        await world.steward._turn()
+        assert ([made.manifest_id], [made], [(made, 0b1)]) in world.caretaker.told, "it was removed by hand"
+
+
+async def test_a_change_is_made_also_when_the_package_before_is_nowhere(
+    tmp_path: Path, manifest: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path, View(manifest), floor=4)
+    world.caretaker.at_hand = False
+    async with world.at_work(2):
+        assert world.work.state == "applied"
+    assert "app 1: the package that it replaces is not at hand" in caplog.text
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\x81", b"noise" * 100])

@@ -164,6 +164,7 @@ class MemoryStore:
         self.tiers: tuple[frozenset[ChunkId], frozenset[ChunkId]] = (frozenset(), frozenset())
         self.sealed: dict[ChunkId, bytes] = {}
         self.removed: list[ChunkId] = []
+        self.leaving: list[ChunkId] = []
         self.room = room
         self.refused: frozenset[ChunkId] = frozenset()
 
@@ -215,6 +216,10 @@ class MemoryStore:
         for chunk in chunks:
             if chunk not in self.wanted:
                 self.sealed.pop(chunk, None)
+
+    def take_leaving(self) -> Iterable[ChunkId]:
+        leaving, self.leaving = self.leaving, []
+        return leaving
 
     def remove(self, chunk: ChunkId) -> None:
         del self.sealed[chunk]

@@ -14,7 +14,7 @@ from office_in_memory import InMemoryOffice, Member, MemoryOrigin, Release, make
 from trio.testing import MockClock
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.daemon.caretaker import ALONE_S, GATHER_S, LOOK_S, NOTICE_S, Caretaker
+from pcm_p2p.daemon.caretaker import ALONE_S, GATHER_S, LOOK_S, NOTICE_S, ROOM_S, Caretaker
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of
 from pcm_p2p.swarm.keeping import REPAIR_MS
@@ -166,6 +166,16 @@ async def test_neighbours_know_of_a_copy_that_goes_before_its_file_is_deleted(
         watched.store.trim = look_and_trim
         await trio.sleep(TRIMMED_S)
         assert surprises == [0]
+
+
+async def test_neighbours_hear_of_what_the_store_is_about_to_evict(release: Release, autojump_clock: MockClock) -> None:
+    async with open_cache(MemoryOrigin(release.blobs)) as cache:
+        device, other = await cache.keeping(release, 2)
+        await trio.sleep(1)
+        device.store.leaving = list(release.manifest.chunks[:2])
+        await trio.sleep(ROOM_S + 0.1)
+        seen = other.office(release).peers[device.member.device]
+        assert seen == device.held(release) & ~0b11
 
 
 async def test_the_copies_of_a_device_that_crashed_are_made_again_from_neighbours(
