@@ -51,7 +51,7 @@ SHELLS_OF_OTHERS = {
 
 CORES = {
     *("content.chunk", "content.chunker", "content.decoding", "content.delta", "content.manifest", "content.pieces"),
-    "content.segment",
+    *("content.inventory", "content.segment"),
     *("wire.framing", "wire.messages"),
     *(
         "policy.activation",
@@ -66,8 +66,16 @@ CORES = {
     *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
     *("swarm.keepers", "swarm.keeping", "swarm.rebuilding"),
-    *("swarm.fetching", "swarm.mirrors", "swarm.ownership", "swarm.picker", "swarm.prices", "swarm.rendezvous"),
-    *("swarm.settling", "swarm.troubles", "swarm.turns"),
+    *(
+        "swarm.fetching",
+        "swarm.lending",
+        "swarm.mirrors",
+        "swarm.ownership",
+        "swarm.picker",
+        "swarm.prices",
+        "swarm.rendezvous",
+    ),
+    *("swarm.agenda", "swarm.settling", "swarm.troubles", "swarm.turns"),
     *("apply.plan", "apply.step"),
     *("compliance.assessment", "compliance.courier", "compliance.finding", "compliance.handover", "compliance.report"),
     *("compliance.acknowledgement", "compliance.carriage", "compliance.parcel", "compliance.record"),

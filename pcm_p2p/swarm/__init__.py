@@ -25,6 +25,7 @@ module           kind   what it holds
 ===============  =====  =================================================================================================
 events           noun   what happens to an exchange, and what it wants done
 holdings         core   who in the office has which chunk: one int per device as a bit field
+lending          core   what neighbours' words about a base release say about the release that is made from it
 announcements    core   Holdings, Have, Drop, Claim, SegmentFailed: to and from their messages, checked against a manifest
 rendezvous       core   weighted highest-random-weight hashing in integers
 keepers          core   who keeps which chunk of a release that is in place: k copies in the office, more where uptime is low
@@ -34,8 +35,9 @@ prices           core   the ways to have a run over the WAN (deltas, full): whic
 settling         core   when the roster is settled enough to start
 troubles         core   who failed with which segment how often, and until when it rests
 turns            core   whose turn it is: the order of the candidates for a segment
+agenda           core   when I may start which open run
 fetching         core   one run that I fetch: its blob, its progress, the lease to ask for
-ownership        core   which segment I fetch over the WAN, and when: folds events through the six above
+ownership        core   which segment I fetch over the WAN, and when: folds events through the seven above
 picker           core   which chunk I ask which neighbour for: local rarest first, pipelines, hedging
 conduct          core   strikes of neighbours that serve badly, and the ban that follows
 rebuilding       core   which base chunks this device makes of installed files, and when
@@ -49,6 +51,7 @@ workers          shell  threads for store writes and decoding
 transfer         shell  one wanted manifest in the fetcher: its tasks, its counters, what people are told about it
 announcer        shell  announcements on their way out, in order
 chunk_fetch      shell  one chunk from one neighbour
+parts            shell  what parts of segments on the disk are worth, and when they go
 segment_fetch    shell  one blob for one run: from the origin through the decoder to chunks in the store
 fetcher          shell  runs exchanges in trio: timers, requests, segment tasks, progress
 seeder           shell  answers ``ChunkGet`` from the store within upload slots and pace

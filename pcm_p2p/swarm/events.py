@@ -54,6 +54,15 @@ class PeerDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLends:
+    """Of the chunks ``among``, ``device`` holds just ``bits``, as it says about another manifest (``lending``)."""
+
+    device: DeviceId
+    among: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimHeard:
     """``device`` is who sent it to me; ``claimant`` who fetches. ``hops`` 1: may be relayed once more."""
 
@@ -168,6 +177,7 @@ Event = (
     | PeerHolds
     | PeerGained
     | PeerDropped
+    | PeerLends
     | ClaimHeard
     | FailureHeard
     | Gained

@@ -35,6 +35,7 @@ from pcm_p2p.swarm.events import (
     PeerDropped,
     PeerGained,
     PeerHolds,
+    PeerLends,
     PeerUp,
     Resumed,
     SegmentDone,
@@ -132,6 +133,8 @@ class Exchange:
             return []
         self._copies, self.picker.asked_max = copies, asked_max
         self.keeps = self.ownership.passive = True
+        for device in sorted(self.holdings.lending):
+            self.holdings.peer_left(device)
         self._want()
         return ([Broadcast(self._holdings_message())] if began else []) + self.handle(Tick(), now_ms)
 
@@ -206,10 +209,11 @@ class Exchange:
                 self.holdings.peer_left(event.device)
                 self.picker.peer_left(event.device)
             case PeerHolds():
-                if event.device not in self.holdings.peers:
+                if event.device not in self.holdings.peers or event.device in self.holdings.lending:
                     # It began to want the manifest after I told it: tell it again.
                     effects.append(Send(event.device, self._holdings_message()))
                     effects.extend(self.ownership.tell(event.device, now_ms))
+                self.holdings.lending.discard(event.device)
                 self.holdings.peer_holds(event.device, event.bits)
                 if event.keeps:
                     self.holdings.keeping.add(event.device)
@@ -220,6 +224,9 @@ class Exchange:
                 self.holdings.peer_gains(event.device, gained)
                 self.ownership.hurry(now_ms)
                 pick = bool(gained & self.holdings.missing)
+            case PeerLends():
+                if event.device in self._site and not self.keeps:
+                    self.holdings.peer_lends(event.device, event.among, event.bits)
             case PeerDropped():
                 self.holdings.peer_drops(event.device, bits_of(event.positions))
             case Gained():

@@ -55,6 +55,7 @@ from pcm_p2p.swarm.events import (
 )
 from pcm_p2p.swarm.exchange import Exchange
 from pcm_p2p.swarm.holdings import OfficeHoldings, bits_of, positions_of
+from pcm_p2p.swarm.parts import discard_parts, look_at_parts
 from pcm_p2p.swarm.peers import Peers, Store
 from pcm_p2p.swarm.picker import Budget
 from pcm_p2p.swarm.segment_fetch import SegmentFetch, SegmentSource
@@ -145,7 +146,7 @@ class Fetcher:
 
     async def _open(self, manifest: Manifest, *, keeps: bool) -> Transfer:
         held = await self._workers.run(self._look, manifest)
-        partial_pct = await self._partial(manifest, held)
+        partial_pct = await look_at_parts(self._origin, manifest, held)
         known = self._transfers.get(manifest.manifest_id)
         if known is not None:
             return known
@@ -197,6 +198,13 @@ class Fetcher:
         transfer = self._transfers.get(manifest) if manifest is not None else None
         if transfer is not None and transfer.exchange is not None and self._nursery is not None:
             self._perform(transfer, transfer.exchange.receive_untrusted(device, message, _now_ms()))
+            for other in list(self._transfers.values()):
+                lending = other.lending(transfer.manifest)
+                bits = transfer.exchange.holdings.peers.get(device)
+                if lending is not None and bits is not None:
+                    heard = lending.heard(device, message, bits)
+                    if heard is not None:
+                        self._event(other, heard)
 
     def lost(self, chunks: Iterable[ChunkId]) -> None:
         """Chunks that were found absent or rotten: they are fetched again where they are wanted."""
@@ -299,6 +307,11 @@ class Fetcher:
         for device, weight in self._site.items():
             exchange.meet(device, weight, now_ms)
         self._perform(transfer, exchange.begin())
+        for base in list(self._transfers.values()):
+            lending = transfer.lending(base.manifest)
+            if lending is not None and base.exchange is not None:
+                for device, bits in list(base.exchange.holdings.peers.items()):
+                    self._event(transfer, lending.holds(device, bits))
         self._event(transfer, Paused(self._paused) if self._paused else Tick())
 
     def _each(self, event: Event) -> None:
@@ -338,7 +351,7 @@ class Fetcher:
             self._bases_changed.set()
             self._bases_changed = trio.Event()
         if transfer.was_complete and not was_complete:
-            nursery.start_soon(self._discard_parts, transfer.manifest)
+            nursery.start_soon(discard_parts, self._origin, transfer.manifest)
         if exchange.next_ms < self._sleeps_until_ms:
             self._wake.set()
 
@@ -437,24 +450,6 @@ class Fetcher:
             if not scope.cancel_called:
                 transfer.scopes.pop(start.index, None)
                 self._event(transfer, ended)
-
-    async def _partial(self, manifest: Manifest, held: int) -> dict[int, int]:
-        """Segments of which a killed process left a part, in percent; parts that are of no use any more go."""
-        parts, partial_pct = await self._origin.parts(), {}
-        for index, segment in enumerate(manifest.segments):
-            size = parts.get(segment.segment_id, 0)
-            if size and not ((1 << segment.count) - 1) << segment.first & ~held:
-                await self._origin.discard(segment.segment_id)
-            elif size:
-                partial_pct[index] = min(99, 100 * size // segment.size)
-        return partial_pct
-
-    async def _discard_parts(self, manifest: Manifest) -> None:
-        """The release is complete: what a change of plans left of its segments is of no use."""
-        parts = await self._origin.parts()
-        for segment in manifest.segments:
-            if segment.kind != "layout" and segment.segment_id in parts:
-                await self._origin.discard(segment.segment_id)
 
     # -- the store ------------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ class OfficeHoldings:
 
     ``proven`` are neighbours that have delivered a chunk: what others hold is hearsay. A device is in ``peers`` from its
     first announcement until it leaves or is banned: that is what makes it a candidate, unless it is in ``keeping``: those have
-    the release in place and fetch nothing over the WAN.
+    the release in place and fetch nothing over the WAN; or in ``lending``: those have not announced this release at all, and
+    are known to hold chunks of it by what they say about another (``lending``).
     """
 
     def __init__(self, chunk_count: int, mine: int = 0, wanted: int = -1) -> None:
@@ -53,6 +54,7 @@ class OfficeHoldings:
         self.peers: dict[DeviceId, int] = {}
         self.proven: set[DeviceId] = set()
         self.keeping: set[DeviceId] = set()
+        self.lending: set[DeviceId] = set()
         self.lan = 0
         self.by_count: list[int] = [self.full]
 
@@ -99,12 +101,19 @@ class OfficeHoldings:
         if device in self.peers:
             self.peer_holds(device, self.peers[device] & ~bits)
 
+    def peer_lends(self, device: DeviceId, among: int, bits: int) -> None:
+        """Of ``among`` it holds just ``bits``. Who has announced this release has told that already."""
+        if device in self.lending or (bits and device not in self.peers):
+            self.lending.add(device)
+            self.peer_holds(device, self.peers.get(device, 0) & ~among | bits)
+
     def peer_left(self, device: DeviceId) -> None:
         if device in self.peers:
             self.peer_holds(device, 0)
             del self.peers[device]
         self.proven.discard(device)
         self.keeping.discard(device)
+        self.lending.discard(device)
 
     def holders(self, position: int) -> list[DeviceId]:
         """Neighbours that say they have it, in the order of their first announcement."""

@@ -39,11 +39,12 @@ what a crash costs.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.swarm import rendezvous
+from pcm_p2p.swarm.agenda import Agenda
 from pcm_p2p.swarm.announcements import claim_message, failure_message
 from pcm_p2p.swarm.claims import LEASE_MS_MIN, Claims
 from pcm_p2p.swarm.events import (
@@ -73,7 +74,6 @@ from pcm_p2p.swarm.troubles import Troubles
 from pcm_p2p.swarm.turns import Slots, Turns
 from pcm_p2p.wire.messages import Claim, ClaimedSegment
 
-JITTER_MS = 100  # gossip-scale.md 1.5 rule 1
 HURRY_MS = 50  # choice
 RENEW_MS = 1_000  # gossip-scale.md 1.5
 AHEAD_PCT = 10  # choice: claims are a second old at most
@@ -116,8 +116,7 @@ class Ownership:
         self._claims = Claims()
         self._mine: dict[int, RunFetch] = {}
         self._troubles = Troubles()
-        self._open_since_ms: dict[int, int] = {}
-        self._jitter_ms = {segment.index: rng.randrange(JITTER_MS) for segment in segments}
+        self._agenda = Agenda(me, segments, self._troubles, rng)
         self.passive = False
         """Fetch nothing over the WAN: the release is in place, and only copies of it are kept."""
         self._paused = ""
@@ -152,7 +151,7 @@ class Ownership:
             case PeerDown() | Banned():
                 if self._site.pop(event.device, None) is not None:
                     self._settling.roster_changed_ms = now_ms
-                self._opened(self._claims.forget(event.device), now_ms)
+                self._agenda.opened(self._claims.forget(event.device), now_ms)
             case Paused():
                 self._paused = event.reason
                 changed = bool(self._mine)
@@ -166,7 +165,7 @@ class Ownership:
                 if event.device in self._claims.of(event.index):
                     self._troubles.failed(event.index, event.device, event.reason, event.wait_ms, now_ms)
                     if self._claims.drop(event.index, event.device):
-                        self._opened([event.index], now_ms)
+                        self._agenda.opened([event.index], now_ms)
             case BaseRefused():
                 self.prices.refuse_bases(event.reason)
             case SegmentProgress():
@@ -189,7 +188,7 @@ class Ownership:
     def _claim_heard(self, event: ClaimHeard, now_ms: int) -> list[Effect]:
         if event.claimant == self._me or (event.device != event.claimant and event.claimant in self._site):
             return []  # its own word comes over its own session
-        self._opened(self._claims.hear(event, self._segments, now_ms), now_ms)
+        self._agenda.opened(self._claims.hear(event, self._segments, now_ms), now_ms)
         if not self._claims.to_relay(event, len(self._site)):
             return []
         relayed = claim_message(self._manifest, event.claimant, event.lease_ms, event.segments, hops=0)
@@ -200,23 +199,19 @@ class Ownership:
         if mine is None:
             return []
         effects: list[Effect] = []
-        if event.bad_blob and mine.way.of >= 0:
+        if event.bad_blob:
             mine.done_pct = 0
+        if event.bad_blob and mine.way.of >= 0:
             self.prices.fail(mine.way.segment, event.reason)
             effects.append(Broadcast(failure_message(self._manifest, mine.way.segment, event.reason, 0)))
             if not event.whole_origin:
                 return [*effects, self._change(event.index, self.prices.best(event.index), now_ms)]
         self._finish(event.index)
         wait_ms = self._troubles.failed(event.index, self._me, event.reason, event.wait_ms, now_ms)
-        self._open_since_ms[event.index] = now_ms + wait_ms
+        self._agenda.opened([event.index], now_ms)
         if event.whole_origin:
             self._origin_rests_until_ms, self._origin_reason = now_ms + wait_ms, event.reason
         return [*effects, Broadcast(failure_message(self._manifest, event.index, event.reason, wait_ms))]
-
-    def _opened(self, indexes: Iterable[int], now_ms: int) -> None:
-        """Nobody claims these any more: the time for who may take them starts."""
-        for index in indexes:
-            self._open_since_ms[index] = max(now_ms, self._troubles.rests_until_ms(index))
 
     def _finish(self, index: int) -> bool:
         mine = self._mine.pop(index, None)
@@ -269,7 +264,7 @@ class Ownership:
         for index, device, opened in self._claims.expire(now_ms):
             self._troubles.lapsed(index, device)
             if opened:
-                self._opened([index], now_ms)
+                self._agenda.opened([index], now_ms)
 
     def _abort_reason(self, index: int) -> str:
         mine, bits = self._mine[index], self._segments[index].bits
@@ -309,7 +304,7 @@ class Ownership:
         """Whether a segment may be started at all; else puts into ``times`` when to look again."""
         alone = not self._site
         if self._settling.look(now_ms, alone=alone):
-            self._open_since_ms.clear()
+            self._agenda.begin_anew()
         if self._settling.since_ms is None:
             times.append(self._settling.due_ms(alone=alone))
             return False
@@ -332,27 +327,9 @@ class Ownership:
             open_now = [segment for segment in open_now if segment.index not in waiting]
             if waiting:
                 times.append(min(grace_ms, now_ms + RENEW_MS))
-        # What is no longer open starts its clock anew when it opens again.
-        self._open_since_ms = {segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now}
-        if not open_now:
-            return []
         turns = Turns(self._me, self._manifest, self._candidates(now_ms), self._claims.busy(), self._troubles)
-        ready: list[tuple[int, int, int]] = []
-        for segment in open_now:
-            order = turns.order(segment)
-            rank, start_ms = order.index(self._me), self._open_since_ms[segment.index]
-            rests_until_ms = self._troubles.rests_until_ms(segment.index)
-            if self._goes_on(segment.index, order[0]):
-                rank = -1
-            else:
-                start_ms += turns.wait_ms(order) + self._jitter_ms[segment.index]
-            start_ms = max(start_ms, rests_until_ms)
-            if start_ms > now_ms:
-                times.append(start_ms)
-            else:
-                ready.append((-2 if segment.aid else rank, rendezvous.cost(self._me, segment.key), segment.index))
         effects: list[Effect] = []
-        for rank, _, index in sorted(ready):
+        for rank, index in self._agenda.ready(open_now, turns, self._goes_on, now_ms, times):
             if not self._segments[index].aid:
                 if self._has_enough(turns.limit) or (rank > 0 and self._mine):
                     times.append(now_ms + RENEW_MS)
@@ -386,6 +363,7 @@ class Ownership:
             if weight > 0
             and device in self._holdings.peers
             and device not in self._holdings.keeping
+            and device not in self._holdings.lending
             and not self._claims.suspended(device, now_ms)
         }
         candidates[self._me] = self._weight
@@ -405,10 +383,10 @@ class Ownership:
             ),
         )
 
-    def _goes_on(self, index: int, owner: DeviceId) -> bool:
+    def _goes_on(self, segment: SegmentRun, owner: DeviceId) -> bool:
         """I have a part of it, and have not failed more often than who would be its owner."""
-        failures = self._troubles.failures(index)
-        has_part = self.prices.partial_pct(self.prices.best(index).segment) > 0
+        failures = self._troubles.failures(segment.index)
+        has_part = self.prices.partial_pct(self.prices.best(segment.index).segment) > 0
         return has_part and failures.get(self._me, 0) <= failures.get(owner, 0)
 
     # -- claims and words -----------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import trio
 
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.ids import ChunkId, DeviceId
+from pcm_p2p.ids import ChunkId, DeviceId, ManifestId
 from pcm_p2p.swarm.exchange import Exchange
 from pcm_p2p.swarm.holdings import positions_of
+from pcm_p2p.swarm.lending import Lending, is_base
 
 RATE_WINDOW_MS = 10_000
 RATE_SAMPLE_MS = 500
@@ -86,6 +87,7 @@ class Transfer:
         self._seen_mine = held
         self._bases_due_ms = 0
         self._sources: dict[int, DeviceId] = {}
+        self._lendings: dict[ManifestId, Lending] = {}
         self._bytes_total = sum(manifest.sizes)
         self._counted_mine, self._counted_bytes = 0, 0
         self._samples: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_MS // RATE_SAMPLE_MS + 1)
@@ -134,6 +136,14 @@ class Transfer:
             self._bases_due_ms = now_ms + BASES_MS
             return before != self._bases_missing
         return False
+
+    def lending(self, base: Manifest) -> Lending | None:
+        """How to read announcements about ``base``, if deltas of this manifest start from it and it is being fetched."""
+        if self.keeps or not is_base(base, self.manifest):
+            return None
+        if base.manifest_id not in self._lendings:
+            self._lendings[base.manifest_id] = Lending(base, self.manifest)
+        return self._lendings[base.manifest_id]
 
     def came_from(self, position: int, device: DeviceId) -> None:
         self._sources[position] = device

@@ -274,3 +274,45 @@ async def test_a_store_without_room_for_the_base_takes_the_full_segments(
         await complete([small, holder], new, timeout_s=30)
         assert sent_by_kind(office, new)["full"] == new.bytes_of("full")
         assert "no room" in small.fetcher.why(new.manifest.manifest_id)[0].alternatives[0].why_not
+
+
+async def test_devices_that_only_keep_the_old_release_lend_it_to_those_that_fetch_the_new_one(
+    autojump_clock: MockClock, old: Release, new: Release
+) -> None:
+    async with InMemoryOffice(MemoryOrigin(new.blobs)).open() as office:
+        first_ring = [await office.add() for _ in range(2)]
+        others = [await office.add() for _ in range(4)]
+        for member in [*first_ring, *others]:
+            await member.fetcher.keep(old.manifest)
+        for number, (chunk, data) in enumerate(old.chunks.items()):
+            others[number % 3].store.put(Chunk.verified(chunk, data))
+            others[number % 3].fetcher.gained(old.manifest.manifest_id, [chunk])
+        await trio.sleep(1)
+        for member in first_ring:
+            await member.fetcher.want(new.manifest)
+        late = others[3]
+        await complete(first_ring, new)
+        assert sent_by_kind(office, new) == {"delta": new.bytes_of("delta")}
+        await late.fetcher.want(new.manifest)
+        await complete([late], new, timeout_s=5)
+        assert office.origin.bytes_sent == new.bytes_of("delta")
+        assert not any(member.fetcher.wan_in_bytes for member in others), "who lends fetches nothing"
+
+
+async def test_a_lender_that_drops_a_chunk_is_believed(autojump_clock: MockClock, old: Release, new: Release) -> None:
+    async with InMemoryOffice(MemoryOrigin(new.blobs)).open() as office:
+        [fetches, lends] = [await office.add() for _ in range(2)]
+        lends.store.fill(old)
+        for member in (fetches, lends):
+            await member.fetcher.keep(old.manifest)
+        await fetches.fetcher.want(new.manifest)
+        await trio.sleep(0.5)
+        dropped = old.manifest.chunks[1]
+        lends.fetcher.let_go([dropped])
+        lends.store.trim([dropped])
+        await trio.sleep(0.5)
+        [delta, _] = fetches.fetcher.why(new.manifest.manifest_id)[0].alternatives
+        assert delta.why_not == "the office lacks 1 of its 8 base chunks"
+        await complete([fetches], new)
+        segments = new.manifest.segments
+        assert office.origin.bytes_sent == new.bytes_of("delta") - segments[1].size + segments[0].size
