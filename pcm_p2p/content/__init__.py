@@ -39,6 +39,7 @@ inventory      core   what a store holds, and in which order it lets go
 chunk_folder   shell  the files of a store, without rules
 store          shell  chunks on disk: quota, eviction, rot, drops announced before they happen
 memory_store   fake   the same verbs in memory, held to the same tests
+verification   shell  reading and hashing a whole store, beside everything else
 assemble       shell  chunks → one file, verified, or the list of what is missing
 stored_form    shell  which form a file has, and the way to its stored form
 form_deb       shell  .deb → ar with its two tars uncompressed; dpkg installs it as it is

@@ -113,8 +113,9 @@ def _write(answers: BinaryIO, data: bytes) -> None:
         view = view[answers.write(view) :]
 
 
-def _step_back() -> None:
-    """The lowest priority that still gets served. Elsewhere than on Linux the disk is shared as it comes."""
+def step_back() -> None:
+    """The lowest priority that still gets served. On Linux this concerns the calling thread only; elsewhere it is the process,
+    and the disk is shared as it comes."""
     with contextlib.suppress(OSError):
         os.nice(NICE)
     number = _IOPRIO_SET.get(platform.machine())
@@ -142,7 +143,7 @@ def main() -> None:
     _die_with_daemon()
     # An interrupt from the terminal reaches the daemon too, which then ends its worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _step_back()
+    step_back()
     _confine(int(sys.argv[1]))
     with open(1, "wb", buffering=0, closefd=False) as answers:
         serve(sys.stdin.buffer, answers)

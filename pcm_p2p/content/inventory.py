@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pcm_p2p.ids import ChunkId
 
@@ -26,8 +27,15 @@ class Held:
     touched_s: float
 
 
+class Share(NamedTuple):
+    """A part of what is held; bytes as sealed."""
+
+    chunks: int
+    bytes: int
+
+
 class Inventory:
-    """No lock: the store has one."""
+    """No lock: the store has one. ``bytes`` is what all has together; ``tiers_known`` since the first ``set_tiers``."""
 
     def __init__(self) -> None:
         self._held: dict[ChunkId, Held] = {}
@@ -38,6 +46,7 @@ class Inventory:
         self._last: frozenset[ChunkId] = frozenset()
         self._leaving: dict[ChunkId, None] = {}
         self.bytes = 0
+        self.tiers_known = False
 
     # What is there
 
@@ -65,6 +74,11 @@ class Inventory:
 
     def tier_bytes(self, tier: int) -> int:
         return self._tier_bytes[tier]
+
+    def share_of(self, chunks: Collection[ChunkId]) -> Share:
+        """How many of these are held, each counted once, and their bytes."""
+        sizes = [self._held[chunk].size_bytes for chunk in dict.fromkeys(chunks) if chunk in self._held]
+        return Share(len(sizes), sum(sizes))
 
     def is_idle(self, chunk: ChunkId) -> bool:
         """Held, and not wanted."""
@@ -108,6 +122,7 @@ class Inventory:
     def set_tiers(self, kept: Collection[ChunkId], last: Collection[ChunkId]) -> None:
         """What is in both is the last copy."""
         self._kept, self._last = frozenset(kept), frozenset(last)
+        self.tiers_known = True
         self.sort()
 
     def sort(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Self
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
-from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory
+from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory, Share
 from pcm_p2p.content.store import ROOM_BYTES, StoreStatistics
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId
@@ -105,6 +105,14 @@ class MemoryStore:
     def surplus_above(self, size_bytes_max: int) -> list[ChunkId]:
         with self._lock:
             return self._here.surplus_above(size_bytes_max)
+
+    @property
+    def tiers_known(self) -> bool:
+        return self._here.tiers_known
+
+    def share_of(self, chunks: Collection[ChunkId]) -> Share:
+        with self._lock:
+            return self._here.share_of(chunks)
 
     def statistics(self) -> StoreStatistics:
         with self._lock:

@@ -34,7 +34,7 @@ from typing import Literal, Self
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
 from pcm_p2p.content.chunk_folder import ChunkFolder, DiskSpace, Found, disk_space, write_new_file
-from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory
+from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory, Share
 from pcm_p2p.errors import DiskFull, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
@@ -202,6 +202,16 @@ class ChunkStore:
     def verify(self, chunk: ChunkId) -> bool:
         """Whether it is here and good, which does not count as a use. One that is rotten goes, as when it is read."""
         return self._read(chunk, use=False) is not None
+
+    @property
+    def tiers_known(self) -> bool:
+        """Whether anybody has said what is kept; before that all that is not wanted counts as surplus."""
+        return self._here.tiers_known
+
+    def share_of(self, chunks: Collection[ChunkId]) -> Share:
+        """How many of these are here, each counted once, and their bytes."""
+        with self._lock:
+            return self._here.share_of(chunks)
 
     def statistics(self) -> StoreStatistics:
         with self._lock:

@@ -17,8 +17,9 @@ reporter    facts × checks → findings → sealed reports in the outbox, on ch
 meter       bytes moved, in total and per release, kept over restarts
 uptime      how much of the last two weeks this device was up: what the cooperative cache weighs it by
 limits      the rates to keep to: the device's own and policy's, the lower of each
+upkeep      what is in the store, whether it is good, and letting surplus copies go, for ``pcm-p2p store``
 memory      gives freed memory back to the system
-control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess`` are asked (line of JSON each way)
+control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess``, ``store`` are asked (line of JSON each way)
 status      one picture of the node for people and for the lab
 doctor      a read-only look at one device's set-up
 desk        the service that honours tokens and keeps online metadata signed

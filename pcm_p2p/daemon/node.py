@@ -57,6 +57,7 @@ from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
+from pcm_p2p.daemon.upkeep import Upkeep
 from pcm_p2p.daemon.uptime import Uptime
 from pcm_p2p.database import open_database
 from pcm_p2p.errors import InputError, PcmError, StorageError
@@ -259,6 +260,7 @@ class _Node:
         self.applier = Applier(
             state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
         )
+        self.upkeep = Upkeep(store, state, self.fetcher.let_go)
         self.rebuilder = Rebuilder(
             self.fetcher, store, Path(config.apply.root), self.applier.receipts, self.neighbours.site_peers, me
         )
@@ -343,8 +345,10 @@ class _Node:
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
             nursery.start_soon(self.uptime.run)
+            nursery.start_soon(self.upkeep.run)
             nursery.start_soon(keep_small)
-            control = await nursery.start(_in_scope_of_its_own, serve_control, self.state, self._status().commands())
+            commands = {**self._status().commands(), **self.upkeep.commands()}
+            control = await nursery.start(_in_scope_of_its_own, serve_control, self.state, commands)
             where = ", ".join(f"{host}:{port}" for host, port in listening) or "no address"
             log.info("device %s of site %s is up at %s", self.identity.device_id, self.config.device.site, where)
             await ended.wait()

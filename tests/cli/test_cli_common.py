@@ -33,6 +33,7 @@ def test_the_documented_commands_are_there() -> None:
         *("release add", "release show", "policy check", "policy put", "origin serve"),
         *("enroll desk", "enroll token", "enroll join", "collector", "lab up", "lab run"),
         *("daemon", "status", "peers", "why", "doctor", "assess"),
+        *("store stats", "store verify", "store gc"),
     }
 
 

@@ -241,6 +241,17 @@ def test_surplus_is_named_down_to_a_size(make: Make) -> None:
     assert len(store.ids()) == 4
 
 
+def test_the_share_of_a_release_counts_each_chunk_once(make: Make) -> None:
+    one, other, absent = chunks_of(1000, 2000, 3000)
+    store = make(0)
+    store.put(one)
+    store.put(other)
+    assert store.share_of([one.id, absent.id, one.id]) == (1, len(seal(one)))
+    assert not store.tiers_known
+    store.set_tiers((), ())
+    assert store.tiers_known
+
+
 def test_verifying_is_no_use_of_a_chunk(make: Make) -> None:
     one, other, new = chunks_of(1000, 1000, 1000)
     store = make(2 * len(seal(one)))
