@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class CacheStore(Protocol):
     def set_wanted(self, chunks: Collection[ChunkId], /) -> None: ...
     def set_tiers(self, kept: Collection[ChunkId], last: Collection[ChunkId], /) -> None: ...
     def trim(self, chunks: Collection[ChunkId], /) -> object: ...
-    def take_leaving(self) -> Collection[ChunkId]: ...
+    def take_leaving(self) -> Iterable[ChunkId]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class Caretaker:
         def decide() -> KeepPlan:
             return care.keeping.decide(mine, others, uptimes, now_ms, needed=fetching)
 
-        # In a thread: with new neighbours a large manifest takes seconds.
+        # In a thread: with new neighbours the largest manifest takes half a second.
         before, care.plan = care.plan, await trio.to_thread.run_sync(decide)
         facts = (mine, care.plan.share, care.plan.last)
         changed, care.facts = facts != care.facts, facts
@@ -352,6 +352,8 @@ class Caretaker:
         return found
 
     def _can_take(self, manifest_id: ManifestId, device: DeviceId, holdings: OfficeHoldings) -> bool:
+        if device in holdings.lending:
+            return False
         return device not in holdings.keeping or (manifest_id in self._cares and bool(self._uptimes.get(device)))
 
     # What people ask
