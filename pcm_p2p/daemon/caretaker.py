@@ -93,6 +93,8 @@ class CacheFigures:
 
 @dataclass(slots=True)
 class _Care:
+    """A kept release: ``plan`` followed from ``facts``."""
+
     keeping: Keeping
     plan: KeepPlan = field(default_factory=KeepPlan)
     facts: tuple[object, ...] = ()
@@ -123,6 +125,7 @@ class Caretaker:
         self._wanted: dict[ManifestId, Manifest] = {}
         self._gathering: dict[ManifestId, int] = {}
         self._needed: frozenset[ChunkId] = frozenset()
+        self._in_use: frozenset[ChunkId] = frozenset()
         self._tended = False
         self._tiers: tuple[frozenset[ChunkId], frozenset[ChunkId]] | None = None
         self._strays: set[ChunkId] = set()
@@ -146,6 +149,8 @@ class Caretaker:
         needed = {chunk for manifest in wanted.values() for chunk in manifest.chunks}
         needed.update(manifest.chunks[position] for manifest, bits in gather for position in positions_of(bits))
         self._needed = frozenset(needed)
+        # Base chunks too: they may have been taken for a delta a moment ago.
+        self._in_use = self._needed.union(*(manifest.table_chunks for manifest in wanted.values()))
         if self._needed != before or not self._tended:
             await trio.to_thread.run_sync(self._store.set_wanted, self._needed)
         for gone in [manifest_id for manifest_id in self._cares if manifest_id not in keep]:
@@ -179,6 +184,7 @@ class Caretaker:
             return
         try:
             care.keeping.take_over(read_handover_untrusted(message, care.keeping.manifest))
+            care.facts = ()
         except UntrustedBytes as error:
             log.warning("device %s hands over nonsense: %s", device.short, error.message)
         self._wake.set()
@@ -230,15 +236,18 @@ class Caretaker:
             device not in holdings.keeping and (1 << len(care.keeping.manifest.chunks)) - 1 & ~bits
             for device, bits in others.items()
         )
+        facts = (mine, others, uptimes, fetching)
+        due_ms = care.plan.next_ms
+        if facts == care.facts and (due_ms is None or now_ms < due_ms):
+            return False
+        care.facts = facts
 
         def decide() -> KeepPlan:
             return care.keeping.decide(mine, others, uptimes, now_ms, needed=fetching)
 
         # In a thread: with new neighbours the largest manifest takes half a second.
         before, care.plan = care.plan, await trio.to_thread.run_sync(decide)
-        facts = (mine, care.plan.share, care.plan.last)
-        changed, care.facts = facts != care.facts, facts
-        return changed or before != care.plan
+        return (before.share, before.last) != (care.plan.share, care.plan.last)
 
     def _take(self, manifest_id: ManifestId, care: _Care, holdings: OfficeHoldings) -> None:
         gathered = self._gathering.get(manifest_id, 0) & ~holdings.mine
@@ -262,12 +271,12 @@ class Caretaker:
         for manifest_id, care in self._cares.items():
             holdings = self._fetcher.office(manifest_id)
             plans.append((care.keeping.manifest, holdings.mine if holdings is not None else 0, care.plan))
-        going = chunks_to_drop(plans, self._needed) + await self._strays_due(now_ms)
+        going = chunks_to_drop(plans, self._in_use) + await self._strays_due(now_ms)
         if not going:
             return
         self._fetcher.let_go(going)
         await trio.sleep(NOTICE_S)
-        going = [chunk for chunk in going if chunk not in self._needed]
+        going = [chunk for chunk in going if chunk not in self._in_use]
         await trio.to_thread.run_sync(self._store.trim, going)
         log.info("%d chunks were let go: others keep them, or nobody needs them", len(going))
 
