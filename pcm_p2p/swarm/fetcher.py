@@ -49,6 +49,7 @@ from pcm_p2p.swarm.events import (
     PeerUp,
     RequestChunk,
     Resumed,
+    SegmentDone,
     Send,
     StartSegment,
     Tick,
@@ -449,6 +450,8 @@ class Fetcher:
                 return
             if not scope.cancel_called:
                 transfer.scopes.pop(start.index, None)
+                if isinstance(ended, SegmentDone):
+                    transfer.fetched[start.index] = start.use
                 self._event(transfer, ended)
 
     # -- the store ------------------------------------------------------------------------------------------------------------

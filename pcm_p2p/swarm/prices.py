@@ -160,14 +160,18 @@ class Prices:
     def needed_bytes(self) -> int:
         """What the office pays by the present plan: of each run the blob of the cheapest usable way.
 
-        A run that the office has keeps the price that it had when it was last needed.
+        A run that the office has keeps the price that it had when it was last needed; if it never was, the present one counts.
         """
-        total = 0
+        total, office = 0, self._holdings.office
         for run in self._runs.values():
-            if not run.aid:
-                if run.index not in self._bill or run.bits & ~self._holdings.office:
-                    self._bill[run.index] = min(way.size_bytes for way in run.ways if way.of < 0 or self.usable(way))
-                total += self._bill[run.index]
+            if run.aid:
+                continue
+            is_needed, price = run.bits & ~office, self._bill.get(run.index)
+            if is_needed or price is None:
+                price = min(way.size_bytes for way in run.ways if way.of < 0 or self.usable(way))
+            if is_needed:
+                self._bill[run.index] = price
+            total += price
         return total
 
     def why_not(self, segment: int) -> str:

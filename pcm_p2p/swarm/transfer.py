@@ -77,6 +77,8 @@ class Transfer:
         self.manifest, self.held, self.partial_pct, self.keeps = manifest, held, partial_pct, keeps
         self.exchange: Exchange | None = None
         self.scopes: dict[int, trio.CancelScope] = {}
+        self.fetched: dict[int, int] = {}
+        """Runs that I fetched, and by which of the segments."""
         self.closed = False
         self.lan_bytes = self.wan_bytes = 0
         self.has_changed = trio.Event()
@@ -224,12 +226,14 @@ class Transfer:
             return self._why_here(index, me)
         count = f"{segment.count - len(missing)} of {segment.count} chunks here"
         if self.keeps:
+            return "installed/store", f"{count}; the release is in place, and copies are kept for the office"
+        if self.keeps:
             return "in place", f"{count}; the rest is not needed any more"
         if exchange is None:
             return "waiting", f"{count}; not started"
         fetching = exchange.ownership.fetching.get(index)
         if fetching is not None:
-            return f"wan:{me.short}", f"{count}; this device fetches it {self._how(exchange, index)}"
+            return f"wan:{me.short}", f"{count}; this device fetches it{self._how(exchange, index)}"
         claims = exchange.ownership.claimants(index)
         if claims:
             device, done_pct = next(iter(claims.items()))
@@ -244,11 +248,15 @@ class Transfer:
     def _how(self, exchange: Exchange, index: int) -> str:
         """Which blob, and how far it is; of a delta whose blob is here, how much of its base is not."""
         way, done_pct = exchange.ownership.way(index), exchange.ownership.fetching[index]
-        if way is None or way.of < 0:
-            return f"({done_pct} %)"
-        lacking = (way.base & ~exchange.holdings.mine).bit_count()
+        lacking = (way.base & ~exchange.holdings.mine).bit_count() if way is not None else 0
         base = f", {lacking} base chunks to come from neighbours" if lacking else ""
-        return f"as a delta from {self.manifest.bases[way.of].version} ({done_pct} %{base})"
+        return f"{self._as_delta(way.segment if way is not None else None)} ({done_pct} %{base})"
+
+    def _as_delta(self, place: int | None) -> str:
+        segment = self.manifest.segments[place] if place is not None else None
+        if segment is None or segment.kind != "delta":
+            return ""
+        return f" as a delta from {self.manifest.bases[segment.of].version}"
 
     def _why_here(self, index: int, me: DeviceId) -> tuple[str, str]:
         segment = self.manifest.segments[index]
@@ -257,7 +265,7 @@ class Transfer:
             return "installed/store", f"all {segment.count} chunks were in the store"
         device, _ = sources.most_common(1)[0]
         if device == me:
-            return f"wan:{me.short}", "this device fetched it for the office"
+            return f"wan:{me.short}", f"this device fetched it for the office{self._as_delta(self.fetched.get(index))}"
         others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         return f"lan:{device.short}", f"from {device.short}{others}"
 

@@ -70,6 +70,8 @@ async def test_an_office_with_the_base_fetches_the_deltas_once(
             progress = member.fetcher.progress(new.manifest.manifest_id)
             assert progress.complete
             assert progress.needed_bytes == new.bytes_of("delta")
+            for row in member.fetcher.why(new.manifest.manifest_id):
+                assert row.source.startswith("lan:") or row.reason.endswith("for the office as a delta from 1")
         assert office.origin.discarded >= set(office.origin.sent), "no partial file is left behind"
 
 
