@@ -30,7 +30,7 @@ COMMANDS = tuple(leaves(typer.main.get_command(main.app)))
 def test_the_documented_commands_are_there() -> None:
     assert {" ".join(path) for path in COMMANDS} >= {
         *("fleet init", "fleet stage", "fleet activate", "fleet refresh", "key new", "key show", "sign", "publish"),
-        *("release add", "release show", "policy check", "policy put", "origin serve"),
+        *("release add", "release plan", "release show", "policy check", "policy put", "origin serve"),
         *("enroll desk", "enroll token", "enroll join", "collector", "lab up", "lab run"),
         *("daemon", "status", "peers", "why", "doctor", "assess"),
         *("store stats", "store verify", "store gc"),
