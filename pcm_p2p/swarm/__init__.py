@@ -11,8 +11,15 @@ delta takes the base chunks that it lacks from neighbours meanwhile. A fetched s
 each chunk is announced (``Have``, within 10 ms) while the rest is still on its way. All others take chunks from holders
 on the LAN.
 
+Flow of one that is in place: ``Fetcher.keep(manifest)`` goes on announcing what is here, and says that nothing of it is
+fetched over the WAN, so that nobody waits for this device as an owner. The office keeps k copies of each group of chunks
+(``keepers``); a device takes its share from neighbours, lets go of what others keep, and hands over before it ends what
+only it has (``keeping``). Neighbours hear of a copy that goes before it goes.
+
 Goals
 - WAN bytes of the office ÷ bytes that the office needed once ≤ 1.05, with 6 and with 20 devices started together.
+- If the base of an update is anywhere in the office, whole or in pieces, in caches or (with some seconds of patience)
+  among installed files, the office pays for the deltas: ≤ 1.03 of their bytes, ≤ 1.10 when an owner crashes.
 - Locality is a rule: no chunk crosses the WAN while a device of the site that holds it is online and serving.
 - An owner that stalls, crashes or lies is replaced within seconds; nobody waits for one neighbour for ever.
 - SIGKILL at any point costs at most the piece in flight: partial segments and stored chunks are on disk.
