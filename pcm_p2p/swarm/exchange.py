@@ -239,7 +239,10 @@ class Exchange:
                 self._gain(1 << event.position, now_ms)
             case ChunkFailed():
                 self.picker.failed(event.device, event.position, event.why, now_ms)
-                if self._conduct.failed(event.device, event.why, now_ms):
+                if event.why == "missing" and event.device in self.holdings.lending:
+                    # It let go of the old release, which is its own affair: nothing more is asked of it.
+                    self.holdings.peer_left(event.device)
+                elif self._conduct.failed(event.device, event.why, now_ms):
                     effects.append(Blame(event.device, _BLAME.get(event.why, "does not serve")))
             case Lost():
                 gone = self.holdings.lose(bits_of(event.positions))

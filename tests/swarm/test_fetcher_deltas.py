@@ -318,3 +318,20 @@ async def test_a_lender_that_drops_a_chunk_is_believed(autojump_clock: MockClock
         await complete([fetches], new)
         segments = new.manifest.segments
         assert office.origin.bytes_sent == new.bytes_of("delta") - segments[1].size + segments[0].size
+
+
+async def test_a_lender_that_let_go_of_the_old_release_without_a_word_is_not_blamed(
+    autojump_clock: MockClock, old: Release, new: Release
+) -> None:
+    async with InMemoryOffice(MemoryOrigin(new.blobs)).open() as office:
+        [fetches, lends] = [await office.add() for _ in range(2)]
+        lends.store.fill(old)
+        for member in (fetches, lends):
+            await member.fetcher.keep(old.manifest)
+        await trio.sleep(0.5)
+        lends.fetcher.unwant(old.manifest.manifest_id)
+        lends.store.trim(list(old.chunks))
+        await fetches.fetcher.want(new.manifest)
+        await complete([fetches], new)
+        assert fetches.fetcher.blamed == {}
+        assert sent_by_kind(office, new)["full"] == new.bytes_of("full")
