@@ -4,7 +4,7 @@ Both releases are seen as one space of bytes, their stored forms joined. A run a
 until ``base_bytes_max`` is reached:
 
 1. *unchanged*: chunks that the run and the base have in common; a delta copies them;
-2. *aligned*: where the member of the same path was (exactly, else with version numbers made equal, else the member with
+2. *aligned*: where the member of the same path was (exactly, else but for versions, else but for numbers, else the member with
    most anchors in common): all of a small one; of a large one, block by block, the place to which the anchors of the block
    point, or those of the blocks nearest to it, or the same share of the way through;
 3. *around*: neighbours of the aligned chunks, nearest first;
@@ -27,14 +27,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
-from pcm_p2p.content.members import Member, normalized
+from pcm_p2p.content.members import Member, normalized, versionless
 
 BASE_BYTES_TARGET = 32 << 20
+"""Choice: twice a run. Below ``manifest.BASE_BYTES_MAX``, because more helps nobody and has to be brought together."""
 SMALL_BYTES_MAX = 512 << 10
 """A member of the base up to this size is taken as a whole: its chunks are hardly more than the part that is needed."""
 BLOCK_BYTES = 128 << 10
 """The step in which a large member is aligned."""
 AROUND_BYTES_MAX = 4 << 20
+"""Measured: postgresql 25.1 % of the package with 4 MiB on either side, 25.2 % with 8."""
 OCCURRENCES_MAX = 4
 """An anchor that occurs more often in the base says nothing about where to look."""
 ALIKE_ANCHORS_MIN = 4
@@ -255,27 +257,23 @@ def _index(anchors: Anchors) -> dict[int, tuple[int, ...]]:
 
 
 def _by_path(new: Sequence[Member], base: Sequence[Member]) -> list[int | None]:
-    """For each member of ``new`` the one of ``base`` with its path, or with one that differs in numbers only.
+    """For each member of ``new`` the one of ``base`` with its path, else with one that differs in versions, else in numbers.
 
-    Where several differ in numbers only, the first goes with the first, and so on.
+    Where several come into question the first goes with the first, and so on.
     """
-    exact: dict[str, int] = {}
-    for number, member in enumerate(base):
-        exact.setdefault(member.path, number)
-    new_paths = {member.path for member in new}
-    ranked: dict[str, list[int]] = {}
-    for number, member in enumerate(base):
-        if member.path not in new_paths:
-            ranked.setdefault(normalized(member.path), []).append(number)
-    seen, pairs = Counter[str](), list[int | None]()
-    for member in new:
-        if member.path in exact:
-            pairs.append(exact[member.path])
-            continue
-        path = normalized(member.path)
-        alike = ranked.get(path, [])
-        pairs.append(alike[min(seen[path], len(alike) - 1)] if alike else None)
-        seen[path] += 1
+    pairs: list[int | None] = [None] * len(new)
+    free = list(range(len(base)))
+    for alike in (str, versionless, normalized):
+        ranked: dict[str, list[int]] = {}
+        for number in free:
+            ranked.setdefault(alike(base[number].path), []).append(number)
+        seen, used = Counter[str](), set[int]()
+        for number, member in enumerate(new):
+            if pairs[number] is None and (found := ranked.get(path := alike(member.path))):
+                pairs[number] = found[min(seen[path], len(found) - 1)]
+                used.add(found[min(seen[path], len(found) - 1)])
+                seen[path] += 1
+        free = [number for number in free if number not in used]
     return pairs
 
 

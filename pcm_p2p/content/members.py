@@ -27,6 +27,7 @@ _REGULAR = frozenset(b"\0" + b"07")
 _PAX_PATH = re.compile(rb"(?:\A|\n)\d+ path=([^\n]*)\n")
 _PAX_SIZE = re.compile(rb"(?:\A|\n)\d+ size=(\d{1,15})\n")
 _ZIP_LOCAL, _ZIP_DIRECTORY = b"PK\x03\x04", b"PK\x01\x02"
+_VERSIONS = re.compile(r"\d+(?:[.+~:_-]\d+)+")
 _NUMBERS = re.compile(r"\d+(?:[.+~:_-]?\d+)*")
 
 
@@ -39,8 +40,13 @@ class Member:
     size: int
 
 
+def versionless(path: str) -> str:
+    """``path`` with version numbers made equal: ``modules/6.1.0-55/a1.ko`` and ``…-56/a1.ko`` are one file of two versions."""
+    return _VERSIONS.sub("#", path)
+
+
 def normalized(path: str) -> str:
-    """``path`` with version numbers made equal: ``modules/6.1.0-55/a.ko`` and ``…-56/a.ko`` are the same file of two versions."""
+    """``path`` with all numbers made equal."""
     return _NUMBERS.sub("#", path)
 
 

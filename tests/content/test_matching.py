@@ -50,6 +50,14 @@ def test_paths_that_differ_in_numbers_meet_in_order() -> None:
     assert [matcher.base_of([(at * CHUNK, CHUNK)], base_bytes_max=CHUNK) for at in range(3)] == [[0], [1], [1]]
 
 
+def test_a_file_that_is_new_does_not_shift_those_with_numbers_in_their_names() -> None:
+    new = side(*((f"modules/6.1.0-56/ads{number}.ko", CHUNK) for number in (1, 2, 3, 4)))
+    base = side(*((f"modules/6.1.0-55/ads{number}.ko", CHUNK) for number in (1, 3, 4)))
+    matcher = Matcher(new, base)
+    found = [matcher.base_of([(at * CHUNK, CHUNK)], base_bytes_max=CHUNK) for at in range(4)]
+    assert [found[at] for at in (0, 2, 3)] == [[0], [1], [2]]
+
+
 def test_an_exact_path_goes_before_one_that_differs_in_numbers() -> None:
     new, base = side(("a1", CHUNK), ("a2", CHUNK)), side(("a2", CHUNK), ("a0", CHUNK))
     matcher = Matcher(new, base)
