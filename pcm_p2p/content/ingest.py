@@ -238,6 +238,11 @@ def _packed(numbers: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 
+def artifact_name(path: Path) -> str:
+    """What a delivered file is called in the release: its own name, with the colon for which ``apt-get download`` writes %3a."""
+    return path.name.replace("%3a", ":")
+
+
 def _check_names(files: Sequence[Path], release: str, version: str) -> None:
     if not files:
         raise InputError("a release has at least one file")
@@ -246,10 +251,10 @@ def _check_names(files: Sequence[Path], release: str, version: str) -> None:
         check_name(release, "release")
         check_name(version, "version")
         for path in files:
-            check_name(path.name, "file name")
-            if path.name in seen:
-                raise InputError(f"has the same name as {seen[path.name]}", path=path, remedy="Rename one of them.")
-            seen[path.name] = path
+            name = check_name(artifact_name(path), "file name")
+            if name in seen:
+                raise InputError(f"has the same name as {seen[name]}", path=path, remedy="Rename one of them.")
+            seen[name] = path
     except UntrustedBytes as error:
         raise InputError(error.message, remedy="Rename it.") from None
 
@@ -261,7 +266,7 @@ def _unpack(files: Sequence[Path], form: Form | Literal["auto"], place: Workplac
         before = _facts(path)
         kind: Form = detect(path) if form == "auto" else form
         tell(IngestProgress("unpacking", path.name, done, total))
-        source = _Source(path.name, kind, path.absolute(), before.st_size, before.st_size)
+        source = _Source(artifact_name(path), kind, path.absolute(), before.st_size, before.st_size)
         if kind != "exact":
             source.delivered_sha256 = _sha256(path)
             source.path = place.stored / f"{number:04d}"

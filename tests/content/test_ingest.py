@@ -317,3 +317,10 @@ def test_memory_does_not_grow_with_the_artifact(tmp_path: Path) -> None:
         peaks.append(int(result.stdout) >> 10)
     assert peaks[1] < 150
     assert peaks[1] - peaks[0] < 40
+
+
+def test_a_package_as_apt_downloads_it_keeps_the_colon_of_its_epoch(tmp_path: Path) -> None:
+    delivered = tmp_path / "hello_1%3a2.0-1_all.deb"
+    delivered.write_bytes(b"x")
+    made = ingest([delivered], release="hello", version="2.0", counter=1, work=tmp_path / "work", level=1, processes=0)
+    assert [artifact.name for artifact in made.manifest.artifacts] == ["hello_1:2.0-1_all.deb"]
