@@ -3,6 +3,11 @@
 Nothing lies in between: base chunks go through a pipe as they are read from the store, the output comes back through another
 and is verified and handed over chunk by chunk. The daemon holds one chunk; the worker holds everything, and dies alone.
 
+Measured (``bench/decode.py``; store to store, a run of 16 MiB from a base of 24, CPU time of both processes on a busy machine of
+two shared cores): 92 MB of output a second of a core where the patch is small (openjdk), 56 and 44 where unpacking it is most of
+the work (libreoffice, postgresql); full segments 23 … 42. That is 0.7 … 0.95 of the same work without a process. Starting the
+process costs 0.2 s, once in a release, of which the daemon waits one or two milliseconds.
+
 Outcomes of ``decode``: chunks; ``BaseMissing``; ``DecodeFailed`` (wrong blob, crash, hang, memory); whatever storing the
 chunks raises. After a crash, a hang or a cancellation the worker is killed, and the next job starts another.
 """

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ import trio.testing
 from content_samples import chunks_of, noise, release_of, text
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoder import Decoder, InlineDecoder
+from pcm_p2p.content.decoder import TIMEOUT_S, Decoder, InlineDecoder
 from pcm_p2p.content.decoding import BaseMissing, DecodeFailed
 from pcm_p2p.content.delta import encode_delta
 from pcm_p2p.content.manifest import Base, Layout, Manifest, Segment, decode_untrusted
@@ -366,16 +367,23 @@ async def test_a_worker_that_hangs_is_killed_at_the_deadline(office: Office) -> 
         assert is_gone(stopped)
 
 
-async def test_a_slow_store_of_ours_is_no_hang(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Decoder() as decoder:
-        await office.decode(decoder, FULL)
-        monkeypatch.setattr(decoder, "_timeout_s", 0.5)
+async def test_a_slow_store_of_ours_is_no_hang(
+    office: Office, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("pcm_p2p.content.decoder.time", SimpleNamespace(monotonic=lambda: now_s))
 
-        def on_chunk(position: int, chunk: Chunk) -> None:
-            time.sleep(0.3)
-            office.take(position, chunk)
+    def on_chunk(position: int, chunk: Chunk) -> None:
+        nonlocal now_s
+        now_s += 2 * TIMEOUT_S
+        office.take(position, chunk)
 
-        assert await office.decode(decoder, FULL, on_chunk=on_chunk) == office.release
+    def base(chunk: ChunkId) -> Chunk | None:
+        nonlocal now_s
+        now_s += 2 * TIMEOUT_S
+        return office.store.get(chunk)
+
+    assert await office.decode(decoder, DELTA, base=base, on_chunk=on_chunk) == office.release
 
 
 async def test_a_job_that_needs_too_much_memory_fails_alone(
