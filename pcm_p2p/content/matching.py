@@ -10,8 +10,9 @@ until ``base_bytes_max`` is reached:
 3. *around*: neighbours of the aligned chunks, nearest first;
 4. *alike*: for what has no member to be aligned with, chunks that hold many of its anchors.
 
-More base is not better: with chunks that are alike for all of the run, up to 48 MiB, deltas of qemu and libreoffice grow by 3 to
-7 %, because the matcher then copies from far away; with nothing around they grow by 15 % (libreoffice).
+More base is not better: with chunks that are alike for all of the run, before those around, deltas of qemu and libreoffice grow
+by 3 and 4 %, because the library then copies from far away (mariadb shrinks by 2 %); with nothing around they grow by 15 %
+(libreoffice).
 
 An *anchor* is a place that the content chooses, with what follows it: a cut point of a fine-grained FastCDC and the 16 bytes
 behind it. A recompiled binary has hardly a kilobyte in common with the old one in a row, but in each 64 KiB some dozens of
