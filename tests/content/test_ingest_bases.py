@@ -324,7 +324,7 @@ def test_two_bases_of_the_same_artifact_share_its_layout(publisher: Publisher) -
 
 def test_files_that_are_mostly_holes_take_no_room(tmp_path: Path) -> None:
     made: list[Manifest] = []
-    for version, size, at in (("1", 256 << 20, 64 << 20), ("2", 3 << 30, (1 << 30) + 7)):
+    for version, size, at in (("1", 128 << 20, 64 << 20), ("2", 1 << 30, (512 << 20) + 7)):
         path = tmp_path / "disk.img"
         path.unlink(missing_ok=True)
         with path.open("wb") as file:
