@@ -62,8 +62,9 @@ def compare(
     for of, one in enumerate(found.rebuilt):
         of_base = [artifact.chunk_positions() for artifact in one.manifest.artifacts]
         base = side_of(one.artifacts, one.pile, of_base, step)
-        found.deltas += plan_deltas(new, pile.chunks, runs, of, base, one.pile.chunks)
-        found.layouts[of] = [pack_layout(of, layout, place, level) for layout in layouts_of(one, place)]
+        layouts = [pack_layout(of, layout, place, level) for layout in layouts_of(one, place)]
+        found.layouts[of] = layouts
+        found.deltas += plan_deltas(new, pile.chunks, runs, of, base, one.pile.chunks, installable=bool(layouts))
         tell("matching", one.manifest.title, of + 1, len(found.rebuilt))
     layout_chunks = [sum(len(layout.chunks) for layout in found.layouts[of]) for of in range(len(found.rebuilt))]
     fit = that_fit(found.deltas, pile.chunks, [one.pile.chunks for one in found.rebuilt], layout_chunks)

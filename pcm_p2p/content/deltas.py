@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pcm_p2p.content.manifest import CHUNKS_MAX, Base, Layout, Manifest, Segment
+from pcm_p2p.content.manifest import BASE_BYTES_MAX, CHUNKS_MAX, Base, Layout, Manifest, Segment
 from pcm_p2p.content.matching import Matcher, Side
 from pcm_p2p.ids import ChunkId, SegmentId
 
@@ -73,8 +73,14 @@ def plan_deltas(
     of: int,
     base: Side,
     base_chunks: Sequence[ChunkId],
+    *,
+    installable: bool = False,
 ) -> list[Delta]:
-    """The deltas from base ``of``: none for runs that it has already, nor for those with which it has nothing in common."""
+    """The deltas from base ``of``: none for runs that it has already, nor for those with which it has nothing in common.
+
+    ``installable``: the base has layouts. Then a run that it has already gets a delta too, of some bytes, which nobody fetches:
+    it tells devices that have the base installed, and not cached, what is worth making of their files.
+    """
     position_of = {chunk: position for position, chunk in enumerate(base_chunks)}
     matcher = Matcher(new, base)
     deltas = list[Delta]()
@@ -82,6 +88,8 @@ def plan_deltas(
         run = range(first, first + count)
         unchanged = [position_of[chunks[at]] for at in run if chunks[at] in position_of]
         if len(unchanged) == count:
+            if installable and sum(new.sizes[at] for at in run) <= BASE_BYTES_MAX:
+                deltas.append(Delta(of, number, tuple(dict.fromkeys(unchanged))))
             continue
         if found := matcher.base_of(slices_of(new, run), unchanged):
             deltas.append(Delta(of, number, tuple(found)))

@@ -68,7 +68,8 @@ def test_a_release_is_previewed_from_its_segments(files: tuple[Path, Path], tmp_
 
 def test_nothing_new_costs_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
     found = planned(FilesToCompare((files[1],)), FilesToCompare((files[1],)), tmp_path / "work")
-    assert (found.office_with_base_bytes, found.delta_segment_bytes) == (0, 0)
+    assert found.office_with_base_bytes == 0
+    assert found.delta_segment_bytes < 200  # published for offices that have the base installed, and fetched by nobody
     assert found.office_without_base_bytes > 0
 
 

@@ -83,12 +83,19 @@ def deb(version: str, files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture(scope="module")
 def update(tmp_path_factory: pytest.TempPathFactory) -> Update:
-    folder, rng = tmp_path_factory.mktemp("update"), random.Random(1)
+    made = update_in(tmp_path_factory.mktemp("update"), FILES)
+    assert len(made.manifest.deltas) == len(list(made.manifest.full_segments())) >= 4
+    return made
+
+
+def update_in(folder: Path, changed: list[str]) -> Update:
+    """An update in which the files ``changed`` differ, and the others do not."""
+    rng = random.Random(1)
     old = {name: rng.randbytes(400_000) for name in FILES}
     new = {name: bytearray(data) for name, data in old.items()}
-    for data in new.values():
-        for at in range(0, len(data), 30_000):
-            data[at : at + 8] = b"patched!"
+    for name in changed:
+        for at in range(0, len(new[name]), 30_000):
+            new[name][at : at + 8] = b"patched!"
     one, two = folder / "app_1.deb", folder / "app_2.deb"
     one.write_bytes(deb("1", old))
     two.write_bytes(deb("2", {name: bytes(data) for name, data in new.items()}))
@@ -99,7 +106,6 @@ def update(tmp_path_factory: pytest.TempPathFactory) -> Update:
         first = make([one], version="1", counter=1).manifest
         base = BaseRelease(first, folder / "segments", required=True)
         second = make([two], version="2", counter=2, bases=[base]).manifest
-    assert len(second.deltas) == len(list(second.full_segments())) >= 4
     assert len(second.layouts) == 1
     return Update(second, folder / "segments", old)
 
@@ -148,6 +154,19 @@ async def test_the_office_pays_for_deltas_when_one_device_has_the_base_installed
         assert sum(paid.values()) < update.bytes_of("full") / 10
         stored = members[-1].store.sealed
         assert set(update.manifest.table_chunks) >= set(stored), "nothing but what deltas start from was made"
+
+
+@pytest.mark.parametrize("count", [1, 6])
+async def test_what_did_not_change_at_all_is_made_of_installed_files_too(
+    autojump_clock: MockClock, tmp_path: Path, count: int
+) -> None:
+    (tmp_path / "update").mkdir()
+    update = update_in(tmp_path / "update", FILES[:3])
+    async with office_of(update, count, {count - 1: update.install(tmp_path / "root")}) as members:
+        await all_complete(members, update)
+        paid = fetched(members, update)
+        assert paid["full"] == 0
+        assert 0 < paid["delta"] <= update.bytes_of("delta")
 
 
 async def test_many_devices_that_have_it_share_the_work(
