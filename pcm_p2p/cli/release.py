@@ -49,6 +49,7 @@ def add(
     from pcm_p2p.cli.release_bases import chosen_bases
     from pcm_p2p.content.ingest import ingest
     from pcm_p2p.content.manifest import decode_untrusted
+    from pcm_p2p.content.packing import processes_here
     from pcm_p2p.errors import InputError
     from pcm_p2p.trust.repository import FleetFolder
 
@@ -66,6 +67,7 @@ def add(
             work=folder.path,
             level=level,
             form=form.value,
+            processes=processes_here(),
             bases=bases,
             progress=progress,
         )

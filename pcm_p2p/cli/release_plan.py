@@ -39,6 +39,7 @@ def plan(
 
     EXIT STATUS: 0; 2 a file cannot be used, or there is no such release; 6 no room on the disk.
     """
+    from pcm_p2p.content.packing import processes_here
     from pcm_p2p.content.preview import preview
 
     versions = _version(old, fleet), _version(new, fleet)
@@ -46,7 +47,14 @@ def plan(
         tempfile.TemporaryDirectory(prefix="pcm-p2p-plan-") as work,
         progress_bar(f"{old} to {new}", hidden=json) as progress,
     ):
-        found = preview(*versions, work=Path(work), level=level, form=form.value, progress=progress)
+        found = preview(
+            *versions,
+            work=Path(work),
+            level=level,
+            form=form.value,
+            processes=processes_here(),
+            progress=progress,
+        )
     print_json(asdict(found)) if json else _show(found)
 
 

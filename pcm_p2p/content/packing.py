@@ -7,6 +7,7 @@ What is finished is noted, so that a publisher that was killed goes on where it 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,16 @@ from pcm_p2p.ids import SegmentId
 
 DELTA_SHARE_PERCENT = 60
 """A delta above this share of its full segment is not published (DESIGN.md 6): the base has to be brought together for it."""
+
+
+PROCESSES_MAX = 8
+"""Choice: each takes some 250 MB while it makes deltas, and a release seldom has more segments than that at once."""
+
+
+def processes_here() -> int:
+    """A worker for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, PROCESSES_MAX)
 
 
 class Workshop:
