@@ -369,20 +369,6 @@ class Ownership:
         candidates[self._me] = self._weight
         return candidates
 
-    def _order(
-        self, segment: SegmentRun, candidates: Mapping[DeviceId, int], fetchers: set[DeviceId]
-    ) -> list[DeviceId]:
-        failures = self._troubles.failures(segment.index)
-        return sorted(
-            candidates,
-            key=lambda device: (
-                failures.get(device, 0),
-                device not in fetchers,
-                rendezvous.cost(device, segment.key, candidates[device]),
-                device,
-            ),
-        )
-
     def _goes_on(self, segment: SegmentRun, owner: DeviceId) -> bool:
         """I have a part of it, and have not failed more often than who would be its owner."""
         failures = self._troubles.failures(segment.index)
