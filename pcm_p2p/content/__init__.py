@@ -7,7 +7,8 @@ Flow
 - Admin: delivered file → *stored form* (inner compression undone, so that two versions share chunks) → content-defined
   chunks → *segments*, runs of at most 16 MiB of chunks in one compressed blob, and the same runs as deltas to earlier
   releases (``comparison``: which base bytes; ``packing``: which blobs are worth it) → ``Manifest``.
-- Device: segment blob, for a delta with its base chunks → ``decoder`` → verified chunks → store → (neighbours, sealed) → ``assemble`` → the stored form, byte for byte.
+- Device: segment blob, for a delta with its base chunks → ``decoder`` → verified chunks → store → (neighbours, sealed) →
+  ``assemble`` → the stored form, byte for byte.
 
 Words
 - *chunk*: 64 KiB … 4 MiB of a stored form, named by its BLAKE3. *Sealed*: the same as one zstd frame; this form is on disk
