@@ -96,7 +96,7 @@ def test_a_file_that_grew_or_shrank_is_a_miss(one: OneFile) -> None:
 
 def test_a_file_that_is_gone_is_a_miss_with_a_debug_line(one: OneFile, caplog: pytest.LogCaptureFixture) -> None:
     one.path.unlink()
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="pcm_p2p.content.installed"):
         assert one.rebuilt() == NONE
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
     assert "No such file" in caplog.text
