@@ -168,7 +168,7 @@ def test_the_first_screen_says_what_why_and_the_two_commands() -> None:
 
 def test_each_figure_names_the_command_that_prints_it() -> None:
     _, _, section = TEXT.partition("\n## Figures\n")
-    rows = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    rows = [line for line in re.split("\n###? ", section)[0].splitlines() if line.startswith("| ")][1:]
     assert len(rows) >= 10
     for row in rows:
         command = row.rstrip(" |").rpartition("|")[2].strip()
