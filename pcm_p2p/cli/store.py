@@ -65,9 +65,10 @@ def stats(state: State = DEFAULT_STATE, json: Json = False) -> None:
     """
     facts = _answer(lambda: ask(state, "store_stats"))
     if facts is None:
-        from pcm_p2p.daemon.upkeep import statistics
+        from pcm_p2p.daemon.upkeep import keep_what_is_named, statistics
 
         with _opened(state) as store:
+            keep_what_is_named(store, state)
             facts = statistics(store, state)
     if json:
         print_json(facts)
@@ -119,7 +120,7 @@ def verify(state: State = DEFAULT_STATE, json: Json = False) -> None:
     if json:
         print_json(facts)
     else:
-        bad = f"{facts['rotten']} were rotten and are deleted" if facts["rotten"] else "all are good"
+        bad = f"rotten and deleted: {facts['rotten']}" if facts["rotten"] else "all are good"
         out().print(f"{facts['chunks_done']} of {facts['chunks_total']} chunks read, {bad}")
     if facts["rotten"]:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ from pcm_p2p.ids import ChunkId
 
 log = logging.getLogger(__name__)
 
-MANIFEST_PLACES = ("releases/*/*.manifest", "trust/generations/*/targets/releases/*")
+MANIFEST_PLACES = ("releases/*/*.manifest", "trust/generations/*/targets/releases/**/*.manifest")
 """Below the state folder: what was applied here, and what is trusted at present and was before that."""
 NOTICE_S = 2.0
 """Choice: between telling neighbours and deleting, so that what they have asked for is still served."""
@@ -65,9 +65,14 @@ def statistics(store: ChunkStore, state: Path) -> dict[str, Any]:
 
 def surplus(store: ChunkStore, state: Path, size_bytes_max: int) -> list[ChunkId]:
     """What may go for the store to have at most so many bytes; fewer if there is not enough surplus."""
+    keep_what_is_named(store, state)
+    return store.surplus_above(size_bytes_max)
+
+
+def keep_what_is_named(store: ChunkStore, state: Path) -> None:
+    """Where nobody has said yet what the office keeps: all that a manifest on this device names."""
     if not store.tiers_known:
         store.set_tiers({chunk for manifest in manifests_at(state) for chunk in manifest.table_chunks}, ())
-    return store.surplus_above(size_bytes_max)
 
 
 def collected(store: ChunkStore, before: int, dropped: int) -> dict[str, Any]:

@@ -153,7 +153,7 @@ async def test_rot_is_found_deleted_and_said(device: Device, run: Run) -> None:
         data = path.read_bytes()
         path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
     ended = await run("verify")
-    assert (ended.status, ended.out) == (1, "4 of 4 chunks read, 2 were rotten and are deleted\n")
+    assert (ended.status, ended.out) == (1, "4 of 4 chunks read, rotten and deleted: 2\n")
     assert not device.path(device.release[0]).exists()
     again = await run("verify", "--json")
     assert (again.status, again.facts["rotten"]) == (0, 0)
@@ -170,6 +170,19 @@ async def test_surplus_is_dropped_and_what_a_release_names_stays(device: Device,
     }
     assert device.here() == {chunk.id for chunk in device.release[:2]}
     assert (await run("gc")).out == "0 chunks dropped, 0 B; 3.02 kB are left\n"
+
+
+async def test_without_a_daemon_stats_call_surplus_what_gc_would_drop(device: Device, cli: Command) -> None:
+    facts = (await trio.to_thread.run_sync(lambda: cli("store", "stats", "--json", "--state", device.state))).facts
+    assert facts["surplus_bytes"] == sum(len(seal(chunk)) for chunk in device.strays)
+
+
+async def test_what_a_trusted_release_names_stays_though_it_was_never_applied(device: Device, run: Run) -> None:
+    fetched = release_of(device.strays)
+    place = device.state / "trust" / "generations" / "7" / "targets" / "releases" / "main"
+    place.mkdir(parents=True)
+    (place / f"{'a' * 64}.other@1.manifest").write_bytes(fetched.encoded)
+    assert (await run("gc", "--json")).facts["dropped"] == 0
 
 
 async def test_gc_stops_at_the_size_that_is_asked_for(device: Device, run: Run) -> None:
