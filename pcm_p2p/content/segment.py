@@ -4,8 +4,8 @@ A blob holds the chunks of its run, joined, as one zstd frame or one xz stream; 
 against the sum of the chunk sizes in the manifest, which bounds the output before a byte of it is kept.
 
 Why two: xz is slower to unpack (20 … 50 MB/s of output against some hundred) and a weak link does not notice. Over nine Debian
-packages zstd 19 gave 105 … 108 % of the package as delivered, xz 6 99.6 … 100.6 %, and with its filter for x86 code 93 … 99 %
-where there is such code, at the speed of zstd 19 (``bench/delta.py``).
+packages zstd 19 gave 105 … 111 % of the package as delivered, xz 6 96 … 101 %, and with its filter for x86 code 89 … 99 %
+where that helps, at about the speed of zstd 19 (``bench/delta.py``).
 """
 
 from __future__ import annotations
