@@ -21,7 +21,8 @@ from pathlib import Path
 
 import trio
 
-from pcm_p2p.trust.identity import DeviceIdentity, FleetCA, client_context, peer_identity_untrusted, server_context
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.wire.link import Link, LinkSecurity, dial, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, Hello, Message
 from pcm_p2p.wire.session import Session

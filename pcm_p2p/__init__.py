@@ -7,10 +7,13 @@ errors, ids    nouns for everyone: the error tree (message, exit code, remedy) a
 toml_document  TOML text to a validated object, with errors that name file, line, key and remedy
 config         the settings of one daemon
 durable        writes that survive a power cut
+lock_file      one process at a time
 sidecar        the one asyncio thread, for the two libraries that need asyncio
 database       SQLite through the side-car: whole transactions, migrations
 content        data at rest: stored forms, chunks, segments, manifests, the store
-trust          who may say what: TUF both ways, key files, device identity, enrolment
+trust          what a device believes: verified metadata, who is a member
+authority      who may say what: keys of people, the fleet folder, signatures, publishing
+enrolment      how a device becomes a member: tokens, the desk, joining
 policy         what a device should be: signed policy, selectors, activation
 wire           what is said between nodes: messages, frames, sessions
 gossip         who is there and what is new: discovery, membership, spread

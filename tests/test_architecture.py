@@ -20,7 +20,7 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "pcm_p2p"
 LINES_MAX = 500
 
-NOUNS = {"errors", "ids", "toml_document", "durable", "config"}
+NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "config"}
 """Below every room, in the order in which they may know each other."""
 
 PLATFORM = {"sidecar", "database"}
@@ -32,6 +32,8 @@ KNOWS: dict[str, set[str]] = {
     "wire": set(),
     "policy": set(),
     "trust": {"content"},
+    "authority": {"content", "trust"},
+    "enrolment": {"authority", "trust"},
     "gossip": {"wire"},
     "swarm": {"content", "wire"},
     "apply": {"policy"},
@@ -46,6 +48,9 @@ SHELLS_OF_OTHERS = {
     # A shell that other rooms may use, and why.
     "wire.session": "a session is the room's one product: gossip opens them, the others speak through them",
     "wire.link": "the stream below a session, opened together with it",
+    "trust.identity": "who a member is, and the TLS contexts that follow: the desk and joining make identities",
+    "authority.fleet_ca": "the desk certifies members with it; its key file is the authority's",
+    "authority.repository": "the fleet folder is what invitations and the desk read",
     "content.store": "chunks are put where they belong as they arrive; the store is a folder with rules, not a service",
 }
 
@@ -62,7 +67,8 @@ CORES = {
         "policy.resource",
         "policy.selector",
     ),
-    *("trust.fingerprint", "trust.fleet_document", "trust.index", "trust.lint", "trust.proposal"),
+    *("trust.certificate", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
+    *("authority.fingerprint", "authority.proposal", "authority.release_list"),
     *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
     *("swarm.keepers", "swarm.keeping", "swarm.rebuilding"),

@@ -48,9 +48,9 @@ def desk(
     """
     import trio
 
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.daemon.desk import run_desk
     from pcm_p2p.daemon.log import configure
-    from pcm_p2p.trust.repository import FleetFolder
 
     configure(json_lines=False, verbose=False)
     folder = FleetFolder.open(fleet)
@@ -75,8 +75,8 @@ def token(
 
     EXIT STATUS: 0; 2 an option cannot be used.
     """
-    from pcm_p2p.trust.enrolment import create_token
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.enrolment.invitation import create_token
 
     made = create_token(
         FleetFolder.open(fleet),
@@ -118,7 +118,7 @@ def join(
     """
     import trio
 
-    from pcm_p2p.trust.enrolment import join as enrol
+    from pcm_p2p.enrolment.join import join as enrol
 
     overrides = _settings(settings or [])
     if label:

@@ -37,8 +37,8 @@ def init(
 
     EXIT STATUS: 0; 2 the folder holds a fleet already, or the thresholds cannot be met.
     """
-    from pcm_p2p.trust.keyfile import read_public
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.keyfile import read_public
+    from pcm_p2p.authority.repository import FleetFolder
 
     words = passphrase.obtain(passphrase_file, passphrase_fd, what=f"the keys of fleet {name}", confirm=True)
     fleet = FleetFolder.init(
@@ -80,7 +80,7 @@ def stage(fleet: Fleet) -> None:
 
     EXIT STATUS: 0; 2 fleet.toml is wrong.
     """
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.repository import FleetFolder
 
     out().print(f"staged {FleetFolder.open(fleet).stage_fleet_document()}")
 
@@ -98,9 +98,9 @@ def activate(
 
     EXIT STATUS: 0; 2 the scope or the moment cannot be used.
     """
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
     from pcm_p2p.policy.activation import TARGET_PATH, decode_activation
-    from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     moment = not_before or datetime.now(UTC).replace(microsecond=0).isoformat()
@@ -125,7 +125,7 @@ def renew(fleet: Fleet) -> None:
 
     EXIT STATUS: 0; 2 nothing was published yet.
     """
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.repository import FleetFolder
 
     FleetFolder.open(fleet).renew_targets()
     out().print("proposed: the same content with a new lifetime")
@@ -144,8 +144,8 @@ def refresh(
 
     EXIT STATUS: 0; 2 nothing was published yet; 5 refused, with the reason.
     """
-    from pcm_p2p.trust.publish import OnlineKeys, refresh_online
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.publish import OnlineKeys, refresh_online
+    from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")

@@ -12,7 +12,7 @@ from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.output import Json, note, print_facts, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.trust.keyfile import PublicKeyFile
+    from pcm_p2p.authority.keyfile import PublicKeyFile
 
 app = typer.Typer(help="Key files: what authorities sign with.", no_args_is_help=True)
 
@@ -45,8 +45,8 @@ def new(
 
     EXIT STATUS: 0; 2 the file exists, or the owner or passphrase cannot be used.
     """
+    from pcm_p2p.authority import keyfile
     from pcm_p2p.errors import InputError
-    from pcm_p2p.trust import keyfile
 
     if not owner:
         raise InputError("--owner is missing", remedy="Name the person or machine that will hold the key.")
@@ -61,7 +61,7 @@ def show(path: Annotated[Path, typer.Argument(help="A key file.")], json: Json =
 
     EXIT STATUS: 0; 2 the file is absent, damaged, or readable by others.
     """
-    from pcm_p2p.trust import keyfile
+    from pcm_p2p.authority import keyfile
 
     _show(keyfile.read_public(path), json)
 

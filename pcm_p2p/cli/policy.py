@@ -50,12 +50,12 @@ def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fle
 
     EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, or it assigns an unknown release.
     """
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.errors import InputError
     from pcm_p2p.policy.document import decode_policy
     from pcm_p2p.policy.fitness import why_unfit
     from pcm_p2p.trust.index import policy_path
-    from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     policy, document = _read(file)

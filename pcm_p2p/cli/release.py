@@ -14,8 +14,8 @@ from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table,
 from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
 if TYPE_CHECKING:
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.content.manifest import Manifest
-    from pcm_p2p.trust.repository import FleetFolder
 
 app = typer.Typer(help="Releases: files with a name and a version.", no_args_is_help=True)
 release_plan.mount(app)
@@ -46,12 +46,12 @@ def add(
 
     EXIT STATUS: 0; 2 a file or base cannot be used, or the version exists with other content; 6 no room on the disk.
     """
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.cli.release_bases import chosen_bases
     from pcm_p2p.content.ingest import ingest
     from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.content.packing import processes_here
     from pcm_p2p.errors import InputError
-    from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     if no_delta and base:
@@ -94,8 +94,8 @@ def show(
 
     EXIT STATUS: 0; 2 there is no such release.
     """
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
-    from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     found = [

@@ -11,9 +11,9 @@ import msgspec
 from pcm_p2p.errors import InputError
 
 if TYPE_CHECKING:
+    from pcm_p2p.authority.release_list import Release
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.content.bases import BaseRelease
-    from pcm_p2p.trust.release_list import Release
-    from pcm_p2p.trust.repository import FleetFolder
 
 BASES_DEFAULT = 3
 """DESIGN.md 6: against the last three releases in use."""

@@ -60,9 +60,9 @@ def plan(
 
 def _version(text: str, fleet: Path | None) -> Version:
     """The file or release that ``text`` names. Raises ``InputError``."""
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.content.preview import FilesToCompare, ReleaseToCompare
     from pcm_p2p.errors import InputError
-    from pcm_p2p.trust.repository import FleetFolder
 
     name, at, version = text.rpartition("@")
     if not at or Path(text).exists():

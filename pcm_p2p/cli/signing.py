@@ -30,8 +30,8 @@ def sign(
     EXIT STATUS: 0; 2 nothing is proposed, the key has no part in it, or the question was answered no; 5 wrong passphrase,
     damaged key file, or a proposal that breaks a rule.
     """
+    from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
-    from pcm_p2p.trust.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     proposals = folder.proposals()
@@ -77,9 +77,9 @@ def publish(
 
     EXIT STATUS: 0; 5 signatures are missing (their owners are named), a rule is broken, or the tree is ahead of this folder.
     """
-    from pcm_p2p.trust.publish import OnlineKeys
-    from pcm_p2p.trust.publish import publish as bring
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.publish import OnlineKeys
+    from pcm_p2p.authority.publish import publish as bring
+    from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")

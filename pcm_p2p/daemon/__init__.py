@@ -3,30 +3,32 @@
 Goal: one process that keeps a device at what the signed policy says, with neighbours and without a server in the office.
 Non-goals: rules. Every decision is taken by a core of another room; what is here waits, calls and remembers.
 
-==========  ================================================================================================
-module      what it does
-==========  ================================================================================================
-node        builds every room once, wires them, runs them in one nursery, and shuts them down in order
-neighbours  the overlay as swarm, trust and compliance want to see it
-follower    keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
-steward     trusted metadata → desired state → wanted releases → fetched, staged, applied
-rebuilder   base chunks that the office lacks, made out of installed files
-keepsakes   manifests of what was applied: real bytes to roll back to, and the floor of release counters
-caretaker   the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
-reporter    facts × checks → findings → sealed reports in the outbox, on change and at intervals
-meter       bytes moved, in total and per release, kept over restarts
-uptime      how much of the last two weeks this device was up: what the cooperative cache weighs it by
-limits      the rates to keep to: the device's own and policy's, the lower of each
-upkeep      what is in the store, whether it is good, and letting surplus copies go, for ``pcm-p2p store``
-memory      gives freed memory back to the system
-control     the Unix socket on which ``status``, ``peers``, ``why``, ``assess``, ``store`` are asked (line of JSON each way)
-status      one picture of the node for people and for the lab
-doctor      a read-only look at one device's set-up
-desk        the service that honours tokens and keeps online metadata signed
-collect     the composition root of a collector
-state_lock  one program a state folder
-log         where log lines go
-==========  ================================================================================================
+=============  ================================================================================================
+module         what it does
+=============  ================================================================================================
+service        takes the state folder, runs the node, ends it on a signal
+node           builds every room once, wires them, runs them in one nursery, and shuts them down in order
+surroundings   what the signed fleet document says: collectors, and to whom reports are sealed
+neighbours     the overlay as swarm, trust and compliance want to see it
+follower       keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
+steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
+rebuilder      base chunks that the office lacks, made out of installed files
+keepsakes      manifests of what was applied: real bytes to roll back to, and the floor of release counters
+caretaker      the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
+reporter       facts × checks → findings → sealed reports in the outbox, on change and at intervals
+meter          bytes moved, in total and per release, kept over restarts
+uptime         how much of the last two weeks this device was up: what the cooperative cache weighs it by
+limits         the rates to keep to: the device's own and policy's, the lower of each
+upkeep         what is in the store, whether it is good, and letting surplus copies go, for ``pcm-p2p store``
+memory         gives freed memory back to the system
+control        the Unix socket on which ``status``, ``peers``, ``why``, ``assess``, ``store`` are asked (line of JSON each way)
+status         one picture of the node for people and for the lab
+doctor         a read-only look at one device's set-up
+desk           the service that honours tokens and keeps online metadata signed
+collect        the composition root of a collector
+state_lock     one program a state folder
+log            where log lines go
+=============  ================================================================================================
 
 Roll-back: a device does not hold the whole release that it has in place, since the office keeps a few copies of it and not one a
 device. Before a change, the package that it replaces is gathered from neighbours; the reason, and what happens when nobody has

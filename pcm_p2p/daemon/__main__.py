@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pcm_p2p.daemon.node import run_daemon
+from pcm_p2p.daemon.service import run_daemon
 from pcm_p2p.errors import PcmError
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import trio
 
+from pcm_p2p.authority.founding import TIMESTAMP_LIFETIME
+from pcm_p2p.authority.publish import OnlineKeys, refresh_online
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.durable import write_atomic
+from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.errors import InputError, PcmError
-from pcm_p2p.trust.enrolment import Desk
-from pcm_p2p.trust.founding import TIMESTAMP_LIFETIME
-from pcm_p2p.trust.publish import OnlineKeys, refresh_online
-from pcm_p2p.trust.repository import FleetFolder
 
 log = logging.getLogger(__name__)
 

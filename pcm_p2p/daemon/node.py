@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import nacl.utils
 import trio
 
 from pcm_p2p import __version__
@@ -39,8 +37,7 @@ from pcm_p2p.compliance.courier import Courier, CourierLimits
 from pcm_p2p.compliance.facts.prober import Prober
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
-from pcm_p2p.compliance.record import RecordSealer, SealKey
-from pcm_p2p.config import Config, load_config
+from pcm_p2p.config import Config
 from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.caretaker import Caretaker
@@ -48,19 +45,18 @@ from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.limits import RateLimits
-from pcm_p2p.daemon.log import configure
 from pcm_p2p.daemon.memory import keep_small
 from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
-from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward, manifests_to_keep
+from pcm_p2p.daemon.surroundings import Surroundings, fleet_document
 from pcm_p2p.daemon.upkeep import Upkeep
 from pcm_p2p.daemon.uptime import Uptime
 from pcm_p2p.database import open_database
-from pcm_p2p.errors import InputError, PcmError, StorageError
+from pcm_p2p.errors import InputError
 from pcm_p2p.gossip.discovery import Discovery
 from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
@@ -72,7 +68,6 @@ from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.fleet_document import FleetDocument, decode_fleet_document
 from pcm_p2p.trust.identity import (
     DeviceIdentity,
     PeerIdentity,
@@ -81,7 +76,6 @@ from pcm_p2p.trust.identity import (
     server_context,
     verified_identity_untrusted,
 )
-from pcm_p2p.trust.index import FLEET_DOCUMENT
 from pcm_p2p.wire.link import LinkSecurity
 from pcm_p2p.wire.messages import (
     AcksPut,
@@ -100,34 +94,7 @@ from pcm_p2p.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-SEAL_RETRY_S = 30.0
 SWARM_MESSAGES: tuple[type[Message], ...] = (Holdings, Have, Drop, Claim, SegmentFailed)
-
-
-def run_daemon(state: Path, *, json_log: bool = False, verbose: bool = False) -> None:
-    """Run the daemon of ``state`` until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
-    configure(json_lines=json_log, verbose=verbose)
-    if not (state / "config.toml").exists():
-        raise InputError(
-            "there is no such file",
-            path=state / "config.toml",
-            remedy=f"Enrol this device first: 'pcm-p2p enroll join TOKEN --state {state}'.",
-        )
-    config = load_config(state / "config.toml")
-    identity = DeviceIdentity.load(state / "identity")
-    with lock_state(state):
-        trio.run(_run_until_signalled, state, config, identity)
-
-
-async def _run_until_signalled(state: Path, config: Config, identity: DeviceIdentity) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            ended = trio.Event()
-            nursery.start_soon(run_node, state, config, identity, ended)
-            async for number in signals:
-                log.info("ending on %s", signal.Signals(number).name)
-                ended.set()
-                break
 
 
 async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended: trio.Event) -> None:
@@ -169,18 +136,6 @@ async def _open_origin(
         yield origin
 
 
-def fleet_document(client: TrustClient) -> FleetDocument | None:
-    """The signed fleet document as last trusted; None before there is one, or when this version cannot read it."""
-    view = client.view
-    if view is None or FLEET_DOCUMENT not in view.kept:
-        return None
-    try:
-        return decode_fleet_document(view.read(FLEET_DOCUMENT), FLEET_DOCUMENT)
-    except PcmError as error:
-        log.error("the fleet document cannot be used: %s", error)
-        return None
-
-
 class _Node:
     """All rooms of one daemon. The constructor is the wiring; ``run`` is the life."""
 
@@ -202,7 +157,7 @@ class _Node:
         me = identity.device_id
         self.state, self.config, self.identity = state, config, identity
         self.store, self.client, self.origin = store, client, origin
-        self.fleet: FleetDocument | None = None
+        self.surroundings = Surroundings(client, identity)
         self.nursery: trio.Nursery | None = None
         self.uptime = Uptime(state / "uptime.json", _wall_ms)
         uptime = self.uptime.share  # the same to all neighbours, until the next start
@@ -232,7 +187,7 @@ class _Node:
             pace_in=limits.lan_in,
             pace_out=limits.lan_out,
         )
-        self.neighbours = Neighbours(self.overlay, self._collector_address)
+        self.neighbours = Neighbours(self.overlay, self.surroundings.collector_address)
         self.seeder = Seeder(store, upload_slots=config.limits.upload_slots)
         self.fetcher = Fetcher(
             store,
@@ -298,7 +253,7 @@ class _Node:
             dial=self._dial_collector,
             neighbour=self.neighbours.link,
             verify_certificate=self._verify_certificate,
-            collector_keys=self._collector_keys,
+            collector_keys=self.surroundings.collector_keys,
             wall_clock_ms=_wall_ms,
         )
         self.meter = Meter(state / "meter.json", self._moved)
@@ -334,7 +289,7 @@ class _Node:
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
             await nursery.start(self.carrier.run)
-            await self._collectors_changed()
+            await self.surroundings.changed(self.carrier, nursery)
             await nursery.start(self.fetcher.run)
             listening = await self._listen(nursery)
             await nursery.start(self.spreader.run)
@@ -407,46 +362,14 @@ class _Node:
 
     async def _trust_changed(self, digest: Digest) -> None:
         await self.spreader.own_changed(digest)
-        await self._collectors_changed()
+        assert self.nursery is not None
+        await self.surroundings.changed(self.carrier, self.nursery)
         self.steward.poke()
         self.reporter.poke(assess=True)
 
     async def _release_changed(self) -> None:
         finished = any(work.state in ("applied", "rolled_back", "parked") for work in self.steward.works.values())
         self.reporter.poke(assess=finished)
-
-    # Collectors, from the signed fleet document
-
-    async def _collectors_changed(self) -> None:
-        self.fleet = fleet_document(self.client)
-        collectors = self.fleet.collector if self.fleet is not None else ()
-        if collectors:
-            sealer = RecordSealer(
-                self.identity.sign,
-                self.identity.certificate_der,
-                tuple(SealKey(bytes.fromhex(one.seal_key)) for one in collectors),
-                nacl.utils.random,
-            )
-            try:
-                await self.carrier.collectors(sealer, [one.device_id for one in collectors])
-            except StorageError as error:
-                log.error("reports cannot be sealed: %s", error)
-                assert self.nursery is not None
-                self.nursery.start_soon(self._collectors_later)
-
-    async def _collectors_later(self) -> None:
-        await trio.sleep(SEAL_RETRY_S)
-        await self._collectors_changed()
-
-    def _collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
-        for one in self.fleet.collector if self.fleet is not None else ():
-            if one.device_id == collector:
-                return one.endpoint
-        return None
-
-    def _collector_keys(self) -> dict[DeviceId, bytes]:
-        collectors = self.fleet.collector if self.fleet is not None else ()
-        return {one.device_id: bytes.fromhex(one.verify_key) for one in collectors}
 
     async def _dial_collector(self, collector: DeviceId) -> Session:
         assert self.nursery is not None

@@ -1,4 +1,5 @@
-"""trust: who may say what a fleet runs, how a device comes to believe it, and how members recognise each other.
+"""trust: what a device believes and why, and how members recognise each other. How people sign is ``authority``, how devices
+become members is ``enrolment``; what all three agree on (roles, names in the tree, lint, certificates) stands here.
 
 Participants
     **Authorities** are people with key files: root keys say who the others are, targets keys say what is released. Their keys
@@ -47,37 +48,24 @@ Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/ac
 ===============  =====  ==================================================================================
 module           kind   what it holds
 ===============  =====  ==================================================================================
-keyfile          shell  an authority's key in a file, encrypted under a passphrase
-fingerprint      core   public keys of authorities, as metadata lists and people compare them
-certificate      shell  what the authority writes into certificates
-identity         shell  fleet CA, device identity, mutual TLS contexts, signatures with a domain
+certificate      core   what is written into certificates
+identity         shell  device identity, mutual TLS contexts, signatures with a domain
 lint             core   rules for metadata beyond the TUF specification
 index            core   names in the tree; the list of policies and releases
 fleet_document   core   origins, collectors and sites of a fleet
-founding         shell  the first keys and the first root of a fleet
-fleet_documents  shell  the documents in the authorities' folder, and its lock
-repository       shell  the authorities' folder: staging, proposals, signatures
-release_list     core   releases in a targets document, and their counters
-immutable_file   shell  files that never change once they have their name
-proposal         core   what would be signed, as a person reads it
-publish          shell  from a signed proposal to the origin tree; keeping it from expiring
 floor            core   versions below which nothing is accepted again
 view             shell  what a device believes now, and how fresh it is
 trial            shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client           shell  the device's side: attempts, the swap, serving to peers
-token            shell  the line that invites a device, and the desk's record of it
-introduction     shell  what a device and the desk say to each other
-enrolment        shell  the desk, and joining
-first_settings   shell  the config.toml of a device that joins
 ===============  =====  ==================================================================================
 
 What the library (python-tuf) leaves to us, and where it is done
     - that a key counts once however often it is listed, and that key ids fit their keys: ``lint``
-    - a fleet's id in the root, so that metadata of another fleet with a shared key is foreign: ``lint``, ``repository``
+    - a fleet's id in the root, so that metadata of another fleet with a shared key is foreign: ``lint``
     - last known good independent of expiry, and the atomic change to the next: ``trial``, ``client``
     - time that only goes forward, and versions that zeroed cache files cannot bring back: ``floor``
     - equal version with other bytes is evidence, not an update: ``trial``
-    - keys at rest: ``keyfile``; the order of writing an origin tree: ``publish``
+    - keys at rest and the order of writing an origin tree: ``authority.keyfile``, ``authority.publish``
 
 TLS, as run against OpenSSL 3: ``VERIFY_X509_STRICT`` wants SKI, basicConstraints and keyUsage in the CA and an AKI in leaves.
 With TLS 1.3 a refused client sees its handshake succeed and learns the truth at its first read.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import msgspec
 from cryptography import x509
@@ -35,15 +35,11 @@ from cryptography.x509.oid import NameOID
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.trust import keyfile
 from pcm_p2p.trust.certificate import (
-    AUTHORITY_DAYS,
     CERTIFICATE_DAYS,
     CERTIFICATE_SIZE_BYTES_MAX,
     FLEET_ID,
     NAME_URI,
-    authority_certificate,
-    member_certificate,
 )
 
 AUTHORITIES_SIZE_BYTES_MAX = 64 << 10
@@ -80,69 +76,18 @@ class FleetRecord(msgspec.Struct, frozen=True):
     site: str = "default"
 
 
-class FleetCA:
-    """The fleet's certificate authority. Holds its private key: keep it where the desk is and nowhere else."""
+class Issuer(Protocol):
+    """Who certifies keys: the fleet's certificate authority (``authority.fleet_ca``)."""
 
-    def __init__(self, private_key: Ed25519PrivateKey, certificate: x509.Certificate) -> None:
-        self._private_key = private_key
-        self._certificate = certificate
-        self.fleet = _fleet_of_authority(certificate)
-
-    @classmethod
-    def in_memory(cls, fleet: str, *, now: datetime, days: int = AUTHORITY_DAYS) -> Self:
-        """An authority that ends with the process, for tests and labs."""
-        private_key = Ed25519PrivateKey.generate()
-        return cls(private_key, authority_certificate(private_key, fleet, now, days))
-
-    @classmethod
-    def create(
-        cls,
-        folder: Path,
-        fleet: str,
-        passphrase: str,
-        *,
-        now: datetime,
-        owner: str = "desk",
-        preset: keyfile.Preset = "interactive",
-    ) -> Self:
-        """Make ``ca.key`` (encrypted) and ``ca.pem`` in ``folder``. Raises ``InputError`` if there is a ``ca.key``."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        private_key = keyfile.create(folder / "ca.key", passphrase, "ca", owner, preset=preset).private_key
-        authority = cls(private_key, authority_certificate(private_key, fleet, now, AUTHORITY_DAYS))
-        write_atomic(folder / "ca.pem", authority.pem)
-        return authority
-
-    @classmethod
-    def load(cls, folder: Path, passphrase: str) -> Self:
-        """Open the authority in ``folder``. Raises ``InputError`` or ``TrustError`` as ``keyfile.load``, or if parts differ."""
-        certificate = load_authority(folder / "ca.pem")
-        key = keyfile.load(folder / "ca.key", passphrase)
-        if key.role != "ca":
-            raise TrustError(f"{key.path}: is a {key.role} key, not the key of a certificate authority")
-        if _raw_public_key(certificate) != key.public_key:
-            raise TrustError(
-                f"{folder}: ca.key and ca.pem do not belong together", remedy="Restore both from a backup."
-            )
-        return cls(key.private_key, certificate)
+    fleet: str
 
     @property
-    def pem(self) -> bytes:
-        return self._certificate.public_bytes(serialization.Encoding.PEM)
+    def pem(self) -> bytes: ...
 
-    @property
-    def der(self) -> bytes:
-        return self._certificate.public_bytes(serialization.Encoding.DER)
-
-    def issue(self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS) -> bytes:
-        """A leaf certificate (DER) for a raw Ed25519 key whose holder was proven. It never outlives the authority.
-
-        Raises ``InputError`` for a key or role that cannot be certified.
-        """
-        certificate = member_certificate(self._private_key, self._certificate, self.fleet, public_key, role, now, days)
-        return certificate.public_bytes(serialization.Encoding.DER)
+    def issue(self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS) -> bytes: ...
 
 
-def _fleet_of_authority(certificate: x509.Certificate) -> str:
+def fleet_of_authority(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     fleet = str(names[0].value) if len(names) == 1 else ""
     if not FLEET_ID.fullmatch(fleet):
@@ -150,7 +95,7 @@ def _fleet_of_authority(certificate: x509.Certificate) -> str:
     return fleet
 
 
-def _raw_public_key(certificate: x509.Certificate) -> bytes:
+def raw_public_key(certificate: x509.Certificate) -> bytes:
     public_key = certificate.public_key()
     if not isinstance(public_key, Ed25519PublicKey):
         raise UntrustedBytes("certificate: its key is not Ed25519")
@@ -181,8 +126,8 @@ def authorities_untrusted(pem: bytes) -> tuple[x509.Certificate, ...]:
     try:
         certificates = tuple(x509.load_pem_x509_certificates(pem))
         for certificate in certificates:
-            _raw_public_key(certificate)
-            _fleet_of_authority(certificate)
+            raw_public_key(certificate)
+            fleet_of_authority(certificate)
             if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
                 raise UntrustedBytes("authorities: one of them is not an authority")
     except _PARSER_COMPLAINTS as error:
@@ -233,7 +178,7 @@ def _identity_in(certificate: x509.Certificate) -> PeerIdentity:
         extensions = certificate.extensions
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
         is_authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        public_key = _raw_public_key(certificate)
+        public_key = raw_public_key(certificate)
         not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except _PARSER_COMPLAINTS as error:
         raise UntrustedBytes(f"certificate: {error}") from None
@@ -318,7 +263,7 @@ class DeviceIdentity:
     def create(
         cls,
         folder: Path,
-        authority: FleetCA,
+        authority: Issuer,
         role: str = "device",
         *,
         now: datetime,

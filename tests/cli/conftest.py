@@ -55,7 +55,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fleet of three owners, two of whom must sign, with the passphrase in a file beside it."""
-    from pcm_p2p.trust.repository import FleetFolder
+    from pcm_p2p.authority.repository import FleetFolder
 
     folder = tmp_path_factory.mktemp("founded")
     (folder / "words").write_text(f"{WORDS}\n")

@@ -13,11 +13,11 @@ import pytest
 import trio
 from conftest import WORDS, Command, Ended
 
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon import __main__ as daemon
 from pcm_p2p.daemon.control import serve_control
+from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.errors import InputError
-from pcm_p2p.trust.enrolment import Desk
-from pcm_p2p.trust.repository import FleetFolder
 
 NOWHERE = "127.0.0.1:9"
 RELEASE = {
@@ -368,7 +368,7 @@ def test_the_daemon_names_what_is_wrong_with_its_settings(
     if text is not None:
         (tmp_path / "config.toml").write_text(text)
     monkeypatch.setattr("sys.argv", ["daemon", "--state", str(tmp_path)])
-    monkeypatch.setattr("pcm_p2p.daemon.node.configure", lambda **_: None)
+    monkeypatch.setattr("pcm_p2p.daemon.service.configure", lambda **_: None)
     assert daemon.main() == 2
     err = capsys.readouterr().err
     assert err.startswith("pcm-p2p: ")
@@ -381,7 +381,7 @@ def test_the_daemon_without_an_identity_is_told_to_enrol(
 ) -> None:
     (tmp_path / "config.toml").write_text("")
     monkeypatch.setattr("sys.argv", ["daemon", "--state", str(tmp_path)])
-    monkeypatch.setattr("pcm_p2p.daemon.node.configure", lambda **_: None)
+    monkeypatch.setattr("pcm_p2p.daemon.service.configure", lambda **_: None)
     assert daemon.main() == 5
     assert "enroll join" in capsys.readouterr().err
 

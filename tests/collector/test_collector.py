@@ -15,6 +15,7 @@ import pytest
 import trio
 from nacl.public import PrivateKey
 
+from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.collector.archive import Archive, Seen
 from pcm_p2p.collector.collector import LINKS_EACH_MAX, Collector, CollectorSettings, fleet_document_table
 from pcm_p2p.collector.intake import Intake, opener
@@ -40,7 +41,6 @@ from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.trust.fleet_document import decode_fleet_document
 from pcm_p2p.trust.identity import (
     DeviceIdentity,
-    FleetCA,
     client_context,
     peer_identity_untrusted,
     server_context,

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from compliance_world import START_MS, FakeCollector, FakeDevice
 
+from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.compliance.record import FIRST, RecordKey, RecordSealer, open_record_untrusted, unseal_untrusted
 from pcm_p2p.compliance.report import pack
 from pcm_p2p.errors import UntrustedBytes
-from pcm_p2p.trust.identity import DeviceIdentity, FleetCA, verified_identity_untrusted
+from pcm_p2p.trust.identity import DeviceIdentity, verified_identity_untrusted
 
 
 def test_a_device_certified_by_a_real_authority_is_recognised(tmp_path: Path) -> None:

@@ -28,17 +28,19 @@ from typing import Any
 import trio
 from origin_with_faults import OriginWithFaults
 
+from pcm_p2p.authority.publish import OnlineKeys, publish
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.collect import show_table
 from pcm_p2p.daemon.control import ask
+from pcm_p2p.enrolment.desk import Desk
+from pcm_p2p.enrolment.invitation import create_token
+from pcm_p2p.enrolment.join import join
 from pcm_p2p.errors import PcmError
 from pcm_p2p.gossip.overlay import Overlay, OverlaySettings
 from pcm_p2p.lab.processes import Process, Processes, open_processes
-from pcm_p2p.trust.enrolment import Desk, create_token, join
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
-from pcm_p2p.trust.publish import OnlineKeys, publish
-from pcm_p2p.trust.repository import FleetFolder
 from pcm_p2p.wire.link import LinkSecurity
 
 WORDS = "words"

@@ -15,11 +15,11 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from pcm_p2p.authority.founding import TIMESTAMP_LIFETIME
+from pcm_p2p.authority.publish import OnlineKeys, publish
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon.desk import LOOK_INTERVAL_S, _is_due, _keep_fresh, run_desk
 from pcm_p2p.errors import InputError, PcmError, TrustError
-from pcm_p2p.trust.founding import TIMESTAMP_LIFETIME
-from pcm_p2p.trust.publish import OnlineKeys, publish
-from pcm_p2p.trust.repository import FleetFolder
 
 PASSPHRASE = "correct horse"
 

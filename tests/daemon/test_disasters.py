@@ -18,10 +18,11 @@ import pytest
 import trio
 from fleet_of_processes import WORDS, Device, Fleet, Status, noise, open_fleet, release_row, state_of
 
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.publish import OnlineKeys, refresh_online
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.swarm.origin import FLUSH_SIZE_BYTES
-from pcm_p2p.trust.identity import DeviceIdentity, FleetCA, client_context
-from pcm_p2p.trust.publish import OnlineKeys, refresh_online
-from pcm_p2p.trust.repository import FleetFolder
+from pcm_p2p.trust.identity import DeviceIdentity, client_context
 
 APP, TOOL = noise(3_000_000), noise(1_000_000, seed=2)
 

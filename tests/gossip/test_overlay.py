@@ -12,19 +12,14 @@ from typing import Any
 import pytest
 import trio
 
+from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.gossip.discovery import Discovery
 from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.sidecar import open_sidecar
-from pcm_p2p.trust.identity import (
-    DeviceIdentity,
-    FleetCA,
-    client_context,
-    peer_identity_untrusted,
-    server_context,
-)
+from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.wire.link import LinkFailed, LinkSecurity
 from pcm_p2p.wire.messages import ChunkGet, Digest, FileGet, Route
 from pcm_p2p.wire.session import PeerRefused, Refuse, SessionClosed

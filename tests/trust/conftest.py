@@ -1,26 +1,10 @@
-"""The tests of trust do not wait for the disk of the machine they run on, and copy their fleet from one that was made once."""
+"""The tests of this room do not wait for the disk of the machine they run on."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
-from repository_simulator import RepositorySimulator
 
 
 @pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``fsync`` costs up to 30 ms on a busy disk, and a test cannot tell: its place is tested by being killed at it."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="session")
-def first_fleet(tmp_path_factory: pytest.TempPathFactory) -> RepositorySimulator:
-    return RepositorySimulator(tmp_path_factory.mktemp("fleet"))
-
-
-@pytest.fixture
-def fleet(first_fleet: RepositorySimulator, tmp_path: Path) -> RepositorySimulator:
-    """A fleet of one person that published one policy."""
-    return first_fleet.copied_to(tmp_path)
+def _quick_disk(quick_disk: None) -> None:
+    pass

@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.compliance.record import covered
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX, authority_certificate
 from pcm_p2p.trust.identity import (
     DeviceIdentity,
-    FleetCA,
     authorities_untrusted,
     client_context,
     load_or_create_key,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from pcm_p2p.trust.identity import DeviceIdentity, FleetCA, client_context, peer_identity_untrusted, server_context
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.wire import link as link_module
 from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, Hello

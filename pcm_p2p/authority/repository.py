@@ -33,14 +33,10 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Targets,
 )
 
-from pcm_p2p.content.manifest import Manifest, Segment, decode_untrusted
-from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
-from pcm_p2p.ids import SegmentId
-from pcm_p2p.trust import keyfile
-from pcm_p2p.trust.fleet_document import decode_fleet_document, starting_document
-from pcm_p2p.trust.fleet_documents import FleetDocuments
-from pcm_p2p.trust.founding import (
+from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.fleet_documents import FleetDocuments
+from pcm_p2p.authority.founding import (
     ROOT_LIFETIME,
     TARGETS_LIFETIME,
     Passphrase,
@@ -50,8 +46,21 @@ from pcm_p2p.trust.founding import (
     online_preset,
     whole_seconds,
 )
-from pcm_p2p.trust.identity import FleetCA
-from pcm_p2p.trust.immutable_file import place_immutable
+from pcm_p2p.authority.immutable_file import place_immutable
+from pcm_p2p.authority.proposal import Proposal, Signatures, propose_root, propose_targets, signatures_of
+from pcm_p2p.authority.release_list import (
+    COUNTERS,
+    Release,
+    counters_gone,
+    highest_counters,
+    releases_of,
+    same_but_for_counter,
+)
+from pcm_p2p.content.manifest import Manifest, Segment, decode_untrusted
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.ids import SegmentId
+from pcm_p2p.trust.fleet_document import decode_fleet_document, starting_document
 from pcm_p2p.trust.index import (
     AUTHORITIES,
     FLEET_DOCUMENT,
@@ -64,15 +73,6 @@ from pcm_p2p.trust.index import (
     target_size_bytes_max,
 )
 from pcm_p2p.trust.lint import lint_root, lint_targets
-from pcm_p2p.trust.proposal import Proposal, Signatures, propose_root, propose_targets, signatures_of
-from pcm_p2p.trust.release_list import (
-    COUNTERS,
-    Release,
-    counters_gone,
-    highest_counters,
-    releases_of,
-    same_but_for_counter,
-)
 
 
 def system_clock() -> datetime:

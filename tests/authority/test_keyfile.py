@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keyfile import MEMORY_BYTES_MAX, PASSES_MAX, SIZE_BYTES_MAX, KeyFile, decode_key_file_untrusted
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
-from pcm_p2p.trust import keyfile
-from pcm_p2p.trust.keyfile import MEMORY_BYTES_MAX, PASSES_MAX, SIZE_BYTES_MAX, KeyFile, decode_key_file_untrusted
 
 WORDS = "correct horse battery staple"
 

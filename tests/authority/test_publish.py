@@ -20,11 +20,11 @@ from repository_simulator import (
 )
 from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
+from pcm_p2p.authority.publish import OnlineKeys, publish, refresh_online
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, StorageError, TrustError
 from pcm_p2p.trust.floor import Versions
-from pcm_p2p.trust.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
-from pcm_p2p.trust.publish import OnlineKeys, publish, refresh_online
-from pcm_p2p.trust.repository import FleetFolder
 
 
 def test_people_who_have_not_signed_are_named(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from nacl.secret import SecretBox
 from nacl.utils import random as random_bytes
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]  # exported without __all__
 
+from pcm_p2p.authority.fingerprint import grouped, public_tuf_key
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
-from pcm_p2p.trust.fingerprint import grouped, public_tuf_key
 
 SCHEMA: Final = "pcm.key/1"
 Role = Literal["root", "targets", "snapshot", "timestamp", "ca"]

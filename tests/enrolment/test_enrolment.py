@@ -21,16 +21,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tuf.api.metadata import Metadata, Root
 
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.config import load_config
+from pcm_p2p.enrolment import desk as desk_module
+from pcm_p2p.enrolment import introduction
+from pcm_p2p.enrolment.desk import Desk
+from pcm_p2p.enrolment.first_settings import settings_text
+from pcm_p2p.enrolment.introduction import Request, decode_reply_untrusted, decode_request_untrusted
+from pcm_p2p.enrolment.invitation import create_token
+from pcm_p2p.enrolment.join import Joined, join
+from pcm_p2p.enrolment.token import LINE_LENGTH_MAX, Token, TokenFolder, decode_token_untrusted
 from pcm_p2p.errors import InputError, StorageError, TransferError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.trust import enrolment, identity, introduction
-from pcm_p2p.trust.enrolment import Desk, Joined, create_token, join
-from pcm_p2p.trust.first_settings import settings_text
-from pcm_p2p.trust.identity import DeviceIdentity, FleetCA, load_or_create_key, separated
-from pcm_p2p.trust.introduction import Request, decode_reply_untrusted, decode_request_untrusted
-from pcm_p2p.trust.repository import FleetFolder
-from pcm_p2p.trust.token import LINE_LENGTH_MAX, Token, TokenFolder, decode_token_untrusted
+from pcm_p2p.trust import identity
+from pcm_p2p.trust.identity import DeviceIdentity, load_or_create_key, separated
 
 WORDS = "words"
 NOWHERE = "127.0.0.1:9"
@@ -192,7 +197,7 @@ async def test_a_join_killed_at_any_write_is_finished_by_the_same_command(
         token = create_token(fleet, desk=address)
         with monkeypatch.context() as patched:
             patched.setattr(identity, "write_atomic", failing)
-            patched.setattr("pcm_p2p.trust.first_settings.write_atomic", failing)
+            patched.setattr("pcm_p2p.enrolment.first_settings.write_atomic", failing)
             with pytest.raises(Killed):
                 await joins(state, token)
         with pytest.raises(TrustError, match="not enrolled"):
@@ -298,7 +303,7 @@ async def test_a_desk_whose_certificate_is_of_the_future_blames_the_clock(fleet:
 
 async def test_another_member_cannot_play_the_desk(fleet: FleetFolder, tmp_path: Path) -> None:
     member = DeviceIdentity.create(tmp_path / "member", FleetCA.load(fleet.path / "ca", WORDS), now=clock())
-    async with impostor(enrolment._desk_context(member.folder)) as address:
+    async with impostor(desk_module._desk_context(member.folder)) as address:
         with pytest.raises(TrustError, match="but a device of fleet"):
             await joins(tmp_path / "state", create_token(fleet, desk=address))
 
@@ -306,7 +311,7 @@ async def test_another_member_cannot_play_the_desk(fleet: FleetFolder, tmp_path:
 async def test_a_foreign_authority_of_the_same_name_cannot_play_the_desk(fleet: FleetFolder, tmp_path: Path) -> None:
     foreign = FleetCA.in_memory(fleet.fleet_id, now=clock())
     desk = DeviceIdentity.create(tmp_path / "desk", foreign, "desk", now=clock())
-    async with impostor(enrolment._desk_context(desk.folder)) as address:
+    async with impostor(desk_module._desk_context(desk.folder)) as address:
         with pytest.raises(TrustError, match="not the desk that this token is for"):
             await joins(tmp_path / "state", create_token(fleet, desk=address))
 
@@ -319,7 +324,7 @@ async def test_a_foreign_authority_of_the_same_name_cannot_play_the_desk(fleet: 
 async def test_a_desk_that_talks_nonsense_gave_no_answer(fleet: FleetFolder, tmp_path: Path, said: bytes) -> None:
     authority = FleetCA.load(fleet.path / "ca", WORDS)
     desk = DeviceIdentity.create(tmp_path / "desk", authority, "desk", now=clock())
-    async with impostor(enrolment._desk_context(desk.folder), said) as address:
+    async with impostor(desk_module._desk_context(desk.folder), said) as address:
         with pytest.raises(TransferError, match="gave no answer"):
             await joins(tmp_path / "state", create_token(fleet, desk=address))
 

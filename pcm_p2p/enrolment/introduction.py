@@ -15,10 +15,10 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pcm_p2p.enrolment.token import Token, endpoint_untrusted
 from pcm_p2p.errors import InputError, TransferError, TrustError, UntrustedBytes
 from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX
 from pcm_p2p.trust.identity import AUTHORITIES_SIZE_BYTES_MAX, peer_identity_untrusted, separated
-from pcm_p2p.trust.token import Token, endpoint_untrusted
 
 REQUEST_SIZE_BYTES_MAX = 4_096
 REPLY_SIZE_BYTES_MAX = 600_000

@@ -9,9 +9,9 @@ from typing import Literal
 
 from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]
 
+from pcm_p2p.authority import keyfile
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.ids import check_name
-from pcm_p2p.trust import keyfile
 from pcm_p2p.trust.lint import FLEET_FIELD, lint_root
 
 ROOT_LIFETIME = timedelta(days=730)

@@ -29,11 +29,11 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.publish import OnlineKeys, Published, publish, refresh_online
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment
-from pcm_p2p.trust import keyfile
 from pcm_p2p.trust.client import Attempt, TrustClient
-from pcm_p2p.trust.publish import OnlineKeys, Published, publish, refresh_online
-from pcm_p2p.trust.repository import FleetFolder
 from pcm_p2p.trust.trial import SourceMissing
 
 PASSPHRASE = "correct horse"

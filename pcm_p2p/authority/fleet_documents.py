@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # typ
 
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import StorageError, TrustError
+from pcm_p2p.lock_file import held
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,9})\.root\.json")
@@ -77,17 +76,9 @@ class FleetDocuments:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One writer at a time; raises ``TrustError`` at once if there is another."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise TrustError(
-                    f"{self.path} is being changed by another process", remedy="Wait until it has finished."
-                ) from None
+        busy = TrustError(f"{self.path} is being changed by another process", remedy="Wait until it has finished.")
+        with held(self.path / ".lock", busy):
             yield
-        finally:
-            os.close(descriptor)
 
     def remove_proposal(self, role: Literal["root", "targets"]) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -20,13 +20,13 @@ from repository_simulator import (
 )
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.founding import ROOT_LIFETIME, TARGETS_LIFETIME
+from pcm_p2p.authority.keyfile import read_public
+from pcm_p2p.authority.proposal import propose_targets
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, StorageError, TrustError
-from pcm_p2p.trust.founding import ROOT_LIFETIME, TARGETS_LIFETIME
-from pcm_p2p.trust.identity import FleetCA
 from pcm_p2p.trust.index import INDEX, decode_index_untrusted
-from pcm_p2p.trust.keyfile import read_public
-from pcm_p2p.trust.proposal import propose_targets
-from pcm_p2p.trust.repository import FleetFolder
 
 
 def new_fleet(path: Path, **options: Any) -> FleetFolder:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.trust.fingerprint import grouped
+from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.trust.lint import owner_of
 
 

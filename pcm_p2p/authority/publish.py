@@ -15,8 +15,6 @@ fleet.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,17 +31,18 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
+from pcm_p2p.authority.immutable_file import place_immutable
+from pcm_p2p.authority.proposal import signatures_of
+from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
-from pcm_p2p.trust import keyfile
+from pcm_p2p.lock_file import held
 from pcm_p2p.trust.floor import Versions
-from pcm_p2p.trust.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
-from pcm_p2p.trust.immutable_file import place_immutable
 from pcm_p2p.trust.index import target_file
 from pcm_p2p.trust.lint import ISSUED_FIELD, lint_root, lint_snapshot, lint_targets, lint_timestamp
-from pcm_p2p.trust.proposal import signatures_of
-from pcm_p2p.trust.repository import FleetFolder
 
 ROOT_WARNING_DAYS = 180
 TARGETS_WARNING_DAYS = 90
@@ -304,18 +303,10 @@ def _other_history(file: Path) -> TrustError:
 @contextlib.contextmanager
 def _tree_locked(origin: Path) -> Iterator[None]:
     origin.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(origin / ".publish.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrustError(
-                f"another publisher is at work on {origin}", remedy="Wait until it has finished."
-            ) from None
+    busy = TrustError(f"another publisher is at work on {origin}", remedy="Wait until it has finished.")
+    with held(origin / ".publish.lock", busy):
         sweep_temporaries(origin / "metadata")
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _refuse(complaints: tuple[str, ...]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pcm_p2p.config import load_config
 from pcm_p2p.durable import write_atomic
+from pcm_p2p.enrolment.token import Token
 from pcm_p2p.errors import InputError
-from pcm_p2p.trust.token import Token
 
 Overrides = Mapping[str, Mapping[str, object]]
 """Table to key to value, as in the file."""

@@ -1,0 +1,76 @@
+"""Surroundings: what the signed fleet document, as this device trusts it, says about the world around it."""
+
+from __future__ import annotations
+
+import logging
+
+import nacl.utils
+import trio
+
+from pcm_p2p.compliance.carry import Carrier
+from pcm_p2p.compliance.record import RecordSealer, SealKey
+from pcm_p2p.errors import PcmError, StorageError
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.fleet_document import FleetDocument, decode_fleet_document
+from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.index import FLEET_DOCUMENT
+
+log = logging.getLogger(__name__)
+
+SEAL_RETRY_S = 30.0
+
+
+def fleet_document(client: TrustClient) -> FleetDocument | None:
+    """The signed fleet document as last trusted; None before there is one, or when this version cannot read it."""
+    view = client.view
+    if view is None or FLEET_DOCUMENT not in view.kept:
+        return None
+    try:
+        return decode_fleet_document(view.read(FLEET_DOCUMENT), FLEET_DOCUMENT)
+    except PcmError as error:
+        log.error("the fleet document cannot be used: %s", error)
+        return None
+
+
+class Surroundings:
+    """``changed`` reads the document anew; the rest answers from what was read. The carrier seals to the collectors in it."""
+
+    def __init__(self, client: TrustClient, identity: DeviceIdentity) -> None:
+        self._client = client
+        self._identity = identity
+        self._document: FleetDocument | None = None
+
+    async def changed(self, carrier: Carrier, nursery: trio.Nursery) -> None:
+        """The trusted view is another one: read it, and tell ``carrier`` to whom reports are sealed from now on."""
+        self._document = fleet_document(self._client)
+        collectors = self._document.collector if self._document is not None else ()
+        if not collectors:
+            return
+        sealer = RecordSealer(
+            self._identity.sign,
+            self._identity.certificate_der,
+            tuple(SealKey(bytes.fromhex(one.seal_key)) for one in collectors),
+            nacl.utils.random,
+        )
+        try:
+            await carrier.collectors(sealer, [one.device_id for one in collectors])
+        except StorageError as error:
+            log.error("reports cannot be sealed: %s", error)
+            nursery.start_soon(self._later, carrier, nursery)
+
+    async def _later(self, carrier: Carrier, nursery: trio.Nursery) -> None:
+        await trio.sleep(SEAL_RETRY_S)
+        await self.changed(carrier, nursery)
+
+    def collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
+        """Host and port of a collector; None for who is none."""
+        for one in self._document.collector if self._document is not None else ():
+            if one.device_id == collector:
+                return one.endpoint
+        return None
+
+    def collector_keys(self) -> dict[DeviceId, bytes]:
+        """With which raw Ed25519 key each collector signs acknowledgements."""
+        collectors = self._document.collector if self._document is not None else ()
+        return {one.device_id: bytes.fromhex(one.verify_key) for one in collectors}

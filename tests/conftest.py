@@ -1,0 +1,26 @@
+"""What several rooms' tests stand on: a fleet that was made once and is copied, and a disk that is not waited for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from repository_simulator import RepositorySimulator
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fsync`` costs up to 30 ms on a busy disk, and a test cannot tell: its place is tested by being killed at it."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def first_fleet(tmp_path_factory: pytest.TempPathFactory) -> RepositorySimulator:
+    return RepositorySimulator(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture
+def fleet(first_fleet: RepositorySimulator, tmp_path: Path) -> RepositorySimulator:
+    """A fleet of one person that published one policy."""
+    return first_fleet.copied_to(tmp_path)
