@@ -11,6 +11,7 @@ node           builds every room once, wires them, runs them in one nursery, and
 surroundings   what the signed fleet document says: collectors, and to whom reports are sealed
 neighbours     the overlay as swarm, trust and compliance want to see it
 follower       keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
+documents      the documents of a trusted view, decoded, and what of them does not read
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
 rebuilder      base chunks that the office lacks, made out of installed files
 keepsakes      manifests of what was applied: real bytes to roll back to, and the floor of release counters

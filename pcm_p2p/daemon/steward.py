@@ -30,11 +30,11 @@ from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.caretaker import Caretaker
+from pcm_p2p.daemon.documents import read_documents
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
 from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
-from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
 from pcm_p2p.policy.document import Policy, Transfer, decode_policy
 from pcm_p2p.policy.fitness import why_unfit
@@ -42,7 +42,7 @@ from pcm_p2p.policy.resource import artifact_of
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.index import ACTIVATION, Index, release_path
+from pcm_p2p.trust.index import Index, release_path
 from pcm_p2p.trust.view import TrustedView
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,9 @@ class Steward:
         view = self._client.view
         if view is None:
             return
-        self.policies, activation, self.problems = read_documents(view)
-        desired = decide(self.policies, activation, self._facts, self._now(), self._client.freshness())
+        documents = read_documents(view)
+        self.policies, self.problems = documents.policies, documents.problems
+        desired = decide(self.policies, documents.activation, self._facts, self._now(), self._client.freshness())
         self.problems += desired.conflicts
         self.desired = desired
         self._on_transfer(desired.transfer)
@@ -380,23 +381,6 @@ class Steward:
 
     def _now_ms(self) -> int:
         return math.floor(self._now().timestamp() * 1_000)
-
-
-def read_documents(view: TrustedView) -> tuple[tuple[Policy, ...], Activation | None, tuple[str, ...]]:
-    """The trusted policies and activation, and what of them does not read (signed, yet not usable by this version)."""
-    policies, problems = [], []
-    activation = None
-    for path in view.index().policies:
-        try:
-            policies.append(decode_policy(view.read(path), path))
-        except InputError as error:
-            problems.append(f"policy not usable: {error.message}")
-    if ACTIVATION in view.kept:
-        try:
-            activation = decode_activation(view.read(ACTIVATION))
-        except InputError as error:
-            problems.append(f"activation not usable: {error.message}")
-    return tuple(policies), activation, tuple(problems)
 
 
 def manifests_to_keep(
