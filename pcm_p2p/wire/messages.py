@@ -18,6 +18,7 @@ tag   message              who sends it, and what follows
 10    SegmentFailed        an owner: the origin did not deliver this segment; do not retry before ``wait_ms``
 11    Route                either; whether I can reach a collector at present
 12    Handover             who is about to leave: take these chunks of a manifest, nobody else has them
+13    SiteDigest           as Digest, for the site's own repository; only within the site it names
 16    ChunkGet             request: one chunk, answered by its sealed form
 17    FileGet              request: one file of the trusted metadata or targets, answered by its bytes
 18    RecordsPut           request: take these report records, answered by an encoded ``RecordsTaken``
@@ -33,14 +34,18 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL = 2
-"""2 has Handover, the uptime in Hello, and who only keeps a manifest in Holdings."""
+PROTOCOL = 3
+"""2 has Handover, the uptime in Hello, and who only keeps a manifest in Holdings. 3 has SiteDigest, and the instance in Hello."""
+PROTOCOL_SITE_DIGEST = 3
+"""The first that has SiteDigest: to a peer that speaks less it would be a protocol error."""
 PROTOCOL_MIN = 1
 """The oldest that this version talks to."""
 
 Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
+TreePath = Annotated[str, msgspec.Meta(max_length=400)]
+"""A file of a tree has at most 256 characters; ``sites/<site>/`` before it at most 135."""
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -53,7 +58,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Hello(Message, frozen=True, tag=1):
     """``port`` is where I listen (0: nowhere); ``incarnation`` grows at each start and is persisted; ``weight`` is my wish
     to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay (the certificate is what counts); ``uptime``
-    is how many sixteenths of the time I have been up lately (0: unknown)."""
+    is how many sixteenths of the time I have been up lately (0: unknown); ``instance`` is drawn at each start of the process, so
+    that two processes with one identity can be told apart (all zero: unknown)."""
 
     protocol: U32
     fleet: Text
@@ -64,6 +70,7 @@ class Hello(Message, frozen=True, tag=1):
     weight: U32
     agent: Text
     uptime: U32 = 0
+    instance: Bytes16 = bytes(16)
 
 
 class Ping(Message, frozen=True, tag=2):
@@ -149,14 +156,27 @@ class Handover(Message, frozen=True, tag=12):
     positions: Annotated[tuple[U32, ...], msgspec.Meta(max_length=4_096)]
 
 
+class SiteDigest(Message, frozen=True, tag=13):
+    """What I trust of the repository with which ``site`` acts alone; the fields of ``Digest``, of that repository."""
+
+    site: Text
+    root: U32
+    timestamp: U32
+    snapshot: U32
+    targets: U32
+    timestamp_sha256: Bytes32
+
+
 class ChunkGet(Message, frozen=True, tag=16):
     request: U32
     chunk: Bytes32
 
 
 class FileGet(Message, frozen=True, tag=17):
+    """``path`` is of the fleet's tree, or ``sites/<site>/`` and a path of that site's tree (peers that speak 3)."""
+
     request: U32
-    path: Text
+    path: TreePath
 
 
 class RecordsPut(Message, frozen=True, tag=18):
@@ -199,6 +219,7 @@ AnyMessage = (
     | SegmentFailed
     | Route
     | Handover
+    | SiteDigest
     | ChunkGet
     | FileGet
     | RecordsPut

@@ -45,12 +45,14 @@ from pcm_p2p.wire.messages import (
     RosterEntry,
     Route,
     SegmentFailed,
+    SiteDigest,
 )
 
 ID16, ID32 = bytes(range(16)), bytes(range(32))
 MESSAGES: list[Message] = [
     Hello(1, "0" * 32, "berlin", "device", 8741, 1_700_000_000, 8, "pcm_p2p 0.1.0"),
     Hello(2, "0" * 32, "berlin", "device", 8741, 1_700_000_000, 8, "pcm_p2p 0.2.0", 13),
+    Hello(3, "0" * 32, "berlin", "device", 8741, 1_700_000_000, 8, "pcm_p2p 0.3.0", 13, ID16),
     Ping(0),
     Pong(0xFFFF_FFFF),
     Roster(()),
@@ -64,6 +66,7 @@ MESSAGES: list[Message] = [
     SegmentFailed(ID32, 3, "404", 60_000),
     Route(True),
     Handover(ID32, (0, 65_535)),
+    SiteDigest("berlin", 1, 2, 3, 4, ID32),
     ChunkGet(1, ID32),
     FileGet(2, "metadata/timestamp.json"),
     RecordsPut(3, (b"record", b"")),
