@@ -34,7 +34,7 @@ from pcm_p2p.authority.publish import OnlineKeys, Published, publish, refresh_on
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment
 from pcm_p2p.trust.client import Attempt, TrustClient
-from pcm_p2p.trust.trial import SourceMissing
+from pcm_p2p.trust.updater import SourceMissing
 
 PASSPHRASE = "correct horse"
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -20,7 +20,7 @@ from pcm_p2p.swarm.origin import OriginClient, OriginMissing
 from pcm_p2p.swarm.peers import ChunkNotServed, UploadRefused
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import MetadataSource, TrustClient
-from pcm_p2p.trust.trial import SourceFailed, SourceMissing
+from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 from pcm_p2p.wire.messages import ChunkGet, FileGet, Message, Roster
 from pcm_p2p.wire.session import PeerRefused, PeerTooSlow, Refuse, Session, SessionClosed
 

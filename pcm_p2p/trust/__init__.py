@@ -55,6 +55,7 @@ index            core   names in the tree; the list of policies and releases
 fleet_document   core   origins, collectors and sites of a fleet
 floor            core   versions below which nothing is accepted again
 view             shell  what a device believes now, and how fresh it is
+updater          shell  python-tuf as it is run here: limits, network, whom to blame
 trial            shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client           shell  the device's side: attempts, the swap, serving to peers
 ===============  =====  ==================================================================================

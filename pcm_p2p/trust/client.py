@@ -42,15 +42,14 @@ from pcm_p2p.trust.floor import Floor
 from pcm_p2p.trust.index import check_tree_path, metadata_version
 from pcm_p2p.trust.lint import lint_root
 from pcm_p2p.trust.trial import (
-    Kind,
     Refusal,
-    SourceFailed,
     Trial,
     Wanted,
     all_releases,
     newest_root,
     root_versions,
 )
+from pcm_p2p.trust.updater import Kind, SourceFailed
 from pcm_p2p.trust.view import GRACE, Freshness, State, TrustedView
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,6 @@ Steps, in this order::
     targets  index, standing documents, policies, wanted manifests: taken over from the current generation where equal,
              else fetched; each is verified by length and SHA-256 by python-tuf
     state    ``state.json`` of the new generation
-
-``_trusted_set.reference_time`` is the one private touch of the library: it has no clock argument (research/trust.md 1.4).
 """
 
 from __future__ import annotations
@@ -25,28 +23,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
-    DownloadError,
-    DownloadHTTPError,
-    DownloadLengthMismatchError,
-    ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
     UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
-from tuf.ngclient import Updater, UpdaterConfig  # type: ignore[attr-defined]
-from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient import Updater  # type: ignore[attr-defined]
 
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import PcmError, TransferError, UntrustedBytes
+from pcm_p2p.errors import PcmError
 from pcm_p2p.trust.floor import Floor, Versions
 from pcm_p2p.trust.index import (
     INDEX,
-    METADATA_SIZE_BYTES_MAX,
     STANDING,
     Index,
     check_target_path,
@@ -56,24 +48,13 @@ from pcm_p2p.trust.index import (
     target_size_bytes_max,
 )
 from pcm_p2p.trust.lint import lint_root, lint_snapshot, lint_targets, lint_timestamp, lint_version
+from pcm_p2p.trust.updater import ANSWERED, Kind, new_updater, verdict
 from pcm_p2p.trust.view import Kept, State, TrustedView
-
-Kind = Literal["good", "unchanged", "expired", "bad", "incomplete", "older"]
 
 Wanted = Callable[[Index, Mapping[str, bytes]], Collection[str]]
 """Which releases of the index to fetch, given the index and the bytes of all policies and standing documents by path."""
 
-_BASE = "pcm:///"
-_ROOTS_MAX = 256
 _EVIDENCE_FILES_MAX = 32
-
-
-class SourceMissing(TransferError):
-    """The source does not have the file (HTTP 404, or a peer's "missing")."""
-
-
-class SourceFailed(TransferError):
-    """The source did not deliver: absent, slow, broken, refusing."""
 
 
 class Refusal(Exception):
@@ -122,20 +103,14 @@ class Trial:
         self._prepare()
         try:
             return self._run()
-        except ExpiredMetadataError as error:
-            raise Refusal("expired", str(error)) from None
         except BadVersionNumberError as error:
             offered = self._offered_timestamp()
             older = self.current is not None and offered is not None and offered < self.current.versions.timestamp
             raise Refusal("older" if older else "bad", str(error)) from None
         except UnsignedMetadataError as error:
             raise Refusal("older" if self._was_signed_before() else "bad", str(error)) from None
-        except DownloadLengthMismatchError as error:
-            raise Refusal("bad", f"longer than what was signed: {error}") from None
-        except DownloadError as error:
-            raise Refusal("incomplete", str(error)) from None
-        except (RepositoryError, UntrustedBytes, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise Refusal("bad", str(error) or type(error).__name__) from None
+        except ANSWERED as error:
+            raise Refusal(*verdict(error)) from None
         finally:
             self._keep_roots()
 
@@ -154,23 +129,13 @@ class Trial:
 
     def _run(self) -> Accepted:
         cache = self.staging / "cache"
-        updater = Updater(
-            str(cache),
-            _BASE + "metadata/",
-            str(self.staging / "downloads"),
-            _BASE + "targets/",
-            fetcher=_Fetcher(self._fetch),
-            config=UpdaterConfig(
-                max_root_rotations=_ROOTS_MAX,
-                root_max_length=METADATA_SIZE_BYTES_MAX["root"],
-                timestamp_max_length=METADATA_SIZE_BYTES_MAX["timestamp"],
-                snapshot_max_length=METADATA_SIZE_BYTES_MAX["snapshot"],
-                targets_max_length=METADATA_SIZE_BYTES_MAX["targets"],
-                prefix_targets_with_hash=True,
-            ),
+        updater = new_updater(
+            cache,
+            self.staging / "downloads",
+            self._fetch,
             bootstrap=newest_root(self.roots, self.bootstrap),
+            reference_time=self.reference_time,
         )
-        updater._trusted_set.reference_time = self.reference_time
         updater.refresh()
         root = Metadata[Root].from_file(str(cache / "root.json")).signed
         timestamp = Metadata[Timestamp].from_file(str(cache / "timestamp.json"))
@@ -408,28 +373,6 @@ class Trial:
                 file = self.evidence / f"{role}-{document.signed.version}-{digest[:16]}.json"
                 if not file.exists() and len(list(self.evidence.iterdir())) < _EVIDENCE_FILES_MAX:
                     write_atomic(file, document.to_bytes())
-
-
-class _Fetcher(FetcherInterface):
-    """The network of python-tuf. Returns whole files, so nothing can fail inside the iterator that it reads."""
-
-    def __init__(self, get: Callable[[str, int], bytes]) -> None:
-        self._get = get
-        self._size_bytes_max = 0
-
-    def download_file(self, url: str, max_length: int) -> Any:
-        """Lets the source stop at the length that was signed, not only refuse what came after."""
-        self._size_bytes_max = max_length
-        return super().download_file(url, max_length)
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        path = url.removeprefix(_BASE)
-        try:
-            return iter((self._get(path, self._size_bytes_max),))
-        except SourceMissing as error:
-            raise DownloadHTTPError(str(error), 404) from None
-        except PcmError as error:
-            raise DownloadError(f"{path}: {error.message}") from None
 
 
 def newest_root(roots: Path, bootstrap: bytes) -> bytes:

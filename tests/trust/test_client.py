@@ -16,7 +16,7 @@ from pcm_p2p.errors import StorageError, TrustError
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.floor import Floor, Versions
 from pcm_p2p.trust.index import Index
-from pcm_p2p.trust.trial import SourceFailed
+from pcm_p2p.trust.updater import SourceFailed
 from pcm_p2p.trust.view import GRACE, TrustedView
 
 
