@@ -15,6 +15,9 @@
     seal_key = "<64 hex>"               # X25519: reports are sealed to it
     verify_key = "<64 hex>"             # Ed25519: acknowledgements are signed with it
 
+    [[desk]]                            # where devices enrol and renew their certificates; several are asked in this order
+    address = "desk.example.org:8742"
+
     [[site]]
     name = "office-1"
     subnets = ["10.1.0.0/24"]
@@ -38,6 +41,8 @@ _Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 COLLECTORS_MAX = 16
 """As many as a record can be sealed to."""
+DESKS_MAX = 4
+"""Choice: one desk works at a time; the others are further addresses of it, and one that stands by."""
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +76,17 @@ class Collector(_Table, frozen=True):
         return _endpoint(self.address)
 
 
+class Desk(_Table, frozen=True):
+    """``address`` is ``host:port``. Who answers there proves itself by a certificate in role desk; the address proves nothing."""
+
+    address: Annotated[str, msgspec.Meta(max_length=256)]
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host (without brackets) and port."""
+        return _endpoint(self.address)
+
+
 class Site(_Table, frozen=True):
     name: str
     subnets: tuple[str, ...] = ()
@@ -83,6 +99,7 @@ class FleetDocument(_Table, frozen=True):
     origin: Annotated[tuple[Origin, ...], msgspec.Meta(max_length=64)] = ()
     collector: Annotated[tuple[Collector, ...], msgspec.Meta(max_length=COLLECTORS_MAX)] = ()
     site: Annotated[tuple[Site, ...], msgspec.Meta(max_length=10_000)] = ()
+    desk: Annotated[tuple[Desk, ...], msgspec.Meta(max_length=DESKS_MAX)] = ()
 
     def site_of(self, address: str) -> str | None:
         """The site whose subnets hold this IP address; the narrowest subnet wins. ``::ffff:10.1.0.5`` is ``10.1.0.5``."""
@@ -116,6 +133,13 @@ def decode_fleet_document(data: bytes, path: Path | str) -> FleetDocument:
         _check_collector(collector, path)
     if len({collector.id for collector in document.collector}) != len(document.collector):
         raise InputError("two collectors have the same id", path=path, key="collector.id", remedy="Remove one of them.")
+    for desk in document.desk:
+        try:
+            _endpoint(desk.address)
+        except ValueError:
+            raise InputError(
+                f"{desk.address!r} is not host:port", path=path, key="desk.address", remedy="Write 'host:8742'."
+            ) from None
     for site in document.site:
         _check_site(site, path)
     if len({site.name for site in document.site}) != len(document.site):
@@ -133,6 +157,8 @@ def starting_document(fleet: str, name: str) -> str:
         '# [[origin]]\n# url = "https://updates.example.org/pcm"\n\n'
         "# Where reports go; 'pcm-p2p collector --show' prints the table of a collector.\n"
         "# [[collector]]\n# id = …\n\n"
+        "# Where devices enrol and renew their certificates: the address of 'pcm-p2p enroll desk'.\n"
+        '# [[desk]]\n# address = "desk.example.org:8742"\n\n'
         "# Offices: devices for which bytes are cheap to each other.\n"
         '# [[site]]\n# name = "office-1"\n# subnets = ["10.1.0.0/24"]\n'
     )

@@ -25,6 +25,9 @@ address = "collector.example.org:8743"
 seal_key = "{"cd" * 32}"
 verify_key = "{VERIFY}"
 
+[[desk]]
+address = "desk.example.org:8742"
+
 [[site]]
 name = "office-1"
 subnets = ["10.1.0.0/16", "2001:db8:1::/48"]
@@ -46,6 +49,7 @@ def test_a_document_reads() -> None:
     assert document.origin[0].url == "https://updates.example.org/pcm"
     assert collector.device_id == DeviceId.parse(COLLECTOR)
     assert collector.endpoint == ("collector.example.org", 8743)
+    assert [desk.endpoint for desk in document.desk] == [("desk.example.org", 8742)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,7 @@ def test_the_narrowest_subnet_names_the_site(address: str, site: str | None) -> 
         ("collector.example.org:8743", "collector.example.org:65536", "collector.address", "is not host:port"),
         ("collector.example.org:8743", "::1:8743", "collector.address", "is not host:port"),
         ("collector.example.org:8743", "host:²", "collector.address", "is not host:port"),
+        ("desk.example.org:8742", "desk.example.org", "desk.address", "is not host:port"),
         (COLLECTOR, "0" * 32, "collector.id", "does not belong to its verify_key"),
         ("10.1.7.0/24", "10.1.7.1/24", "site.subnets", "host bits"),
         ("10.1.7.0/24", "office", "site.subnets", "office"),
@@ -107,7 +112,7 @@ def test_what_does_not_fit_the_schema_names_its_line(old: str, new: str, message
 
 
 def test_one_collector_twice() -> None:
-    table = TEXT[TEXT.index("[[collector]]") : TEXT.index("[[site]]")]
+    table = TEXT[TEXT.index("[[collector]]") : TEXT.index("[[desk]]")]
     with pytest.raises(InputError, match="two collectors"):
         read(TEXT + table)
 
