@@ -52,6 +52,7 @@ certificate      core   what is written into certificates
 identity         shell  device identity, mutual TLS contexts, signatures with a domain
 lint             core   rules for metadata beyond the TUF specification
 index            core   names in the tree; the list of policies and releases
+deny             core   devices and authorities that count no longer
 fleet_document   core   origins, collectors and sites of a fleet
 floor            core   versions below which nothing is accepted again
 view             shell  what a device believes now, and how fresh it is
