@@ -69,7 +69,7 @@ CORES = {
     ),
     *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
-    *("gossip.beacon", "gossip.membership", "gossip.spread", "gossip.targets"),
+    *("gossip.beacon", "gossip.clones", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
     *("swarm.keepers", "swarm.keeping", "swarm.rebuilding"),
     *(

@@ -7,6 +7,7 @@ master, no tracker, no election.
 membership     who is at this site, who is suspect, who is gone                                [core]
 targets        the addresses that may be dialled, and which of them now                       [core]
 beacon         whether this device announces itself by mDNS                                    [core]
+clones         whether two devices use one key                                                [core]
 spread         whose metadata is newer, whom to ask, who lies                                  [core]
 discovery      mDNS through the asyncio side-car: introductions, nothing more                  [shell]
 overlay        listener, dialler, one session per device, messages to their handlers           [shell]
