@@ -62,6 +62,7 @@ CORES = {
         "policy.activation",
         "policy.condition",
         "policy.desired",
+        "policy.expression",
         "policy.fitness",
         "policy.document",
         "policy.resource",

@@ -7,7 +7,8 @@ names it; assembled files are the *staged* artifacts; providers know one kind of
 step           what is observed on the device, and the reversible steps
 plan           core: change minus observation = ordered steps; no steps means it is so already
 journal        the one durable record of a transaction under way
-receipt        per subject: what is in place, how often it was tried, whether it is parked
+receipt        core: per subject, what is in place, how often it was tried, whether it is parked
+receipt_folder the receipts of a device, one file each
 device         the verbs of the providers over any resource and step
 root           paths below the apply root, walked without following a link
 command        a subprocess with a deadline

@@ -20,9 +20,10 @@ from pcm_p2p.apply.providers.archive import ArchiveProvider
 from pcm_p2p.apply.providers.file import FileProvider
 from pcm_p2p.apply.providers.package import PackageProvider, PreviousPackage
 from pcm_p2p.apply.providers.service import ServiceProvider
-from pcm_p2p.apply.receipt import Receipt, Receipts
+from pcm_p2p.apply.receipt import Outcome, Receipt
+from pcm_p2p.apply.receipt_folder import Receipts
 from pcm_p2p.apply.root import Root
-from pcm_p2p.apply.transaction import Outcome, Transaction
+from pcm_p2p.apply.transaction import Transaction
 from pcm_p2p.errors import PcmError
 from pcm_p2p.policy.desired import Authorisation, Change
 
@@ -92,14 +93,7 @@ class Applier:
     def why_wait(self, change: Change) -> str:
         """One sentence that says why ``change`` is not to be tried now; empty when it may be."""
         receipt = self._receipts.get(change.subject)
-        if receipt is None:
-            return ""
-        if receipt.is_parked(change):
-            return f"Parked after {receipt.attempts} attempts: {receipt.reason}"
-        wait_ms = receipt.wait_ms(change, self._now_ms())
-        if not wait_ms:
-            return ""
-        return f"Attempt {receipt.attempts} failed ({receipt.reason}); the next one is in {-(-wait_ms // 1000)} s."
+        return receipt.why_wait(change, self._now_ms()) if receipt is not None else ""
 
     async def reset(self, subject: str) -> bool:
         """Forget the failures of ``subject``, so that it is tried again. False when there were none."""

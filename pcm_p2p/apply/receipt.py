@@ -1,24 +1,18 @@
-"""Receipts: per subject, what is in place, and how the last change ended. What ``status`` and reports say about releases.
+"""Receipt: what is in place of one subject, and how the last change of it ended; and the outcome of a change. Pure.
 
-One small file each, written atomically after every transaction. A receipt never proves that something is in place (the device is
-observed for that); it remembers what an observation needs: which package an artifact turned out to be.
+A receipt never proves that something is in place (the device is observed for that); it remembers what an observation needs:
+which package an artifact turned out to be.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 import msgspec
 
 from pcm_p2p.apply.step import PackageIdentity, Verdict
-from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.policy.desired import Change
-
-log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5
 """research/compliance.md 4 B: then parked until an operator looks."""
@@ -26,10 +20,10 @@ WAIT_MS = 60_000
 WAIT_MS_MAX = 3_600_000
 """Choice: a minute after the first failure, doubling up to an hour."""
 PACKAGES_KEPT = 256
+"""Choice: the packages of several editions of the largest releases."""
 INTERRUPTED = "the daemon was interrupted while it made the change"
 """The reason of a change that a crash ended. The first time it says nothing about the change, which is tried again at once; after
 that it waits like any failure, since a change that kills the daemon must not do so in a loop."""
-"""Choice: the packages of several editions of the largest releases."""
 
 
 class KeptArchive(msgspec.Struct, frozen=True):
@@ -74,42 +68,26 @@ class Receipt(msgspec.Struct, frozen=True):
         # A clock that was set back must not make the wait longer than the pause itself.
         return max(0, min(self.at_ms + pause_ms - now_ms, pause_ms))
 
+    def why_wait(self, change: Change, now_ms: int) -> str:
+        """One sentence that says why ``change`` is not to be tried now; empty when it may be."""
+        if self.is_parked(change):
+            return f"Parked after {self.attempts} attempts: {self.reason}"
+        wait_ms = self.wait_ms(change, now_ms)
+        if not wait_ms:
+            return ""
+        return f"Attempt {self.attempts} failed ({self.reason}); the next one is in {-(-wait_ms // 1000)} s."
 
-class Receipts:
-    """The folder of receipts."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._decoder = msgspec.json.Decoder(Receipt)
+class Outcome(msgspec.Struct, frozen=True):
+    """How a change ended. ``steps``: what was done, or taken back. ``error`` and ``remedy`` are empty when done."""
 
-    def get(self, subject: str) -> Receipt | None:
-        return self._read(self._path(subject))
-
-    def all(self) -> tuple[Receipt, ...]:
-        found = (self._read(path) for path in sorted(self._folder.glob("*.json")))
-        return tuple(receipt for receipt in found if receipt is not None)
-
-    def sweep(self) -> None:
-        """Remove what a kill in the middle of a write left."""
-        sweep_temporaries(self._folder)
-
-    def put(self, receipt: Receipt) -> None:
-        write_atomic(self._path(receipt.subject), msgspec.json.encode(receipt), mode=0o600)
-
-    def _path(self, subject: str) -> Path:
-        name = quote(subject, safe="")
-        if len(name) > 180:
-            name = name[:120] + hashlib.sha256(subject.encode()).hexdigest()[:32]
-        return self._folder / f"{name}.json"
-
-    def _read(self, path: Path) -> Receipt | None:
-        try:
-            return self._decoder.decode(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, ValueError) as error:
-            log.warning("The receipt %s cannot be read (%s); the device is observed anew.", path.name, error)
-            return None
+    subject: str
+    version: str
+    verdict: Verdict
+    steps: tuple[str, ...]
+    attempts: int
+    error: str = ""
+    remedy: str = ""
 
 
 def digest_of(change: Change) -> str:

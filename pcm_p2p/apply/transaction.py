@@ -17,25 +17,14 @@ import msgspec
 from pcm_p2p.apply.device import Device, StagedArtifacts
 from pcm_p2p.apply.journal import Entry, Journal
 from pcm_p2p.apply.plan import plan, undo_order
-from pcm_p2p.apply.receipt import ATTEMPTS_MAX, INTERRUPTED, PACKAGES_KEPT, KeptArchive, Receipt, Receipts, digest_of
+from pcm_p2p.apply.receipt import ATTEMPTS_MAX, INTERRUPTED, PACKAGES_KEPT, KeptArchive, Outcome, Receipt, digest_of
+from pcm_p2p.apply.receipt_folder import Receipts
 from pcm_p2p.apply.step import PackageIdentity, Step, SwitchArchive, Verdict
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import ApplyError, PcmError, StorageError, TrustError
 from pcm_p2p.policy.desired import Authorisation, Change
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """How a change ended. ``steps``: what was done, or taken back. ``error`` and ``remedy`` are empty when done."""
-
-    subject: str
-    version: str
-    verdict: Verdict
-    steps: tuple[str, ...]
-    attempts: int
-    error: str = ""
-    remedy: str = ""
 
 
 class Transaction:

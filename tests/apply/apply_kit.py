@@ -19,7 +19,7 @@ from pcm_p2p.apply.providers.archive import ArchiveProvider
 from pcm_p2p.apply.providers.file import FileProvider
 from pcm_p2p.apply.providers.package import PackageProvider
 from pcm_p2p.apply.providers.service import ServiceProvider
-from pcm_p2p.apply.receipt import Receipts
+from pcm_p2p.apply.receipt_folder import Receipts
 from pcm_p2p.apply.root import Root
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.apply.transaction import Transaction

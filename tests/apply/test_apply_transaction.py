@@ -23,7 +23,8 @@ from apply_kit import (
 )
 
 from pcm_p2p.apply.journal import Entry, Journal
-from pcm_p2p.apply.receipt import ATTEMPTS_MAX, Receipt, Receipts
+from pcm_p2p.apply.receipt import ATTEMPTS_MAX, Receipt
+from pcm_p2p.apply.receipt_folder import Receipts
 from pcm_p2p.apply.root import Root
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.apply.transaction import Transaction
