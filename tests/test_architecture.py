@@ -60,11 +60,13 @@ CORES = {
     *("wire.framing", "wire.messages"),
     *(
         "policy.activation",
+        "policy.allowance",
         "policy.condition",
         "policy.desired",
         "policy.expression",
         "policy.fitness",
         "policy.document",
+        "policy.precedence",
         "policy.resource",
         "policy.selector",
     ),

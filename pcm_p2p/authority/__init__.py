@@ -18,7 +18,11 @@ Non-goals
 module              kind   what it holds
 ==================  =====  ===============================================================================
 keyfile             shell  an authority's key in a file, encrypted under a passphrase
+signing_key         shell  a person's key, wherever it rests, opened for signing
+public_key          core   the public side of a key as it is carried, signed by the key itself
+public_key_file     shell  the files that carry it
 fingerprint         core   public keys of authorities, as metadata lists and people compare them
+words               core   twelve words for 128 bits
 fleet_ca            shell  the fleet's certificate authority
 founding            shell  the first keys and the first root of a fleet
 fleet_documents     shell  the documents in the authorities' folder, and its lock

@@ -9,17 +9,22 @@ The file is JSON, so that a person sees whose key it is::
 ``box`` is a libsodium SecretBox (nonce in front) under Argon2id of the passphrase. SecretBox authenticates no additional data,
 therefore its plaintext is the 32 byte seed *and the header once more*: who alters role, owner or public key in the clear text is
 found out when the file is opened. The derivation's cost comes from the file and is bounded before any of it is spent.
+
+Who opens a key file learns what is wrong with it and what to do: not there, a link, no file, of somebody else, readable by
+others, no key file, cut off, a derivation that costs too much, a wrong passphrase, an altered header. Each has a sentence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,12 +35,12 @@ from nacl.secret import SecretBox
 from nacl.utils import random as random_bytes
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]  # exported without __all__
 
-from pcm_p2p.authority.fingerprint import grouped, public_tuf_key
+from pcm_p2p.authority.fingerprint import fingerprint_of, public_tuf_key, words_of_key
+from pcm_p2p.authority.public_key import OWNER_LENGTH_MAX, ROLE_PATTERN, Role, is_owner, is_role
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 
 SCHEMA: Final = "pcm.key/1"
-Role = Literal["root", "targets", "snapshot", "timestamp", "ca"]
 Preset = Literal["moderate", "interactive", "lab"]
 
 PRESETS: Final[dict[str, tuple[int, int]]] = {
@@ -50,7 +55,6 @@ MEMORY_BYTES_MAX = 1 << 30
 """Choice: libsodium's "sensitive" preset; a file that asks for more is an attack on the machine that opens it."""
 PASSES_MAX = 16
 SIZE_BYTES_MAX = 8_192
-OWNER_LENGTH_MAX = 64
 SEED_SIZE_BYTES = 32
 
 _Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -70,7 +74,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What anybody may read. ``public`` is the raw Ed25519 public key in hex."""
 
     schema: Literal["pcm.key/1"]
-    role: Role
+    role: Annotated[str, msgspec.Meta(pattern=ROLE_PATTERN)]
     owner: Annotated[str, msgspec.Meta(min_length=1, max_length=OWNER_LENGTH_MAX)]
     public: _Hex64
     derivation: Derivation
@@ -110,8 +114,13 @@ class PublicKeyFile:
 
     @property
     def fingerprint(self) -> str:
-        """The first 32 digits of ``keyid`` in groups of four, for reading aloud."""
-        return grouped(self.keyid[:32])
+        """The first 128 bits of ``keyid`` in groups of four digits."""
+        return fingerprint_of(self.keyid)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The same bits as twelve words, for reading aloud."""
+        return words_of_key(self.keyid)
 
 
 @dataclass(frozen=True)
@@ -129,29 +138,66 @@ class KeyFile(PublicKeyFile):
 
 def create(path: Path, passphrase: str, role: Role, owner: str, *, preset: Preset = "moderate") -> KeyFile:
     """Make a new key and write it to ``path``, durably, mode 0600. Raises ``InputError``; an existing file is never replaced."""
-    if not passphrase:
-        raise InputError("the passphrase is empty", path=path, remedy="Choose one.")
-    if not 0 < len(owner) <= OWNER_LENGTH_MAX or not owner.isprintable() or owner != owner.strip():
+    _refuse_empty(passphrase, path)
+    if not is_owner(owner):
         raise InputError(
             f"the owner {owner[:80]!r} cannot be used",
             path=path,
             remedy=f"Name a person or machine in 1 to {OWNER_LENGTH_MAX} printable characters.",
         )
-    passes, memory_bytes = PRESETS[preset]
+    if not is_role(role):
+        raise InputError(
+            f"there is no role {role[:80]!r}",
+            path=path,
+            remedy="It is root, targets, snapshot, timestamp, team-TEAM or site-SITE.",
+        )
     private_key = Ed25519PrivateKey.generate()
-    public_key = private_key.public_key().public_bytes_raw()
+    _write_new(path, _encrypted(path, private_key, passphrase, role, owner, preset))
+    return KeyFile(path, role, owner, private_key.public_key().public_bytes_raw(), private_key)
+
+
+def change_passphrase(path: Path, passphrase: str, new: str, *, preset: Preset = "moderate") -> KeyFile:
+    """Encrypt the key in ``path`` under another passphrase. The old file goes when the new one was opened on the disk.
+
+    Killed at any point, ``path`` opens with the old passphrase or with the new one. Raises as ``load``, and ``InputError`` if the
+    new passphrase is empty. Copies of the old file still open with the old passphrase.
+    """
+    _refuse_empty(new, path)
+    key = load(path, passphrase)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    _write_new(temporary, _encrypted(path, key.private_key, new, key.role, key.owner, preset))
+    try:
+        written = load(temporary, new)
+        if (written.keyid, written.role, written.owner) != (key.keyid, key.role, key.owner):
+            raise TrustError(f"{path}: was not changed: the new file did not read back as it was written")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+    return KeyFile(path, key.role, key.owner, key.public_key, key.private_key)
+
+
+def _refuse_empty(passphrase: str, path: Path) -> None:
+    if not passphrase:
+        raise InputError("the passphrase is empty", path=path, remedy="Choose one.")
+
+
+def _encrypted(
+    path: Path, private_key: Ed25519PrivateKey, passphrase: str, role: Role, owner: str, preset: Preset
+) -> bytes:
+    passes, memory_bytes = PRESETS[preset]
     salt = random_bytes(argon2id.SALTBYTES)
     header = Header(
         schema=SCHEMA,
         role=role,
         owner=owner,
-        public=public_key.hex(),
+        public=private_key.public_key().public_bytes_raw().hex(),
         derivation=Derivation("argon2id", passes, memory_bytes, salt.hex()),
     )
     box = _box(passphrase, header, path).encrypt(private_key.private_bytes_raw() + _repeated(header))
-    document = msgspec.json.format(msgspec.json.encode(Document(header, bytes(box).hex())), indent=2) + b"\n"
-    _write_new(path, document)
-    return KeyFile(path, role, owner, public_key, private_key)
+    return msgspec.json.format(msgspec.json.encode(Document(header, bytes(box).hex())), indent=2) + b"\n"
 
 
 def read_public(path: Path) -> PublicKeyFile:
@@ -166,8 +212,8 @@ def read_public(path: Path) -> PublicKeyFile:
 def load(path: Path, passphrase: str) -> KeyFile:
     """Open ``path``. Takes as long as its preset says and as much memory.
 
-    Raises ``InputError`` when there is no such file, and ``TrustError`` when others can read it, it is damaged, the passphrase
-    is wrong, or the header was altered since the file was made.
+    Raises ``InputError`` when there is no such file, and ``TrustError`` when it is a link or others own or can read it, it is
+    damaged, the passphrase is wrong, or the header was altered since the file was made.
     """
     document = _read(path)
     header = document.header
@@ -194,33 +240,74 @@ def load(path: Path, passphrase: str) -> KeyFile:
 
 
 def decode_key_file_untrusted(data: bytes) -> Document:
-    """Check size and schema, derivation cost included. Raises ``UntrustedBytes``."""
+    """Check size and schema, derivation cost included. Raises ``UntrustedBytes``, whose remedy fits what is wrong."""
     if len(data) > SIZE_BYTES_MAX:
-        raise UntrustedBytes(f"key file: {len(data)} bytes; at most {SIZE_BYTES_MAX} are read")
+        raise UntrustedBytes(
+            f"is not a key file: it has more than the {SIZE_BYTES_MAX} bytes that are read", remedy=NOT_A_KEY_FILE
+        )
+    try:
+        loose = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if data.lstrip()[:1] == b"{" and "truncated" in str(error):
+            raise UntrustedBytes("is a key file that was cut off", remedy=RESTORE) from None
+        raise UntrustedBytes(f"is not a key file, or is damaged: {error}", remedy=NOT_A_KEY_FILE) from None
+    if not isinstance(loose, dict) or not {"header", "box"} <= loose.keys():
+        raise UntrustedBytes("is not a key file: it has no header and box", remedy=NOT_A_KEY_FILE)
+    costly = _cost_beyond_bounds(loose["header"])
+    if costly:
+        raise UntrustedBytes(costly, remedy=f"No key of yours asks for so much: it was altered. {RESTORE}")
     try:
         document = _decoder.decode(data)
         public_tuf_key(bytes.fromhex(document.header.public), document.header.owner)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, UnsupportedAlgorithm) as error:
-        raise UntrustedBytes(f"key file: {error}") from None
+        raise UntrustedBytes(f"is a damaged key file: {error}", remedy=RESTORE) from None
     return document
+
+
+RESTORE: Final = "Restore the file from its backup."
+NOT_A_KEY_FILE: Final = "Check the path; if it was a key file, restore it from its backup."
+
+
+def _cost_beyond_bounds(header: Any) -> str:
+    """What the derivation of an undecoded header asks for, if that is more than is spent; else nothing."""
+    derivation = header.get("derivation") if isinstance(header, dict) else None
+    if not isinstance(derivation, dict):
+        return ""
+    memory_bytes, passes = derivation.get("memory_bytes"), derivation.get("passes")
+    if isinstance(memory_bytes, int | float) and memory_bytes > MEMORY_BYTES_MAX:
+        return f"asks for more than the {MEMORY_BYTES_MAX >> 20} MiB of memory that are spent on opening a key"
+    if isinstance(passes, int | float) and passes > PASSES_MAX:
+        return f"asks for more than the {PASSES_MAX} passes that are spent on opening a key"
+    return ""
 
 
 def _read(path: Path) -> Document:
     """Read through one descriptor, so that the file whose permissions are judged is the file that is read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise InputError("there is no such file", path=path, remedy="Check the path.") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise TrustError(
+                f"{path}: is a symbolic link, which somebody else could point elsewhere",
+                remedy="Pass the path of the key file itself.",
+            ) from None
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputError("is not a file", path=path, remedy="Pass the path of a key file.")
+        if status.st_uid != os.geteuid():
+            raise TrustError(
+                f"{path}: belongs to user {status.st_uid}, who could read or exchange it, and you are user {os.geteuid()}",
+                remedy=f"Run 'chown {os.geteuid()} {path}', or copy it to a file of your own.",
+            )
         if status.st_mode & 0o077:
             raise TrustError(
                 f"{path}: others can read or write this key file (mode {stat.S_IMODE(status.st_mode):o})",
-                remedy=f"Run 'chmod 600 {path}'; if others had access, replace the key.",
+                remedy=f"Run 'chmod 600 {path}' (from a stick without modes: copy it first); if others had access,"
+                " replace the key.",
             )
         data = os.read(descriptor, SIZE_BYTES_MAX + 1)
     except OSError as error:
@@ -230,9 +317,7 @@ def _read(path: Path) -> Document:
     try:
         return decode_key_file_untrusted(data)
     except UntrustedBytes as error:
-        raise TrustError(
-            f"{path}: is not a key file, or is damaged: {error.message}", remedy="Restore the file from its backup."
-        ) from None
+        raise TrustError(f"{path}: {error.message}", remedy=error.remedy) from None
 
 
 def _box(passphrase: str, header: Header, path: Path) -> SecretBox:

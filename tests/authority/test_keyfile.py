@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from repository_simulator import killed_before
 
 from pcm_p2p.authority import keyfile
 from pcm_p2p.authority.keyfile import MEMORY_BYTES_MAX, PASSES_MAX, SIZE_BYTES_MAX, KeyFile, decode_key_file_untrusted
-from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.authority.public_key import PublicKey, encode_public_key
+from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 
 WORDS = "correct horse battery staple"
+MADE = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -112,29 +117,31 @@ def test_a_box_moved_from_another_file_does_not_open(made: KeyFile, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "said"),
     [
-        ("memory_bytes", MEMORY_BYTES_MAX + 1),
-        ("memory_bytes", 1 << 62),
-        ("memory_bytes", 1 << 200),
-        ("memory_bytes", 0),
-        ("passes", PASSES_MAX + 1),
-        ("passes", 0),
-        ("algorithm", "scrypt"),
-        ("salt", "00"),
+        ("memory_bytes", MEMORY_BYTES_MAX + 1, "asks for more than the 1024 MiB of memory"),
+        ("memory_bytes", 1 << 62, "asks for more than the 1024 MiB of memory"),
+        ("memory_bytes", 1 << 200, "asks for more than the 1024 MiB of memory"),
+        ("memory_bytes", 0, "is a damaged key file"),
+        ("passes", PASSES_MAX + 1, "asks for more than the 16 passes"),
+        ("passes", 0, "is a damaged key file"),
+        ("algorithm", "scrypt", "is a damaged key file"),
+        ("salt", "00", "is a damaged key file"),
     ],
 )
 def test_a_derivation_out_of_bounds_is_refused_before_it_costs_anything(
-    made: KeyFile, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+    made: KeyFile, field: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spent(*_: object, **__: object) -> bytes:
         raise AssertionError("the derivation ran")
 
     altered(made.path, lambda document: document["header"]["derivation"].update({field: value}))  # type: ignore[attr-defined]
     monkeypatch.setattr(keyfile.argon2id, "kdf", spent)
-    with pytest.raises(TrustError, match="not a key file, or is damaged"):
+    with pytest.raises(TrustError, match=said) as refused:
         keyfile.load(made.path, WORDS)
-    with pytest.raises(InputError):
+    assert str(made.path) in refused.value.message
+    assert "from its backup" in refused.value.remedy
+    with pytest.raises(InputError, match=said):
         keyfile.read_public(made.path)
 
 
@@ -163,7 +170,7 @@ def test_a_file_cut_off_anywhere_is_damaged_and_nothing_else(made: KeyFile) -> N
 
 
 def test_a_file_without_end_is_refused_by_its_size() -> None:
-    with pytest.raises(UntrustedBytes, match="at most"):
+    with pytest.raises(UntrustedBytes, match="more than the 8192 bytes"):
         decode_key_file_untrusted(b" " * (SIZE_BYTES_MAX + 1))
 
 
@@ -171,6 +178,129 @@ def test_a_file_without_end_is_refused_by_its_size() -> None:
 @given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
 @example(b'{"header": {"owner": "\xff"}}')
 @example(b"[" * 8_000)
+@example(b'{"header": {"derivation": {"passes": NaN}}, "box": ""}')
+@example(b'{"header": {"derivation": {"passes": 1e999}}, "box": ""}')
+@example(b'{"header": {"derivation": []}, "box": null}')
 def test_noise_is_refused_as_untrusted_and_in_no_other_way(data: bytes) -> None:
     with pytest.raises(UntrustedBytes):
         decode_key_file_untrusted(data)
+
+
+def linked(made: KeyFile, path: Path) -> None:
+    path.symlink_to(made.path)
+
+
+def of_somebody_else(made: KeyFile, path: Path) -> None:
+    path.write_bytes(made.path.read_bytes())
+    path.chmod(0o600)
+    os.chown(path, 12_345, -1)
+
+
+def cut_off(made: KeyFile, path: Path) -> None:
+    path.write_bytes(made.path.read_bytes()[:-100])
+    path.chmod(0o600)
+
+
+def a_photograph(made: KeyFile, path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n" + bytes(20_000))
+    path.chmod(0o600)
+
+
+def a_public_key(made: KeyFile, path: Path) -> None:
+    path.write_bytes(encode_public_key(PublicKey(made.role, made.owner, made.key), made.signer(), MADE))
+    path.chmod(0o600)
+
+
+def empty(made: KeyFile, path: Path) -> None:
+    path.touch(0o600)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said", "remedy"),
+    [
+        (linked, "is a symbolic link", "the key file itself"),
+        pytest.param(
+            of_somebody_else,
+            "belongs to user 12345",
+            "chown",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away"),
+        ),
+        (cut_off, "was cut off", "from its backup"),
+        (a_photograph, "is not a key file", "Check the path"),
+        (a_public_key, "is not a key file: it has no header and box", "Check the path"),
+        (empty, "is not a key file", "Check the path"),
+    ],
+)
+def test_what_cannot_be_a_key_of_yours_says_what_it_is_and_what_to_do(
+    made: KeyFile, tmp_path: Path, prepare: Callable[[KeyFile, Path], None], said: str, remedy: str
+) -> None:
+    path = tmp_path / "other.key"
+    prepare(made, path)
+    with pytest.raises(TrustError, match=said) as refused:
+        keyfile.load(path, WORDS)
+    assert refused.value.message.startswith(f"{path}: ")
+    assert remedy in refused.value.remedy
+
+
+def test_a_pipe_in_the_place_of_a_key_file_does_not_hold_the_reader_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.key", 0o600)
+    with pytest.raises(InputError, match="is not a file"):
+        keyfile.load(tmp_path / "pipe.key", WORDS)
+
+
+def test_a_changed_passphrase_opens_the_same_key_and_the_old_one_no_longer_does(made: KeyFile) -> None:
+    keyfile.change_passphrase(made.path, WORDS, "new words", preset="lab")
+    opened = keyfile.load(made.path, "new words")
+    assert (opened.keyid, opened.role, opened.owner) == (made.keyid, "targets", "ada")
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+    with pytest.raises(TrustError, match="passphrase is wrong"):
+        keyfile.load(made.path, WORDS)
+    assert [path.name for path in made.path.parent.iterdir()] == [made.path.name]
+
+
+@pytest.mark.parametrize(("old", "new"), [("wrong", "new words"), (WORDS, "")])
+def test_a_passphrase_that_cannot_be_changed_leaves_the_file_as_it_was(made: KeyFile, old: str, new: str) -> None:
+    before = made.path.read_bytes()
+    with pytest.raises(PcmError):
+        keyfile.change_passphrase(made.path, old, new, preset="lab")
+    assert made.path.read_bytes() == before
+    assert [path.name for path in made.path.parent.iterdir()] == [made.path.name]
+
+
+def test_a_disk_that_writes_something_else_does_not_take_the_old_key_away(
+    made: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = keyfile._write_new
+
+    def torn(path: Path, data: bytes) -> None:
+        honest(path, data[:-200])
+
+    monkeypatch.setattr(keyfile, "_write_new", torn)
+    with pytest.raises(TrustError, match="was cut off"):
+        keyfile.change_passphrase(made.path, WORDS, "new words", preset="lab")
+    assert keyfile.load(made.path, WORDS).keyid == made.keyid
+    assert [path.name for path in made.path.parent.iterdir()] == [made.path.name]
+
+
+def test_killed_at_any_point_of_a_change_the_key_opens_with_one_of_the_two(made: KeyFile) -> None:
+    for step in range(20):
+        if not killed_before(step, lambda: keyfile.change_passphrase(made.path, WORDS, "new words", preset="lab")):
+            break
+        try:
+            keyfile.load(made.path, WORDS)
+        except TrustError:
+            assert keyfile.load(made.path, "new words").keyid == made.keyid
+            keyfile.change_passphrase(made.path, "new words", WORDS, preset="lab")
+    assert step > 2
+    assert keyfile.load(made.path, "new words").keyid == made.keyid
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "team-core", "site-paris.2", "site-a"])
+def test_roles_of_teams_and_sites_have_keys_like_others(tmp_path: Path, role: str) -> None:
+    assert keyfile.load(keyfile.create(tmp_path / "k", WORDS, role, "ada", preset="lab").path, WORDS).role == role
+
+
+@pytest.mark.parametrize("role", ["", "boss", "team-", "site-a/b", "site-..", "site-a..b", "root\n", "team-x\n"])
+def test_there_are_no_keys_of_other_roles(tmp_path: Path, role: str) -> None:
+    with pytest.raises(InputError, match="there is no role"):
+        keyfile.create(tmp_path / "k", WORDS, role, "ada", preset="lab")
