@@ -57,7 +57,7 @@ SHELLS_OF_OTHERS = {
 CORES = {
     *("content.chunk", "content.chunker", "content.decoding", "content.delta", "content.manifest", "content.pieces"),
     *("content.inventory", "content.segment"),
-    *("wire.framing", "wire.messages"),
+    *("wire.doorkeeper", "wire.framing", "wire.messages"),
     *(
         "policy.activation",
         "policy.allowance",
@@ -71,7 +71,9 @@ CORES = {
         "policy.selector",
     ),
     *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
+    "trust.delegation",
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
+    *("authority.difference", "authority.document_difference", "authority.shown_text"),
     *("gossip.beacon", "gossip.clones", "gossip.membership", "gossip.spread", "gossip.targets"),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),
     *("swarm.keepers", "swarm.keeping", "swarm.rebuilding"),

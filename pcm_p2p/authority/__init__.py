@@ -14,22 +14,25 @@ Goals
 Non-goals
     Deciding on a device (``trust``), and admitting devices (``enrolment``).
 
-==================  =====  ===============================================================================
-module              kind   what it holds
-==================  =====  ===============================================================================
-keyfile             shell  an authority's key in a file, encrypted under a passphrase
-signing_key         shell  a person's key, wherever it rests, opened for signing
-public_key          core   the public side of a key as it is carried, signed by the key itself
-public_key_file     shell  the files that carry it
-fingerprint         core   public keys of authorities, as metadata lists and people compare them
-words               core   twelve words for 128 bits
-fleet_ca            shell  the fleet's certificate authority
-founding            shell  the first keys and the first root of a fleet
-fleet_documents     shell  the documents in the authorities' folder, and its lock
-repository          shell  the authorities' folder: staging, proposals, signatures
-release_list        core   releases in a targets document, and their counters
-immutable_file      shell  files that never change once they have their name
-proposal            core   what would be signed, as a person reads it
-publish             shell  from a signed proposal to the origin tree; keeping it from expiring
-==================  =====  ===============================================================================
+====================  =====  =============================================================================
+module                kind   what it holds
+====================  =====  =============================================================================
+keyfile               shell  an authority's key in a file, encrypted under a passphrase
+signing_key           shell  a person's key, wherever it rests, opened for signing
+public_key            core   the public side of a key as it is carried, signed by the key itself
+public_key_file       shell  the files that carry it
+fingerprint           core   public keys of authorities, as metadata lists and people compare them
+words                 core   twelve words for 128 bits
+fleet_ca              shell  the fleet's certificate authority
+founding              shell  the first keys and the first root of a fleet
+fleet_documents       shell  the documents in the authorities' folder, and its lock
+repository            shell  the authorities' folder: staging, proposals, signatures
+release_list          core   releases in a targets document, and their counters
+immutable_file        shell  files that never change once they have their name
+proposal              core   what would be signed, as a person reads it
+difference            core   what a signature would change, complete and in a person's words
+document_difference   core   what changes inside one target: a release, a text
+shown_text            core   foreign text on a screen that it cannot paint
+publish               shell  from a signed proposal to the origin tree; keeping it from expiring
+====================  =====  =============================================================================
 """
