@@ -29,6 +29,7 @@ from pcm_p2p.compliance.version_order import DebianVersion
 from pcm_p2p.policy.condition import Condition
 from pcm_p2p.policy.desired import AssignedCheck
 from pcm_p2p.policy.document import AnyCheck, FileContentCheck, Quantifier
+from pcm_p2p.policy.expression import Expression
 
 Logic = Literal["all", "any", "none"]
 
@@ -215,7 +216,7 @@ def _text(condition: Condition, actual: str) -> str:
         "in": actual in values,
         "contains": values[0] in actual,
         "matches": condition.operator == "matches"
-        and re.search(values[0], actual[:TEXT_SEARCHED_CHARS_MAX]) is not None,
+        and Expression(values[0]).search(actual[:TEXT_SEARCHED_CHARS_MAX]) is not None,
     }
     return "" if holds[condition.operator] else f"is not {_asked(condition)}"
 

@@ -6,11 +6,14 @@ clock, no chance. ``now`` is an argument.
 
 =============  ==============================================================================================
 condition      what is asked of one attribute: operators by type (``eq``, ``ge``, ``matches``, ``at_most`` …)
+expression     regular expressions of checks, in linear time
 selector       whom a document speaks about: everyone, or sites, labels, devices
 resource       what a release becomes on a device: package, archive, file, service
 fitness        whether the artifacts of a release can be what a policy makes of them
 document       the policy document: assignments, the six checks with their remedies, transfer limits
 activation     the document without which nothing is changed anywhere
+allowance      what the fleet lets a site set by itself
+precedence     whose word counts: the fleet, a site's delegated role, a site's own repository
 desired        all of the above for one device at one moment, and the ``Authorisation`` that ``apply`` asks for
 =============  ==============================================================================================
 

@@ -18,13 +18,12 @@ Several operators in one table must all hold. ``rows()`` gives them as ``Conditi
 
 from __future__ import annotations
 
-import enum
-import re
-import warnings
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
+
+from pcm_p2p.policy.expression import Expression
 
 Type = Literal["bool", "text", "version", "number", "mode", "options"]
 Operator = Literal[
@@ -45,12 +44,9 @@ Operator = Literal[
 ]
 Value = bool | int | str | tuple[int | str, ...]
 
-PATTERN_CHARACTERS_MAX = 512
-"""Choice: longer expressions are programs; a check that needs one is written as two checks."""
-
 Text = Annotated[str, msgspec.Meta(max_length=4_096)]
 ModeBits = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
-VersionText = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[0-9A-Za-z.+:~-]+$")]
+VersionText = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[0-9A-Za-z.+:~-]+\Z")]
 Some = msgspec.Meta(min_length=1, max_length=256)
 
 
@@ -88,7 +84,7 @@ class TextOperators(_Operators, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.matches is not None:
-            check_pattern(self.matches)
+            Expression(self.matches)
 
 
 class VersionOperators(_Operators, frozen=True):
@@ -134,7 +130,7 @@ class ScalarOperators(_Operators, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.matches is not None:
-            check_pattern(self.matches)
+            Expression(self.matches)
         if self.any_of is not None and len({type(value) for value in self.any_of}) > 1:
             raise ValueError("'in' lists numbers or texts, not both")
 
@@ -185,49 +181,3 @@ def scalar_type(value: int | str | None) -> Type:
 def _type_of(value: Value) -> Type:
     first = value[0] if isinstance(value, tuple) else value
     return "number" if isinstance(first, int) else "text"
-
-
-def check_pattern(pattern: str) -> None:
-    """Refuse (``ValueError``) an expression that is no Python regular expression or whose search time can explode.
-
-    The text it runs over may be written by any user of the device, so a repeated group that itself repeats or chooses, a
-    back reference or a look-around is refused: those are what makes a backtracking engine exponential.
-    """
-    if len(pattern) > PATTERN_CHARACTERS_MAX:
-        raise ValueError(f"the expression has {len(pattern)} characters; at most {PATTERN_CHARACTERS_MAX} are read")
-    try:
-        with warnings.catch_warnings(action="error"):  # an expression that will soon mean something else
-            re.compile(pattern)
-    except (re.error, RecursionError, OverflowError, Warning) as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    bare = re.sub(r"\[\^?\]?(?:\\.|[^\]\\])*\]", "x", re.sub(r"\\[^1-9]", "x", pattern))
-    if re.search(r"\\[1-9]|\(\?(P=|=|!|<=|<!|\()", bare):
-        raise ValueError("back references and look-around are refused, since their search time has no bound")
-    groups: list[_Repeats] = []
-    for at, character in enumerate(bare):
-        if character == "(":
-            groups.append(_Repeats.NONE)
-        elif groups and character != ")":
-            groups[-1] = max(groups[-1], _repeats(bare, at))
-        elif groups:
-            inner, outer = groups.pop(), _repeats(bare, at + 1)
-            if inner + outer > _Repeats.WITHOUT_END and min(inner, outer) > _Repeats.NONE:
-                raise ValueError("repeats a group that itself repeats or chooses: its search time has no bound")
-            if groups:
-                groups[-1] = max(groups[-1], inner, outer)
-
-
-class _Repeats(enum.IntEnum):
-    NONE = 0
-    BOUNDED = 1
-    WITHOUT_END = 2
-
-
-def _repeats(pattern: str, at: int) -> _Repeats:
-    """What the character at ``at`` repeats: nothing, a few times (``?``, ``{1,3}``, a choice), or without end."""
-    if pattern[at : at + 1] in ("*", "+") and at:
-        return _Repeats.WITHOUT_END
-    if brace := re.match(r"\{\d*(,?)(\d*)\}", pattern[at:]):
-        return _Repeats.WITHOUT_END if brace.group(1) and not brace.group(2) else _Repeats.BOUNDED
-    optional = pattern[at : at + 1] == "?" and pattern[at - 1 : at] != "("
-    return _Repeats.BOUNDED if optional or pattern[at : at + 1] == "|" else _Repeats.NONE

@@ -38,10 +38,10 @@ from pcm_p2p.policy.condition import (
     TextOperators,
     VersionOperators,
     VersionText,
-    check_pattern,
     rows,
     scalar_type,
 )
+from pcm_p2p.policy.expression import Expression
 from pcm_p2p.policy.resource import FileResource, Resource, ServiceResource, below_root, check_unit, named
 from pcm_p2p.policy.selector import EVERYONE, Selector
 from pcm_p2p.toml_document import decode_toml
@@ -56,9 +56,9 @@ Quantifier = Literal["all", "any", "none", "only_one"]
 Existence = Literal["at_least_one", "none", "any"]
 FileType = Literal["file", "folder", "link", "socket", "pipe", "block", "character"]
 
-PackageName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9+.-]{0,127}$")]
-SysctlKey = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[a-zA-Z0-9_]+([./][a-zA-Z0-9_:@-]+)*$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+PackageName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9+.-]{0,127}\Z")]
+SysctlKey = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[a-zA-Z0-9_]+([./][a-zA-Z0-9_:@-]+)*\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="resource", kw_only=True):
@@ -186,7 +186,7 @@ class FileContentCheck(Check, frozen=True, tag="file_content", kw_only=True):
 
     def validate(self) -> None:
         below_root(self.path)
-        check_pattern(self.pattern)
+        Expression(self.pattern)
         if self.existence == "none" and self.value is not None:
             raise ValueError("existence is 'none', so there is no value to ask about; remove value")
 

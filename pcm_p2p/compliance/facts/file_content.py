@@ -6,10 +6,9 @@ The search runs here and not in the assessment because it needs a budget: a line
 
 from __future__ import annotations
 
-import re
-
 from pcm_p2p.compliance.facts.below_root import Below
 from pcm_p2p.compliance.facts.observation import CannotTell, Observation
+from pcm_p2p.policy.expression import Expression
 
 SIZE_BYTES_MAX = 8 << 20
 """Choice: configuration is smaller; a log is not configuration."""
@@ -24,15 +23,14 @@ def observe(below: Below, path: str, pattern: str) -> Observation:
         return {"hits": None}
     if b"\0" in data[:8_192]:
         raise CannotTell(f"{path} is not a text file")
-    expression = re.compile(pattern)
-    group = 1 if expression.groups else 0
+    expression = Expression(pattern)
     hits: list[str] = []
     for line in data.decode("utf-8", "replace").splitlines():
         below.check_time(path)
         if len(line) > LINE_CHARS_MAX:
             raise CannotTell(f"{path} has a line of {len(line)} characters; at most {LINE_CHARS_MAX} are searched")
-        if (match := expression.search(line)) is not None:
-            hits.append(match.group(group) or "")
+        if (hit := expression.search(line)) is not None:
+            hits.append(hit)
             if len(hits) > HITS_MAX:
                 raise CannotTell(f"{path} has more than {HITS_MAX} lines that match")
     return {"hits": tuple(hits)}
