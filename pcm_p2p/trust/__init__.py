@@ -20,8 +20,7 @@ Goals
 
 Non-goals
     Secrecy of policies and releases from members: every device may read the whole tree. Revoking a certificate before its end:
-    certificates are short (a year) and the targets role decides what a device gets. Delegated targets roles: none yet, and lint
-    refuses them.
+    certificates are short (a year) and the targets role decides what a device gets.
 
 Who signs what
 
@@ -50,6 +49,7 @@ module           kind   what it holds
 ===============  =====  ==================================================================================
 certificate      core   what is written into certificates
 identity         shell  device identity, mutual TLS contexts, signatures with a domain
+delegation       core   delegated roles: their names, and the one folder that each speaks for
 lint             core   rules for metadata beyond the TUF specification
 index            core   names in the tree; the list of policies and releases
 deny             core   devices and authorities that count no longer

@@ -14,9 +14,20 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from securesystemslib.formats import encode_canonical
-from tuf.api.metadata import Key, Root, Signed, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.metadata import (  # type: ignore[attr-defined]
+    DelegatedRole,
+    Delegations,
+    Key,
+    Root,
+    Signed,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.trust.delegation import DELEGATIONS_MAX, TARGETS, kind_of, pattern_of, role_of_path
 from pcm_p2p.trust.index import VERSION_MAX, check_target_path, target_size_bytes_max
 
 FLEET_FIELD = "x-pcm-fleet"
@@ -46,8 +57,18 @@ def _root(root: Root, fleet_id: str) -> Iterator[str]:
         yield f"root is of {named}, not of fleet {fleet_id[:8]}"
     if not root.consistent_snapshot:
         yield "root does not use consistent snapshots"
+    yield from _keys(root.keys)
+    for name in ROLES:
+        role = root.roles.get(name)
+        if role is None:
+            yield f"root names nobody for {name}"
+            continue
+        yield from _role("root", name, role.threshold, role.keyids, root.keys)
+
+
+def _keys(keys: dict[str, Key]) -> Iterator[str]:
     seen: dict[bytes, str] = {}
-    for keyid, key in sorted(root.keys.items()):
+    for keyid, key in sorted(keys.items()):
         if (key.keytype, key.scheme) not in KEY_TYPES:
             yield f"the key of {owner_of(key)} has the unknown type {key.keytype}/{key.scheme}"
             continue
@@ -60,18 +81,14 @@ def _root(root: Root, fleet_id: str) -> Iterator[str]:
         seen[public] = keyid
         if keyid != _key_id(key):
             yield f"the id {keyid[:8]} of the key of {owner_of(key)} does not belong to it"
-    for name in ROLES:
-        role = root.roles.get(name)
-        if role is None:
-            yield f"root names nobody for {name}"
-            continue
-        if role.threshold < 1:
-            yield f"the threshold of {name} is {role.threshold}"
-        if role.threshold > len(role.keyids):
-            yield f"the threshold of {name} is {role.threshold}, with {len(role.keyids)} keys"
-        yield from (
-            f"{name} refers to a key that root does not hold" for keyid in role.keyids if keyid not in root.keys
-        )
+
+
+def _role(delegator: str, name: str, threshold: int, keyids: list[str], keys: dict[str, Key]) -> Iterator[str]:
+    if threshold < 1:
+        yield f"the threshold of {name} is {threshold}"
+    if threshold > len(keyids):
+        yield f"the threshold of {name} is {threshold}, with {len(keyids)} keys"
+    yield from (f"{name} refers to a key that {delegator} does not hold" for keyid in keyids if keyid not in keys)
 
 
 def lint_version(document: Signed) -> tuple[str, ...]:
@@ -82,25 +99,73 @@ def lint_version(document: Signed) -> tuple[str, ...]:
 
 
 def lint_targets(targets: Targets) -> tuple[str, ...]:
-    """Complaints about a targets document."""
+    """Complaints about the top-level targets: what is published, and who else may sign what."""
     return tuple(_targets(targets))
 
 
 def _targets(targets: Targets) -> Iterator[str]:
+    roles: dict[str, DelegatedRole] = {}
     if targets.delegations is not None:
-        yield "delegations are not read by this version"
+        roles = targets.delegations.roles or {}
+        yield from _delegations(targets.delegations)
     for path, info in sorted(targets.targets.items()):
-        try:
-            check_target_path(path)
-        except UntrustedBytes as error:
-            yield error.message
+        yield from _target(path, info)
+        if (role := role_of_path(path)) != TARGETS and role in roles:
+            yield f"{path} is for {role} to sign, not for targets"
+
+
+def lint_delegated(targets: Targets, role: str) -> tuple[str, ...]:
+    """Complaints about the document of a delegated role; its own key holders are not those who wrote the rules."""
+    return tuple(_delegated(targets, role))
+
+
+def _delegated(targets: Targets, role: str) -> Iterator[str]:
+    if targets.delegations is not None:
+        yield f"{role} delegates, which only targets may"
+    for path, info in sorted(targets.targets.items()):
+        yield from _target(path, info)
+
+
+def foreign_paths(targets: Targets, role: str) -> tuple[str, ...]:
+    """Entries of a delegated role that others speak for: devices never use them, and we do not sign or publish them."""
+    return tuple(path for path in sorted(targets.targets) if role_of_path(path) != role)
+
+
+def _target(path: str, info: TargetFile) -> Iterator[str]:
+    try:
+        check_target_path(path)
+    except UntrustedBytes as error:
+        yield error.message
+        return
+    if set(info.hashes) != {"sha256"}:
+        yield f"{path} must be named by SHA-256 alone, not by {', '.join(sorted(info.hashes)) or 'nothing'}"
+    if not 0 <= info.length <= target_size_bytes_max(path):
+        yield f"{path} has {info.length} bytes; at most {target_size_bytes_max(path)} are read"
+    if _holds_float(info.custom):
+        yield f"{path} carries a number with a fraction, which cannot be signed canonically"
+
+
+def _delegations(delegations: Delegations) -> Iterator[str]:
+    """Only what ``delegation`` knows: each role with its one path, terminating, signed by keys that are what they claim."""
+    if delegations.roles is None or delegations.succinct_roles is not None:
+        yield "delegations by hash bins are not read"
+        return
+    if len(delegations.roles) > DELEGATIONS_MAX:
+        yield f"{len(delegations.roles)} roles are delegated; at most {DELEGATIONS_MAX} are read"
+        return
+    yield from _keys(delegations.keys)
+    used: set[str] = set()
+    for name, role in delegations.roles.items():
+        if kind_of(name) is None:
+            yield f"{name[:80]!r} is not a role that is delegated"
             continue
-        if set(info.hashes) != {"sha256"}:
-            yield f"{path} must be named by SHA-256 alone, not by {', '.join(sorted(info.hashes)) or 'nothing'}"
-        if not 0 <= info.length <= target_size_bytes_max(path):
-            yield f"{path} has {info.length} bytes; at most {target_size_bytes_max(path)} are read"
-        if _holds_float(info.custom):
-            yield f"{path} carries a number with a fraction, which cannot be signed canonically"
+        if role.paths != [pattern_of(name)] or role.path_hash_prefixes is not None:
+            yield f"{name} must be delegated {pattern_of(name)} and nothing else"
+        if not role.terminating:
+            yield f"the delegation of {name} does not end the search"
+        yield from _role("targets", name, role.threshold, role.keyids, delegations.keys)
+        used.update(role.keyids)
+    yield from (f"the delegated key {keyid[:8]} has no role" for keyid in sorted(delegations.keys.keys() - used))
 
 
 def lint_snapshot(snapshot: Snapshot) -> tuple[str, ...]:

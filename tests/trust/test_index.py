@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import os
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.trust.delegation import ROLE_PATTERN, index_of, kind_of, pattern_of, role_of_path, site_role, team_role
 from pcm_p2p.trust.index import (
+    DELEGATED_SIZE_BYTES_MAX,
     METADATA_SIZE_BYTES_MAX,
     SIZE_BYTES_MAX,
     TARGET_PATH_LENGTH_MAX,
@@ -65,6 +69,8 @@ def test_what_is_no_index(data: bytes, message: str) -> None:
         ((), ("policies/a.toml",)),
         ((), ("releases/main/a@1.toml",)),
         ((), ("/releases/main/a@1.manifest",)),
+        (("policies/berlin/a.toml",), ()),
+        ((), ("releases/web/a@1.manifest",)),
     ],
 )
 def test_an_index_lists_only_what_belongs_there(policies: tuple[str, ...], releases: tuple[str, ...]) -> None:
@@ -133,19 +139,24 @@ def test_a_safe_path_stays_in_its_folder_and_survives_the_tree(path: str) -> Non
         ("metadata/1.root.json", ("root", 1)),
         ("metadata/9999999999.snapshot.json", ("snapshot", 9_999_999_999)),
         ("metadata/20.targets.json", ("targets", 20)),
+        ("metadata/3.site-berlin.json", ("site-berlin", 3)),
+        ("metadata/3.team-web_2.0.json", ("team-web_2.0", 3)),
+        ("metadata/1.halt.json", ("halt", 1)),
     ],
 )
 def test_metadata_of_the_tree(path: str, version: tuple[str, int]) -> None:
     assert check_tree_path(path) == path
     assert metadata_version(path) == version
-    assert size_bytes_max_of(path) == METADATA_SIZE_BYTES_MAX[version[0]]
+    assert size_bytes_max_of(path) == METADATA_SIZE_BYTES_MAX.get(version[0], DELEGATED_SIZE_BYTES_MAX)
 
 
 @pytest.mark.parametrize(
     "path",
     [
         "", "timestamp.json", "metadata/", "metadata/root.json", "metadata/0.root.json", "metadata/01.root.json",
-        "metadata/1.timestamp.json", "metadata/1.mirrors.json", "metadata/12345678901.root.json", "metadata/1.root.json\n",
+        "metadata/1.timestamp.json", "metadata/1.mirrors.json", "metadata/site-berlin.json", "metadata/1.site-.json",
+        "metadata/1.site-a..b.json", "metadata/1.site-a%2fb.json", "metadata/1.office-a.json", "metadata/0.halt.json",
+        "metadata/12345678901.root.json", "metadata/1.root.json\n",
         "metadata/../timestamp.json", "/metadata/timestamp.json", "METADATA/timestamp.json",
         "targets/index.json", f"targets/{'a' * 63}.index.json", f"targets/{'A' * 64}.index.json",
         f"targets/{'a' * 64}.", f"targets/../{'a' * 64}.x", f"targets/a/{'a' * 64}..x", f"targets//{'a' * 64}.x",
@@ -157,7 +168,65 @@ def test_what_is_no_file_of_the_tree(path: str) -> None:
         check_tree_path(path)
 
 
+def test_the_index_of_a_role_lists_its_own_folder_only() -> None:
+    berlin = Index("pcm.index/1", FLEET, ("policies/berlin/a.toml",)).encoded()
+    assert decode_index_untrusted(berlin, "site-berlin").policies == ("policies/berlin/a.toml",)
+    for role in ("targets", "site-paris", "team-berlin", "halt"):
+        with pytest.raises(UntrustedBytes, match="for which site-berlin speaks"):
+            decode_index_untrusted(berlin, role)
+    halts = Index("pcm.index/1", FLEET, halts=("halts/a.toml",)).encoded()
+    assert decode_index_untrusted(halts, "halt").halts == ("halts/a.toml",)
+    with pytest.raises(UntrustedBytes, match="for which halt speaks"):
+        decode_index_untrusted(halts)
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("index.json", "targets"),
+        ("policies/a.toml", "targets"),
+        ("policies/berlin/a.toml", "site-berlin"),
+        ("policies/berlin/deep/a.toml", "targets"),
+        ("policies/be@rlin/a.toml", "targets"),
+        ("releases/main/a@1.manifest", "targets"),
+        ("releases/web/a@1.manifest", "team-web"),
+        ("halts/a.toml", "halt"),
+        ("halts/deep/a.toml", "targets"),
+        ("sites/berlin/root.json", "targets"),
+    ],
+)
+def test_a_path_belongs_to_one_role(path: str, role: str) -> None:
+    assert role_of_path(path) == role
+
+
+@settings(max_examples=300)
+@given(st.from_regex(ROLE_PATTERN, fullmatch=True), st.from_regex(ROLE_PATTERN, fullmatch=True))
+def test_no_two_roles_share_a_path(one: str, other: str) -> None:
+    for role in (one, other):
+        if kind_of(role) is None:
+            assert role == "team-main"
+            return
+        assert role_of_path(index_of(role)) == role
+        assert fnmatch.fnmatchcase(index_of(role), pattern_of(role))
+        assert metadata_version(f"metadata/1.{role}.json") == (role, 1)
+        assert quote(role, "") == role
+    if one != other:
+        assert role_of_path(index_of(one)) != other
+
+
+@pytest.mark.parametrize("name", ["", "a..b", "a/b", "-a", ".a", "a*", "a@b", "a.", "x" * 65, "ä", "a\n"])
+def test_names_that_cannot_be_delegated_to(name: str) -> None:
+    for role in (site_role, team_role):
+        with pytest.raises(UntrustedBytes):
+            role(name)
+
+
 def test_names_of_policies_and_releases() -> None:
+    assert policy_path("base", "berlin") == "policies/berlin/base.toml"
+    assert release_path("tool", "1", "web") == "releases/web/tool@1.manifest"
+    for team in ("main", "a/b"):
+        with pytest.raises(UntrustedBytes, match="team"):
+            release_path("tool", "1", team)
     assert policy_path("base") == "policies/base.toml"
     assert release_path("tool", "1.0~rc1") == "releases/main/tool@1.0~rc1.manifest"
     for release, version in (("a@b", "1"), ("a", "1@2"), ("..", "1"), ("a/b", "1"), ("", "1"), ("a", "")):

@@ -17,13 +17,24 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     MetaFile,
     Root,
     Snapshot,
+    SuccinctRoles,
     TargetFile,
     Targets,
     Timestamp,
 )
 
+from pcm_p2p.trust.delegation import DELEGATIONS_MAX
 from pcm_p2p.trust.index import VERSION_MAX
-from pcm_p2p.trust.lint import lint_root, lint_snapshot, lint_targets, lint_timestamp, lint_version, owner_of
+from pcm_p2p.trust.lint import (
+    foreign_paths,
+    lint_delegated,
+    lint_root,
+    lint_snapshot,
+    lint_targets,
+    lint_timestamp,
+    lint_version,
+    owner_of,
+)
 
 EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -108,9 +119,6 @@ def targets_with(path: str = "policies/a.toml", **changes: Any) -> Targets:
     return Targets(expires=EXPIRES, targets={path: info})
 
 
-DELEGATIONS = Delegations({}, {"team": DelegatedRole("team", [], 1, False, paths=["*"])})
-
-
 @pytest.mark.parametrize(
     ("targets", "complaint"),
     [
@@ -120,7 +128,6 @@ DELEGATIONS = Delegations({}, {"team": DelegatedRole("team", [], 1, False, paths
         (targets_with(hashes={"sha256": "0", "sha512": "0"}), "by SHA-256 alone"),
         (targets_with(length=(1 << 20) + 1), "at most 1048576"),
         (targets_with(custom={"custom": {"deep": [1, {"x": 1.5}]}}), "fraction"),
-        (Targets(expires=EXPIRES, delegations=DELEGATIONS), "delegations"),
     ],
 )
 def test_targets_against_a_rule(targets: Targets, complaint: str) -> None:
@@ -131,6 +138,112 @@ def test_targets_against_a_rule(targets: Targets, complaint: str) -> None:
 def test_clean_targets() -> None:
     assert lint_targets(targets_with(custom={"custom": {"counter": 3}})) == ()
     assert lint_targets(targets_with("releases/main/a@1.manifest", length=8 << 20)) == ()
+
+
+KEYS = {key.keyid: key for key in (elliptic(SECP256R1()), elliptic(SECP256R1()))}
+
+
+def delegating(edit: Callable[[Delegations], Any] = lambda _: None) -> Targets:
+    """A team, a site and the halt, each as it must be, after ``edit``."""
+    roles = {
+        name: DelegatedRole(name, list(KEYS), 2, terminating=True, paths=[path])
+        for name, path in (
+            ("halt", "halts/*"),
+            ("site-berlin", "policies/berlin/*"),
+            ("team-web", "releases/web/*"),
+        )
+    }
+    delegations = Delegations(dict(KEYS), roles)
+    edit(delegations)
+    return Targets(expires=EXPIRES, delegations=delegations)
+
+
+def renamed(delegations: Delegations, name: str) -> None:
+    assert delegations.roles is not None
+    role = delegations.roles.pop("site-berlin")
+    role.name = name
+    delegations.roles[name] = role
+
+
+def site(delegations: Delegations, **changes: Any) -> None:
+    assert delegations.roles is not None
+    for name, value in changes.items():
+        setattr(delegations.roles["site-berlin"], name, value)
+
+
+def doubled(delegations: Delegations) -> None:
+    """One person's key under a second id, so that alone it would meet the threshold of two."""
+    key = next(iter(KEYS.values()))
+    delegations.keys["d" * 64] = SSlibKey("d" * 64, key.keytype, key.scheme, dict(key.keyval))
+    site(delegations, keyids=[key.keyid, "d" * 64])
+
+
+def crowd(delegations: Delegations) -> None:
+    assert delegations.roles is not None
+    for number in range(DELEGATIONS_MAX):
+        name = f"site-{number}"
+        delegations.roles[name] = DelegatedRole(name, list(KEYS), 1, terminating=True, paths=[f"policies/{number}/*"])
+
+
+FOREIGN = SSlibKey("d" * 64, "rsa", "rsassa-pss-sha256", {"public": "x"})
+DELEGATIONS: dict[str, tuple[Callable[[Delegations], Any], str]] = {
+    "unknown kind": (lambda it: renamed(it, "office-berlin"), "'office-berlin' is not a role that is delegated"),
+    "name with a pattern": (lambda it: renamed(it, "site-*"), "not a role"),
+    "name that climbs": (lambda it: renamed(it, "site-a..b"), "not a role"),
+    "the fleet's own folder": (lambda it: renamed(it, "team-main"), "not a role"),
+    "path of another": (lambda it: site(it, paths=["policies/paris/*"]), "must be delegated policies/berlin/*"),
+    "every path": (lambda it: site(it, paths=["*"]), "must be delegated policies/berlin/*"),
+    "one path more": (lambda it: site(it, paths=["policies/berlin/*", "policies/*"]), "must be delegated"),
+    "path by hash": (lambda it: site(it, paths=None, path_hash_prefixes=["00"]), "must be delegated"),
+    "not terminating": (lambda it: site(it, terminating=False), "does not end the search"),
+    "threshold above keys": (lambda it: site(it, threshold=3), "threshold of site-berlin is 3, with 2 keys"),
+    "threshold zero": (lambda it: site(it, threshold=0), "threshold of site-berlin is 0"),
+    "key that is nowhere": (lambda it: site(it, keyids=[*KEYS, "c" * 64]), "a key that targets does not hold"),
+    "key of an unknown type": (lambda it: it.keys.update({"d" * 64: FOREIGN}), "unknown type rsa"),
+    "one key under two ids": (doubled, "one key stands under two ids"),
+    "key without a role": (
+        lambda it: it.keys.update({(key := elliptic(SECP256R1())).keyid: key}),
+        "has no role",
+    ),
+    "hash bins": (
+        lambda it: it.__init__(dict(KEYS), None, SuccinctRoles(list(KEYS), 1, 4, "bin")),  # type: ignore[misc]
+        "hash bins",
+    ),
+    "more than are read": (crowd, f"at most {DELEGATIONS_MAX}"),
+}
+
+
+def test_delegations_as_they_must_be_are_clean() -> None:
+    assert lint_targets(delegating()) == ()
+
+
+@pytest.mark.parametrize("name", DELEGATIONS)
+def test_a_delegation_against_a_rule(name: str) -> None:
+    edit, complaint = DELEGATIONS[name]
+    complaints = lint_targets(delegating(edit))
+    assert any(complaint in one for one in complaints), complaints
+
+
+def test_what_is_delegated_is_for_the_delegate_to_sign() -> None:
+    targets = delegating()
+    targets.targets["policies/berlin/a.toml"] = TargetFile.from_data("x", b"x", ["sha256"])
+    assert lint_targets(targets) == ("policies/berlin/a.toml is for site-berlin to sign, not for targets",)
+
+
+def test_a_delegate_delegates_no_further_and_speaks_for_its_folder_only() -> None:
+    assert lint_delegated(targets_with("policies/berlin/a.toml"), "site-berlin") == ()
+    assert lint_delegated(delegating(), "site-berlin") == ("site-berlin delegates, which only targets may",)
+    (climbing,) = lint_delegated(targets_with("policies/berlin/.."), "site-berlin")
+    assert "is not a target path" in climbing
+    for path in (
+        "policies/paris/a.toml",
+        "policies/a.toml",
+        "index.json",
+        "releases/main/a@1.manifest",
+        "halts/a.toml",
+    ):
+        assert foreign_paths(targets_with(path), "site-berlin") == (path,)
+    assert foreign_paths(targets_with("policies/berlin/a.toml"), "site-berlin") == ()
 
 
 @pytest.mark.parametrize(
