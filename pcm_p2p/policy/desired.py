@@ -4,14 +4,14 @@
 place that makes an ``Authorisation``, and the transaction of ``apply`` takes nothing else: the rule "nothing is changed
 until a signed activation permits it" is held here, and again where the change is made.
 
-Precedence where policies disagree: higher policy version, then higher policy id, then the later assignment in the document.
-The loser is reported as a conflict, never merged. Policies that assign the same version with the same resources agree; the
-strongest of their modes counts.
+Precedence where policies disagree: the rank of who signed (see ``precedence``), higher policy version, higher policy id, then the
+later assignment in the document. The loser is reported as a conflict, never merged. Policies that assign the same version with
+the same resources agree; the strongest of their modes counts, and one that may change something now suffices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final, Literal
 
@@ -19,12 +19,11 @@ import msgspec
 
 from pcm_p2p.policy.activation import Activation, why_inactive
 from pcm_p2p.policy.document import AnyCheck, Assignment, Mode, Policy, Transfer
+from pcm_p2p.policy.precedence import FROZEN, STRENGTH, Standing
 from pcm_p2p.policy.resource import Resource, ServiceResource
 from pcm_p2p.policy.selector import DeviceFacts, matches
 
 Freshness = Literal["fresh", "stale", "frozen"]
-
-_STRENGTH: dict[Mode, int] = {"observe": 0, "notify": 1, "enforce": 2}
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -107,16 +106,32 @@ class Desired(msgspec.Struct, frozen=True):
 
 
 def decide(
-    policies: Iterable[Policy], activation: Activation | None, device: DeviceFacts, now: datetime, freshness: Freshness
+    policies: Iterable[Policy],
+    activation: Activation | None,
+    device: DeviceFacts,
+    now: datetime,
+    freshness: Freshness,
+    standing: Mapping[str, Standing] | None = None,
 ) -> Desired:
-    """Decide for ``device`` at ``now`` (with offset). The order of ``policies`` does not matter."""
-    newest = {policy.id: policy for policy in sorted(policies, key=_precedence)}  # of two editions, the later one
-    applying = sorted((policy for policy in newest.values() if matches(policy.applies_to, device)), key=_precedence)
-    why_not = why_inactive(activation, device, now)
-    if not why_not and freshness == "frozen":
-        why_not = "The policy could not be refreshed for too long (frozen), so nothing new is installed."
+    """Decide for ``device`` at ``now`` (with offset). The order of ``policies`` does not matter. ``standing`` is by policy id, as
+    ``precedence.weigh`` gives it; a policy that it does not name is the fleet's, as fresh as ``freshness``."""
+    inactive = why_inactive(activation, device, now)
+    why_not = inactive or (FROZEN if freshness == "frozen" else "")
+    of_fleet = Standing(why_not=why_not)
+
+    def stands(policy: Policy) -> Standing:
+        return (standing or {}).get(policy.id, of_fleet)
+
+    def precedes(policy: Policy) -> tuple[int, int, str]:
+        return stands(policy).rank, policy.version, policy.id
+
+    def prevented(policy: Policy) -> str:
+        return inactive or stands(policy).why_not
+
+    newest = {policy.id: policy for policy in sorted(policies, key=precedes)}  # of two editions, the later one
+    applying = sorted((policy for policy in newest.values() if matches(policy.applies_to, device)), key=precedes)
     conflicts: list[str] = []
-    releases = _settle_places(_choose(applying, device, conflicts), why_not, conflicts)
+    releases = _settle_places(_choose(applying, device, conflicts), prevented, conflicts)
     checks = tuple(
         AssignedCheck(
             policy.id,
@@ -124,7 +139,7 @@ def decide(
             policy.mode,
             check,
             Change(f"check:{policy.id}/{check.id}", str(policy.version), check.remedy())
-            if check.remediate and policy.mode == "enforce" and not why_not
+            if check.remediate and policy.mode == "enforce" and not prevented(policy)
             else None,
         )
         for policy in applying
@@ -143,41 +158,45 @@ def decide(
     )
 
 
-def _precedence(policy: Policy) -> tuple[int, str]:
-    return policy.version, policy.id
+_Chosen = tuple[Assignment, Mode, tuple[Policy, ...]]
+"""An assignment, the strongest mode of the policies that agree on it, and those policies, the one that counts first."""
 
 
-def _choose(applying: list[Policy], device: DeviceFacts, conflicts: list[str]) -> list[tuple[Policy, Assignment, Mode]]:
-    """One assignment for each release, strongest policy first."""
+def _choose(applying: list[Policy], device: DeviceFacts, conflicts: list[str]) -> list[_Chosen]:
+    """One assignment for each release, strongest policy first; ``applying`` is weakest first."""
     rivals: dict[str, list[tuple[Policy, Assignment]]] = {}
     for policy in applying:
         for assignment in policy.assignments:
             if matches(assignment.to, device):
                 rivals.setdefault(assignment.release, []).append((policy, assignment))
-    chosen = []
+    strength = {policy.id: place for place, policy in enumerate(applying)}
+    chosen: list[_Chosen] = []
     for name, candidates in rivals.items():
         winner, assignment = candidates[-1]
-        mode = winner.mode
+        mode, agreeing = winner.mode, [winner]
         for policy, other in candidates[:-1]:
             if (other.version, other.resources) == (assignment.version, assignment.resources):
-                mode = max(mode, policy.mode, key=_STRENGTH.__getitem__)
+                mode = max(mode, policy.mode, key=STRENGTH.__getitem__)
+                agreeing.append(policy)
             else:
                 conflicts.append(
                     f"Release {name}: policy {winner.id} assigns {assignment.version} and wins over policy {policy.id}, "
                     f"which assigns {other.version}{' otherwise' if other.version == assignment.version else ''}."
                 )
-        chosen.append((winner, assignment, mode))
-    return sorted(chosen, key=lambda row: (_precedence(row[0]), row[1].release), reverse=True)
+        chosen.append((assignment, mode, tuple(agreeing)))
+    return sorted(chosen, key=lambda row: (strength[row[2][0].id], row[0].release), reverse=True)
 
 
 def _settle_places(
-    chosen: list[tuple[Policy, Assignment, Mode]], why_not: str, conflicts: list[str]
+    chosen: list[_Chosen], prevented: Callable[[Policy], str], conflicts: list[str]
 ) -> tuple[AssignedRelease, ...]:
     """A place on the device has one master: a release that wants a place which a stronger one holds is not applied."""
     held: dict[str, tuple[Resource, str]] = {}
     releases = []
-    for policy, assignment, mode in chosen:
-        reason = why_not
+    for assignment, mode, (policy, *others) in chosen:
+        # One that may enforce it now suffices: what it asks for is what the others ask for, too.
+        reasons = [prevented(one) for one in (policy, *others) if one.mode == mode]
+        reason = "" if "" in reasons else reasons[0]
         if mode != "enforce":
             reason = f"Policy {policy.id} is in mode {mode}, which changes nothing."
         elif rival := _rival(assignment, held):
