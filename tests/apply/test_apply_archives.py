@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -257,3 +259,18 @@ def test_noise_is_refused_or_unpacked_and_never_anything_else(
         unpack_untrusted(io.BytesIO(free if free is not None else bytes(data)[:cut]), folder, unpacked_bytes_max=4_096)
     except UntrustedBytes:
         return
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_that_goes_on_for_ever_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    """``tarfile`` would keep all of it: 14 MB of gzip became 3.1 GB of memory."""
+    head = tarfile.TarInfo("x")
+    head.type, head.size = kind, 1 << 30
+    data = gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(4 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UntrustedBytes, match="bytes of headers"):
+            unpack_untrusted(io.BytesIO(data), tmp_path, unpacked_bytes_max=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()

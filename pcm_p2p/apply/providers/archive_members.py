@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -31,6 +31,8 @@ from pcm_p2p.ids import RelativePath
 
 MEMBERS_MAX = 1_000_000
 """Choice: several times the largest source tree in Debian (linux, 80,000 files)."""
+HEADERS_BYTES_MAX = 1 << 20
+"""Choice: the longest path there can be, twice, and a hundred extended attributes."""
 LINK_TARGET_CHARACTERS_MAX = 4_096
 """Linux PATH_MAX."""
 
@@ -65,8 +67,8 @@ def unpack_untrusted(archive: IO[bytes], folder: Path, *, unpacked_bytes_max: in
                     unpacking.take(*_of_zip(container, info))
         else:
             archive.seek(0)
-            with tarfile.open(fileobj=archive, mode="r:*") as tape:
-                for item in tape:
+            with _Tape.open(fileobj=archive, mode="r:*") as tape:
+                while (item := _next_item(tape)) is not None:
                     if (member := _of_tar(item)) is not None:
                         unpacking.take(member, partial(_open_tar, tape, item))
         unpacking.make_links()
@@ -75,6 +77,50 @@ def unpack_untrusted(archive: IO[bytes], folder: Path, *, unpacked_bytes_max: in
     except _BROKEN as error:
         raise UntrustedBytes(f"the archive is damaged or of no known kind: {error}") from None
     return unpacking.written_bytes
+
+
+class _Tape(tarfile.TarFile):
+    """A tar whose headers are bounded: ``tarfile`` reads as much as a header says it goes on for, and keeps all of it.
+
+    Measured: an archive of 14 MB with one extended header of 3 GiB of zeros took 3.1 GB of memory.
+    """
+
+    @classmethod
+    def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None, **options: Any) -> Any:
+        """What ``tarfile`` calls for the bare tar and for what it has unpacked."""
+        bounded: Any = _Bounded(fileobj)  # typeshed wants the verbs for writing too
+        return super().taropen(name, mode, bounded, **options)
+
+
+class _Bounded:
+    """A stream of which no more than ``HEADERS_BYTES_MAX`` is read for the headers of one member."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left: int | None = HEADERS_BYTES_MAX
+        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+
+    def begin_headers(self) -> None:
+        self._left = HEADERS_BYTES_MAX
+
+    def end_headers(self) -> None:
+        self._left = None
+
+    def read(self, size_bytes: int) -> bytes:
+        if self._left is not None:
+            self._left -= size_bytes
+            if self._left < 0:
+                raise UntrustedBytes(f"the archive has a member with more than {HEADERS_BYTES_MAX} bytes of headers")
+        return self._stream.read(size_bytes)
+
+
+def _next_item(tape: tarfile.TarFile) -> tarfile.TarInfo | None:
+    stream: Any = tape.fileobj
+    stream.begin_headers()
+    item = tape.next()
+    stream.end_headers()
+    tape.members.clear()  # type: ignore[attr-defined]  # it keeps them all otherwise: a kilobyte a member
+    return item
 
 
 class _Unpacking:
