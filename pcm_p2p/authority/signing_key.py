@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from securesystemslib.signer import Signer  # type: ignore[attr-defined]  # exported without __all__
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Metadata
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority import hardware_key, keyfile
+from pcm_p2p.errors import PcmError, TrustError
 
 
 class SigningKey(NamedTuple):
@@ -23,6 +26,22 @@ class SigningKey(NamedTuple):
 
 
 def open_signing_key(path_or_uri: Path | str, passphrase_or_pin: str) -> SigningKey:
-    """Open a key file with its passphrase. Raises as ``keyfile.load``."""
+    """Open a key file with its passphrase, or a key in a token (``hsm:2?label=alice``) with its PIN.
+
+    Raises as ``keyfile.load`` and ``hardware_key.open_token_key``.
+    """
+    if hardware_key.is_token_uri(str(path_or_uri)):
+        signer, public = hardware_key.open_token_key(str(path_or_uri), passphrase_or_pin)
+        return SigningKey(signer, public.owner, public.role, public.keyid)
     key = keyfile.load(Path(path_or_uri), passphrase_or_pin)
     return SigningKey(key.signer(), key.owner, key.role, key.keyid)
+
+
+def add_signature(document: Metadata[Any], signer: Signer) -> None:
+    """Add a signature to ``document``. Raises ``PcmError`` as the signer does, such as for a token that is gone."""
+    try:
+        document.sign(signer, append=True)
+    except UnsignedMetadataError as error:
+        if isinstance(error.__cause__, PcmError):
+            raise error.__cause__ from None
+        raise TrustError(f"the key did not sign: {error}") from None
