@@ -87,7 +87,7 @@ CORES = {
         "swarm.rendezvous",
     ),
     *("swarm.agenda", "swarm.settling", "swarm.troubles", "swarm.turns"),
-    *("apply.plan", "apply.receipt", "apply.step"),
+    *("apply.dialogue", "apply.judgement", "apply.plan", "apply.receipt", "apply.step"),
     *("compliance.assessment", "compliance.courier", "compliance.finding", "compliance.handover", "compliance.report"),
     *("compliance.acknowledgement", "compliance.carriage", "compliance.parcel", "compliance.record"),
     *("compliance.version_order", "compliance.facts.observation"),

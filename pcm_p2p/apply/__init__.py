@@ -3,19 +3,21 @@
 Participants: ``policy.desired`` hands over a ``Change`` (all of its resources, or none) and the ``Authorisation`` that
 names it; assembled files are the *staged* artifacts; providers know one kind of resource each.
 
-=============  ==============================================================================================
-step           what is observed on the device, and the reversible steps
-plan           core: change minus observation = ordered steps; no steps means it is so already
-journal        the one durable record of a transaction under way
-receipt        core: per subject, what is in place, how often it was tried, whether it is parked
-receipt_folder the receipts of a device, one file each
-device         the verbs of the providers over any resource and step
-root           paths below the apply root, walked without following a link
-command        a subprocess with a deadline
-providers/     package, archive, file, service: observe, prepare, change, undo
-transaction    the machine: prepare → journal → change … → verify → commit, or undo
-applier        the trio shell around it
-=============  ==============================================================================================
+==============  =============================================================================================
+step            what is observed on the device, and the reversible steps
+plan            core: change minus observation = ordered steps; no steps means it is so already
+journal         the one durable record of a transaction under way
+receipt         core: per subject, what is in place, how often it was tried, whether it is parked
+receipt_folder  the receipts of a device, one file each
+device          the verbs of the providers over any resource and step
+root            paths below the apply root, walked without following a link
+command         a subprocess with a deadline
+providers/      package, archive, file, service: observe, prepare, change, undo
+transaction     the machine: prepare → journal → change … → verify → commit, or undo
+applier         the trio shell around it
+judgement       core: whether a change that somebody asks for is due, by what the apply service itself trusts
+dialogue        core: what the network's daemon and the apply service say to each other
+==============  =============================================================================================
 
 The arrows, each of which survives SIGKILL and a power cut::
 

@@ -23,6 +23,7 @@ from pcm_p2p.apply.providers.service import ServiceProvider
 from pcm_p2p.apply.receipt import Outcome, Receipt
 from pcm_p2p.apply.receipt_folder import Receipts
 from pcm_p2p.apply.root import Root
+from pcm_p2p.apply.step import PackageIdentity
 from pcm_p2p.apply.transaction import Transaction
 from pcm_p2p.errors import PcmError
 from pcm_p2p.policy.desired import Authorisation, Change
@@ -82,6 +83,11 @@ class Applier:
         """
         async with self._one_at_a_time:
             return await trio.to_thread.run_sync(self._is_in_place, change, sha256_of)
+
+    async def replaced_packages(self, change: Change, staged: StagedArtifacts) -> tuple[PackageIdentity, ...]:
+        """The packages that ``change`` would replace, as they are installed now. Raises ``ApplyError``."""
+        async with self._one_at_a_time:
+            return await trio.to_thread.run_sync(self._device.replaced_packages, change, staged)
 
     def receipt(self, subject: str) -> Receipt | None:
         return self._receipts.get(subject)

@@ -54,6 +54,12 @@ class Device:
                 seen.append(self.services.observe(resource))
         return tuple(seen)
 
+    def replaced_packages(self, change: Change, staged: StagedArtifacts) -> tuple[PackageIdentity, ...]:
+        """The packages that ``change`` would replace, as they are installed now."""
+        wanted = [one.artifact for one in change.resources if isinstance(one, PackageResource)]
+        found = [self.packages.replaced(self.packages.identify(staged(artifact))) for artifact in wanted]
+        return tuple(one for one in found if one is not None)
+
     def prepare(self, step: Step, backups: Path) -> None:
         if isinstance(step, InstallPackages):
             self.packages.prepare(step, backups)

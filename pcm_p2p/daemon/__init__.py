@@ -14,7 +14,8 @@ follower       keeps the trusted metadata fresh: asks neighbours that have news,
 documents      the documents of a trusted view, decoded, and what of them does not read
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
 rebuilder      base chunks that the office lacks, made out of installed files
-keepsakes      manifests of what was applied: real bytes to roll back to, and the floor of release counters
+keepsakes      real bytes to roll back to, from the chunks of what was applied
+ledger         the manifests of what was applied, and with them the floor of release counters
 caretaker      the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
 reporter       facts × checks → findings → sealed reports in the outbox, on change and at intervals
 meter          bytes moved, in total and per release, kept over restarts

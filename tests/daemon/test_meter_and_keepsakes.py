@@ -15,7 +15,8 @@ from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.content.segment import decode_full_untrusted
 from pcm_p2p.content.store import ChunkStore
-from pcm_p2p.daemon.keepsakes import KEPT_PER_RELEASE, Keepsakes
+from pcm_p2p.daemon.keepsakes import Keepsakes
+from pcm_p2p.daemon.ledger import KEPT_PER_RELEASE
 from pcm_p2p.daemon.meter import RELEASES_MAX, Meter, ReleaseBytes, Totals
 
 

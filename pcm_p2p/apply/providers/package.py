@@ -91,8 +91,15 @@ class PackageProvider:
     def observe(self, wanted: PackageIdentity, sha256: str) -> PackageObserved:
         status, version, architecture = self._installed(wanted)
         unpacked = status[1:2] not in _ABSENT
-        backup = unpacked and self._previous_package(wanted.name, version, architecture) is not None
+        in_place = is_configured(status) and (version, architecture) == (wanted.version, wanted.architecture)
+        backup = unpacked and not in_place and self._previous_package(wanted.name, version, architecture) is not None
         return PackageObserved(wanted, sha256, status, version, architecture, backup)
+
+    def replaced(self, wanted: PackageIdentity) -> PackageIdentity | None:
+        """What is unpacked here under the name of ``wanted`` and is not it; None if nothing is."""
+        status, version, architecture = self._installed(wanted)
+        installed = PackageIdentity(wanted.name, version, architecture)
+        return installed if status[1:2] not in _ABSENT and not (is_configured(status) and installed == wanted) else None
 
     def prepare(self, step: InstallPackages, backups: Path) -> None:
         """Keep the .deb of what is installed now in ``backups``, durably."""
