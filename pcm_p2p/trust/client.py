@@ -39,7 +39,7 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 from pcm_p2p.durable import fsync_folder, sweep_temporaries, write_atomic
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.floor import Floor
-from pcm_p2p.trust.index import check_tree_path, metadata_version
+from pcm_p2p.trust.index import STANDING, check_tree_path, metadata_version
 from pcm_p2p.trust.lint import lint_root
 from pcm_p2p.trust.trial import (
     Refusal,
@@ -109,7 +109,8 @@ class MetadataDigest(NamedTuple):
 
 
 class TrustClient:
-    """See the module. ``wall_clock`` returns aware UTC time and may be wrong: it is never believed below the floor."""
+    """See the module. ``wall_clock`` returns aware UTC time and may be wrong: it is never believed below the floor. ``standing``
+    are the targets outside the index that this device reads when they are there."""
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class TrustClient:
         *,
         wall_clock: Callable[[], datetime],
         wanted: Wanted = all_releases,
+        standing: tuple[str, ...] = STANDING,
         file_timeout_s: float = FILE_TIMEOUT_S,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
     ) -> None:
@@ -127,6 +129,7 @@ class TrustClient:
         self._bootstrap = bootstrap_root
         self._wall_clock = wall_clock
         self._wanted = wanted
+        self._standing = standing
         self._file_timeout_s = file_timeout_s
         self._attempt_timeout_s = attempt_timeout_s
         self._view: TrustedView | None = None
@@ -232,6 +235,7 @@ class TrustClient:
             floor=self._floor,
             get=lambda path, size_bytes_max: trio.from_thread.run(self._get, source, path, size_bytes_max),
             wanted=self._wanted,
+            standing=self._standing,
         )
         try:
             accepted = trial.run()

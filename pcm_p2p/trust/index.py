@@ -116,6 +116,11 @@ def release_path(release: str, version: str, team: str | None = None) -> str:
     return check_target_path(f"{folder}{release}@{version}.manifest")
 
 
+def site_root_path(site: str) -> str:
+    """Where the fleet lists the root of the repository with which ``site`` acts alone."""
+    return check_target_path(f"sites/{check_name(site, 'site')}/root.json")
+
+
 def check_target_path(path: str) -> str:
     """Return ``path`` if it is a safe TUF target path, else raise ``UntrustedBytes``.
 

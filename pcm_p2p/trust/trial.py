@@ -96,6 +96,7 @@ class Trial:
     floor: Floor
     get: Callable[[str, int], bytes]
     wanted: Wanted = all_releases
+    standing: tuple[str, ...] = STANDING
     _offered: dict[str, bytes] = field(default_factory=dict)
 
     def run(self) -> Accepted:
@@ -243,7 +244,7 @@ class Trial:
         """Whether what is wanted today is kept: a device that was given another label needs other manifests."""
         try:
             index = current.index()
-            documents = {path: current.read(path) for path in (*STANDING, *index.policies) if path in current.kept}
+            documents = {path: current.read(path) for path in (*self.standing, *index.policies) if path in current.kept}
         except PcmError:
             return False
         return all(path in current.kept for path in self._choose(index, documents))
@@ -260,7 +261,7 @@ class Trial:
         index = decode_index_untrusted(self._bring(updater, INDEX, kept, required=True))
         if index.fleet != self.fleet:
             raise Refusal("bad", f"the index is of fleet {index.fleet[:8]}, not {self.fleet[:8]}")
-        for path in (*STANDING, *index.policies):
+        for path in (*self.standing, *index.policies):
             data = self._bring(updater, path, kept, required=path in index.policies)
             if path in kept:
                 documents[path] = data
