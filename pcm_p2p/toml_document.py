@@ -23,6 +23,13 @@ T = TypeVar("T")
 SIZE_BYTES_MAX = 1 << 20
 """Choice: no hand-written document is larger; a larger one is refused before it is parsed."""
 
+KEY_PARTS_MAX = 64
+"""Choice: no schema here is nested deeper than four. ``tomllib`` takes the square of a key's parts: 200 kB of ``a.a.a…`` were
+more than a minute."""
+_LONG_KEY = re.compile(
+    r"""(?<![\w"'.-])(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){%d}""" % KEY_PARTS_MAX  # noqa: UP031
+)
+
 
 def load_toml(path: Path, schema: type[T]) -> T:
     """Read ``path`` and return a ``schema`` instance. Raises ``InputError`` for anything else."""
@@ -44,6 +51,11 @@ def decode_toml(data: bytes, schema: type[T], path: Path | str) -> T:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError("is not UTF-8", path=path, line=line, remedy="Save the file as UTF-8.") from None
+    if long := _LONG_KEY.search(text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise InputError(
+            f"has a key of more than {KEY_PARTS_MAX} parts", path=path, line=line, remedy="Write fewer dots."
+        )
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -56,6 +68,9 @@ def decode_toml(data: bytes, schema: type[T], path: Path | str) -> T:
         ) from None
     except RecursionError:
         raise InputError("is nested too deeply", path=path) from None
+    except (ValueError, OverflowError) as error:
+        # The parser checks the form of numbers and dates and leaves the rest to their constructors.
+        raise InputError(f"holds a number or date that cannot be read: {error}", path=path) from None
     return _convert(tree, schema, path, text)
 
 

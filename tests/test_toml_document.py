@@ -117,3 +117,25 @@ def test_a_misspelt_key_is_compared_with_its_own_table_first(tmp_path: Path) -> 
     with pytest.raises(InputError) as caught:
         load_toml(path, Config)
     assert caught.value.remedy == "Did you mean 'urls'?", "which is a key of [origin]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n = " + "9" * 5_000, "number or date that cannot be read"),
+        ("a" + ".a" * 100_000 + " = 1", "more than 64 parts"),
+        ('"a"' + '."a"' * 100_000 + " = 1", "more than 64 parts"),
+        ("[a" + ".a" * 100_000 + "]", "more than 64 parts"),
+        ("n = " + "[" * 100_000, "nested too deeply"),
+    ],
+    ids=["endless number", "endless key", "endless quoted key", "endless header", "endless nesting"],
+)
+def test_what_would_stop_the_parser_is_refused_at_once(text: str, said: str) -> None:
+    """``tomllib`` raised what nobody caught for the first, and took more than a minute for the second."""
+    with pytest.raises(InputError, match=said):
+        decode_toml(text.encode(), msgspec.Struct, "policy.toml")
+
+
+def test_a_reverse_name_of_the_internet_in_a_value_is_no_key() -> None:
+    name = ".".join("0123456789abcdef" * 2) + ".ip6.arpa"
+    assert decode_toml(f'v = "zone {name} in {name}"'.encode(), dict[str, str], "x")["v"].endswith("arpa")
