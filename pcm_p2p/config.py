@@ -58,6 +58,16 @@ class Origin(_Table, frozen=True):
     stall_s: float = 30.0  # measured: research/distribution.md 3, timeouts
 
 
+class Site(_Table, frozen=True):
+    """The repository with which the device's own site acts alone, where the fleet gave it one. ``repository`` is the folder of its
+    tree, on the device where the site's authority publishes: neighbours get everything from there. ``urls``: web servers in the
+    office that serve the same tree."""
+
+    repository: str = ""
+    urls: tuple[str, ...] = ()
+    poll_s: Annotated[float, msgspec.Meta(ge=1)] = 60.0  # choice: a small file over the LAN
+
+
 class Limits(_Table, frozen=True):
     """Rates in bytes a second; 0 is without limit. LAN is unlimited by default (research/distribution.md 3)."""
 
@@ -105,6 +115,7 @@ class Config(_Table, frozen=True):
     listen: Listen = msgspec.field(default_factory=Listen)
     discovery: Discovery = msgspec.field(default_factory=Discovery)
     origin: Origin = msgspec.field(default_factory=Origin)
+    site: Site = msgspec.field(default_factory=Site)
     limits: Limits = msgspec.field(default_factory=Limits)
     store: Store = msgspec.field(default_factory=Store)
     apply: Apply = msgspec.field(default_factory=Apply)
@@ -120,14 +131,19 @@ def load_config(path: Path) -> Config:
             check_name(name, key)
         except UntrustedBytes as error:
             raise InputError(error.message, path=path, key=f"device.{key}") from None
-    for url in config.origin.urls:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(
-                f"{url!r} is not an http or https address",
-                path=path,
-                key="origin.urls",
-                remedy="Start it with https://.",
-            )
+    for key, urls in (("origin.urls", config.origin.urls), ("site.urls", config.site.urls)):
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise InputError(
+                    f"{url!r} is not an http or https address", path=path, key=key, remedy="Start it with https://."
+                )
+    if config.site.repository and not Path(config.site.repository).is_absolute():
+        raise InputError(
+            f"{config.site.repository!r} does not start with '/'",
+            path=path,
+            key="site.repository",
+            remedy="Give the whole path of the folder.",
+        )
     for seed in config.discovery.seeds:
         host, _, port = seed.rpartition(":")
         if not host or not port.isdigit():

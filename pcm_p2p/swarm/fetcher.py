@@ -121,9 +121,12 @@ class Fetcher:
             finally:
                 self._nursery = None
 
-    async def want(self, manifest: Manifest) -> None:
-        """Get it complete and keep it so. Returns once it is known what is here; wanting it twice changes nothing."""
-        transfer = self._transfers.get(manifest.manifest_id) or await self._open(manifest, keeps=False)
+    async def want(self, manifest: Manifest, *, lan_only: bool = False) -> None:
+        """Get it complete and keep it so. Returns once it is known what is here; wanting it twice changes nothing. ``lan_only``:
+        this device has no way to the origin of this release, and leaves its segments to others."""
+        transfer = self._transfers.get(manifest.manifest_id) or await self._open(
+            manifest, keeps=False, lan_only=lan_only
+        )
         if transfer.keeps:
             transfer.keeps = False
             if transfer.exchange is not None and self._nursery is not None:
@@ -145,13 +148,15 @@ class Fetcher:
         if transfer is not None and transfer.keeps and transfer.exchange is not None and self._nursery is not None:
             self._perform(transfer, transfer.exchange.keep(bits, _now_ms(), urgent=urgent))
 
-    async def _open(self, manifest: Manifest, *, keeps: bool) -> Transfer:
+    async def _open(self, manifest: Manifest, *, keeps: bool, lan_only: bool = False) -> Transfer:
         held = await self._workers.run(self._look, manifest)
         partial_pct = await look_at_parts(self._origin, manifest, held)
         known = self._transfers.get(manifest.manifest_id)
         if known is not None:
             return known
-        transfer = self._transfers[manifest.manifest_id] = Transfer(manifest, held, partial_pct, keeps=keeps)
+        transfer = self._transfers[manifest.manifest_id] = Transfer(
+            manifest, held, partial_pct, keeps=keeps, lan_only=lan_only
+        )
         if self._nursery is not None:
             self._begin(transfer)
         return transfer
@@ -293,7 +298,7 @@ class Fetcher:
             transfer.manifest,
             transfer.held,
             self._me,
-            weight=self._weight,
+            weight=0 if transfer.lan_only else self._weight,
             conduct=self._conduct,
             slots=self._slots,
             budget=self._budget,

@@ -433,7 +433,8 @@ class Ownership:
             return f"{self._origin_reason}; next try in {_seconds(self._origin_rests_until_ms - now_ms)} s"
         if self._weight == 0:
             return (
-                "this device does not fetch over the WAN ([limits] wan_weight = 0); waiting for a neighbour that does"
+                "this device does not ask the origin of this release ([limits] wan_weight = 0, or it has no way to it); "
+                "waiting for a neighbour that does"
             )
         if self._settling.since_ms is None:
             wait_ms = self._settling.due_ms(alone=not self._site) - now_ms

@@ -71,10 +71,19 @@ class WhyRow:
 
 class Transfer:
     """``held`` are the chunks that the store had at the start (a bit field); ``partial_pct`` segments partly on disk; ``keeps``:
-    only copies of it are kept, since the release is in place."""
+    only copies of it are kept, since the release is in place; ``lan_only``: its segments are left to others."""
 
-    def __init__(self, manifest: Manifest, held: int, partial_pct: dict[int, int], *, keeps: bool = False) -> None:
-        self.manifest, self.held, self.partial_pct, self.keeps = manifest, held, partial_pct, keeps
+    def __init__(
+        self,
+        manifest: Manifest,
+        held: int,
+        partial_pct: dict[int, int],
+        *,
+        keeps: bool = False,
+        lan_only: bool = False,
+    ) -> None:
+        self.manifest, self.held, self.partial_pct = manifest, held, partial_pct
+        self.keeps, self.lan_only = keeps, lan_only
         self.exchange: Exchange | None = None
         self.scopes: dict[int, trio.CancelScope] = {}
         self.fetched: dict[int, int] = {}
