@@ -11,6 +11,7 @@ clones         whether two devices use one key                                  
 spread         whose metadata is newer, whom to ask, who lies                                  [core]
 discovery      mDNS through the asyncio side-car: introductions, nothing more                  [shell]
 overlay        listener, dialler, one session per device, messages to their handlers           [shell]
+clone_watch    who is alive, as sessions show it; on proof of a clone it ends and refuses them [shell]
 session_table  one session per device, who is let in, how much was carried                     [shell]
 announcer      keeps this device announced while it is a beacon                               [shell]
 handlers       who wants which message, and what their faults may do                           [shell]

@@ -2,13 +2,14 @@
 
 Each start of a daemon draws 16 random bytes, its *instance*, and says them in every Hello. A state folder has one process at a
 time, so the instances of one device follow each other and none returns. What is seen of an instance is an interval: at some
-moment in it the process was alive, since it signed or answered something that did not exist before. Proof is a sandwich::
+moment in it the process was alive, since it signed or answered something that did not exist before. Proof is taking turns::
 
-    A was alive,  then B was alive,  then A was alive again      (intervals that do not touch, by one clock that only goes on)
+    A was alive, then B, then A, then B again      (intervals that do not touch, by one clock that only goes on)
 
 Had there been one process at a time, A would have lived from its first to its last sighting, and B in between. So restarts,
 crash loops, clocks that jump, a state folder that was restored from a backup, two dials that cross, and a message that was
-late cannot look like a clone: none of them brings an instance back to life. Incarnations are not asked: they go back
+late cannot look like a clone: none of them brings an instance back to life. A virtual machine that is set back to a snapshot
+with its memory does that once (A, B, A); it takes two living processes to go on. Incarnations are not asked: they go back
 with a restored folder, and go up when a device refutes an accusation.
 
 Each peer judges by what it saw. Nothing is passed on to other peers, so that nobody can have another device quarantined by
@@ -84,7 +85,7 @@ class Clones:
         watched.seen_ms = now_ms
         self._forget(now_ms)
         new = Sighting(instance, since_ms, now_ms)
-        if _is_sandwich(watched.sightings, new):
+        if _take_turns(watched.sightings, new):
             self._prove(watched, now_ms)
             return True
         _note(watched.sightings, new)
@@ -127,13 +128,20 @@ class Clones:
             del self._watched[next(harmless, next(iter(self._watched)))]
 
 
-def _is_sandwich(before: list[Sighting], new: Sighting) -> bool:
-    ends = [one.until_ms for one in before if one.instance == new.instance]
-    return bool(ends) and any(
-        min(ends) < other.since_ms and other.until_ms < new.since_ms
-        for other in before
-        if other.instance != new.instance
-    )
+def _take_turns(before: list[Sighting], new: Sighting) -> bool:
+    """Whether some other instance and the one of ``new`` were alive in turns: other, this, other, and now this again."""
+    others = {one.instance for one in before} - {new.instance}
+    return any(_turns(before, new, other) for other in others)
+
+
+def _turns(before: list[Sighting], new: Sighting, other: bytes) -> bool:
+    over_ms = -1
+    for instance in (other, new.instance, other):
+        ends = [one.until_ms for one in before if one.instance == instance and one.since_ms > over_ms]
+        if not ends:
+            return False
+        over_ms = min(ends)
+    return new.since_ms > over_ms
 
 
 def _note(sightings: list[Sighting], new: Sighting) -> None:

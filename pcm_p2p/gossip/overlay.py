@@ -26,6 +26,7 @@ from typing import Any
 import trio
 
 from pcm_p2p.gossip.announcer import Introducer, keep_announced
+from pcm_p2p.gossip.clone_watch import CloneWatch
 from pcm_p2p.gossip.handlers import Handler, Handlers, Server, Watcher
 from pcm_p2p.gossip.membership import (
     Dial,
@@ -139,6 +140,7 @@ class Overlay:
         )
         self._handlers = Handlers()
         self._table = SessionTable(device, settings.site, settings.role, settings.sessions_max)
+        self.clones = CloneWatch(device, self._table)
         self._dialling: set[DeviceId] = set()
         self._nursery: trio.Nursery | None = None
         self._leaving = False
@@ -365,11 +367,7 @@ class Overlay:
         try:
             self._fold(Dialled(address, link.device))
             existing = self._table.get(link.device)
-            if (
-                link.device == self.device
-                or link.device in self._dialling
-                or (existing is not None and existing.dialled)
-            ):
+            if link.device in self._dialling or (existing is not None and existing.dialled):
                 return
             reached = link.device
             self._dialling.add(reached)
@@ -386,17 +384,9 @@ class Overlay:
         on_message: Callable[[Session, Message], Awaitable[None]],
         on_start: Callable[[Session], Awaitable[None]] | None,
     ) -> Session:
-        me = self._membership
+        me, own, fleet, instance = self._membership, self._settings, self._security.fleet, self.clones.instance
         hello = Hello(
-            PROTOCOL,
-            self._security.fleet,
-            self._settings.site,
-            self._settings.role,
-            me.port,
-            me.incarnation,
-            me.weight,
-            self._settings.agent,
-            self._settings.uptime,
+            PROTOCOL, fleet, own.site, own.role, me.port, me.incarnation, me.weight, own.agent, own.uptime, instance
         )
         return Session(
             link.stream,
@@ -420,7 +410,8 @@ class Overlay:
         async def admit(session: Session) -> None:
             nonlocal admitted
             self._dialling.discard(link.device)
-            refusal = LEAVING if self._leaving else self._table.refusal(session)
+            doubt = self.clones.refusal(session, link.began_s, self._nursery)
+            refusal = LEAVING if self._leaving else doubt or self._table.refusal(session)
             if refusal:
                 await session.close(refusal)
                 return
@@ -436,6 +427,7 @@ class Overlay:
             _log.exception("the session with %s failed", link.device.short)
             reason = "internal error"
         self._table.count_closed(session)
+        self.clones.ended(session)
         if self._table.holds(session):
             _log.info("session with %s ended: %s", link.device.short, reason)
             await self._dismiss(session, reason)
@@ -446,7 +438,7 @@ class Overlay:
         old = self._table.admit(session, host)
         if old is not None:
             if self._nursery is not None:
-                self._nursery.start_soon(old.close, "replaced")
+                self._nursery.start_soon(self.clones.retire, old)
             await self._handlers.announce(PeerDown(device, "replaced"))
             if not self._table.holds(session):
                 return

@@ -52,7 +52,8 @@ class LinkFailed(TransferError):
 
 @dataclass(frozen=True)
 class Link:
-    """An authenticated stream. ``host`` and ``port`` are the peer's end of the connection, not where it listens."""
+    """An authenticated stream. ``host`` and ``port`` are the peer's end of the connection, not where it listens; ``began_s`` is
+    when the handshake began, by ``trio.current_time``: the peer signed something that did not exist before."""
 
     stream: trio.SSLStream[trio.SocketStream]
     device: DeviceId
@@ -60,6 +61,7 @@ class Link:
     host: str
     port: int
     dialled: bool
+    began_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ async def dial(host: str, port: int, security: LinkSecurity) -> Link:
 async def _authenticate(tcp: trio.SocketStream, security: LinkSecurity, *, dialled: bool) -> Link:
     context = security.client_context if dialled else security.server_context
     tls = trio.SSLStream(tcp, context, server_side=not dialled, https_compatible=True)
-    host, port = "?", 0
+    host, port, began_s = "?", 0, trio.current_time()
     try:
         host, port = tcp.socket.getpeername()[:2]
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
@@ -98,7 +100,7 @@ async def _authenticate(tcp: trio.SocketStream, security: LinkSecurity, *, diall
         identity = security.verify(certificate)
         if identity.fleet != security.fleet:
             raise LinkFailed(f"{host}:{port}: a certificate of another fleet")
-        return Link(tls, identity.device_id, identity.role, host, port, dialled)
+        return Link(tls, identity.device_id, identity.role, host, port, dialled, began_s)
     except LinkFailed:
         await trio.aclose_forcefully(tls)
         raise

@@ -164,6 +164,7 @@ class Session:
         self._sent_at = self._heard_at = 0.0
         self._ping_sent: tuple[int, float] | None = None
         self._pings = 0
+        self._probes: dict[int, trio.Event] = {}
 
     # What a user calls
 
@@ -225,6 +226,20 @@ class Session:
             finally:
                 self._pending.pop(number, None)
             return pending.answer()
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the peer answers a ping that is sent now: its process lives, which an open connection does not show."""
+        self._pings = number = (self._pings + 1) & 0xFFFF_FFFF
+        self._probes[number] = answered = trio.Event()
+        try:
+            self.post(Ping(number))
+            with trio.move_on_after(timeout_s):
+                await answered.wait()
+        except SessionClosed:
+            pass
+        finally:
+            del self._probes[number]
+        return answered.is_set()
 
     async def close(self, reason: str) -> None:
         """Say Bye, wait at most a second until it is written, and end. Does nothing on a closed session."""
@@ -342,9 +357,13 @@ class Session:
         pending.take(frame, self._heard_at)
 
     async def _take_message(self, nursery: trio.Nursery, message: Message) -> None:
+        if self._closing_reason:
+            return  # who is being sent away is not served any more
         if isinstance(message, Ping):
             self.post(Pong(message.nonce))
         elif isinstance(message, Pong):
+            if message.nonce in self._probes:
+                self._probes[message.nonce].set()
             if self._ping_sent is not None and self._ping_sent[0] == message.nonce:
                 self._round_trip_s = self._heard_at - self._ping_sent[1]
                 self._ping_sent = None

@@ -32,16 +32,18 @@ def proofs(*sightings: Seen) -> int:
 
 
 CLONES: dict[str, list[Seen]] = {
-    "the older one dials again": [("a", 0, 1), ("b", 10, 11), ("a", 20, 21)],
-    "the older one answers a ping": [("a", 0, 1), ("b", 10, 11), ("a", 12, 12)],
-    "the newer one was restarted meanwhile": [("a", 0, 1), ("b", 10, 11), ("c", 20, 21), ("a", 30, 31)],
-    "both are there for long": [("a", 0, 1), ("a", 2, 3), ("a", 4, 5), ("b", 6, 7), ("b", 8, 9), ("a", 10, 11)],
-    "a message of the older one was late": [("a", 0, 1), ("b", 10, 11), ("a", 9, 12), ("a", 13, 14)],
+    "both dial again": [("a", 0, 1), ("b", 10, 11), ("a", 20, 21), ("b", 30, 31)],
+    "both answer a ping": [("a", 0, 1), ("b", 10, 11), ("a", 12, 12), ("b", 13, 13)],
+    "the newer one was restarted meanwhile": [("a", 0, 1), ("b", 9, 9), ("c", 10, 11), ("a", 20, 21), ("c", 30, 31)],
+    "both are there for long": [
+        *[("a", 0, 1), ("a", 2, 3), ("a", 4, 5), ("b", 6, 7), ("b", 8, 9), ("a", 10, 11), ("a", 12, 12), ("b", 13, 13)]
+    ],
+    "a message of the older one was late": [("a", 0, 1), ("b", 10, 11), ("a", 9, 12), ("a", 13, 14), ("b", 15, 16)],
 }
 
 
 @pytest.mark.parametrize("sightings", CLONES.values(), ids=list(CLONES))
-def test_an_instance_that_returns_is_one_of_two(sightings: list[Seen]) -> None:
+def test_instances_that_take_turns_are_two(sightings: list[Seen]) -> None:
     assert proofs(*sightings) == 1
 
 
@@ -55,6 +57,13 @@ ONE_DEVICE: dict[str, list[Seen]] = {
     "the last words of the old process arrive late": [("a", 0, 1), ("b", 10, 11), ("a", 5, 12)],
     "the first words of the old process arrive after its successor's": [("b", 10, 11), ("a", 5, 12), ("b", 13, 14)],
     "the old process and the new one within one millisecond": [("a", 0, 0), ("b", 0, 0), ("a", 0, 0)],
+    "a virtual machine set back to a snapshot with its memory": [
+        ("a", 0, 1),
+        ("b", 10, 11),
+        ("a", 20, 21),
+        ("a", 30, 31),
+    ],
+    "set back, and restarted then": [("a", 0, 1), ("b", 10, 11), ("a", 20, 21), ("c", 30, 31), ("c", 40, 41)],
     "a state folder restored from a backup: its old instance never returns": [
         ("a", 0, 1),
         ("b", 10, 11),
@@ -103,10 +112,9 @@ def test_two_processes_that_are_both_seen_again_are_always_found(noise: list[tup
 
 def proven_at(clones: Clones, now_ms: int) -> None:
     """A proof whose last sighting is at ``now_ms``."""
-    instances = [bytes([number]) * 16 for number in (1, 2)]
-    assert not clones.alive(DEVICE, instances[0], now_ms - 20, now_ms - 20)
-    assert not clones.alive(DEVICE, instances[1], now_ms - 10, now_ms - 10)
-    assert clones.alive(DEVICE, instances[0], now_ms, now_ms)
+    for number, before_ms in ((1, 30), (2, 20), (1, 10)):
+        assert not clones.alive(DEVICE, bytes([number]) * 16, now_ms - before_ms, now_ms - before_ms)
+    assert clones.alive(DEVICE, bytes([2]) * 16, now_ms, now_ms)
 
 
 def test_a_clone_is_refused_for_a_while_and_longer_each_time_it_is_still_there() -> None:
@@ -155,9 +163,9 @@ def test_the_one_that_stays_is_not_held_by_what_was_seen_of_the_other() -> None:
 
 def test_other_devices_are_not_concerned() -> None:
     clones, other = Clones(), DeviceId(b"o" * 16)
-    clones.alive(DEVICE, b"a" * 16, 0, 0)
-    clones.alive(other, b"b" * 16, 1, 1)
-    assert not clones.alive(DEVICE, b"a" * 16, 2, 2)
+    for now_ms in range(10):
+        assert not clones.alive(DEVICE, b"a" * 16, 2 * now_ms, 2 * now_ms)
+        assert not clones.alive(other, b"b" * 16, 2 * now_ms + 1, 2 * now_ms + 1)
     proven_at(clones, 1_000)
     assert not clones.quarantined(other, 1_001)
 

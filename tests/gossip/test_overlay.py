@@ -20,8 +20,9 @@ from pcm_p2p.gossip.roster_file import RosterFile
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
-from pcm_p2p.wire.link import LinkFailed, LinkSecurity
-from pcm_p2p.wire.messages import ChunkGet, Digest, FileGet, Route
+from pcm_p2p.wire.framing import encode_control
+from pcm_p2p.wire.link import LinkFailed, LinkSecurity, dial
+from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, Digest, FileGet, Hello, Route
 from pcm_p2p.wire.session import PeerRefused, Refuse, SessionClosed
 
 FLEET = "1" * 32
@@ -269,10 +270,14 @@ async def test_a_restart_finds_the_neighbours_again_without_seed_or_mdns_and_on_
 
 
 async def test_a_new_connection_of_a_restarted_peer_replaces_the_one_that_hangs(tmp_path: Path) -> None:
-    """As after a power cut: the old session is still there on one side. The other side is a second overlay."""
+    """As after a power cut: the old session is still there on one side, and nobody answers on the other."""
     async with fleet_in(tmp_path) as fleet:
-        a = await fleet.start("a")
-        await fleet.start("b", a, wall_clock_s=lambda: 1_000)
+        a, identity = await fleet.start("a"), fleet.identity("b")
+        contexts = server_context(identity), client_context(identity)
+        dead = await dial("127.0.0.1", a.port, LinkSecurity(*contexts, peer_identity_untrusted, FLEET))
+        await dead.stream.send_all(
+            encode_control(Hello(PROTOCOL, FLEET, "berlin", "device", 0, 1_000, 8, "b", 0, b"dead process   \0"))
+        )
         await a.until_peers(1)
         newer = await fleet.start("b", a, wall_clock_s=lambda: 2_000)
         await newer.until_peers(1)
@@ -283,6 +288,7 @@ async def test_a_new_connection_of_a_restarted_peer_replaces_the_one_that_hangs(
         assert isinstance(up_again, PeerUp)
         await newer.overlay.send(a.overlay.device, Route(True))
         await a.until(lambda: (newer.overlay.device, Route(True)) in a.seen)
+        await trio.aclose_forcefully(dead.stream)
 
 
 async def test_peers_of_another_site_are_peers_but_not_of_the_site(tmp_path: Path) -> None:
