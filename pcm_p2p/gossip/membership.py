@@ -427,7 +427,7 @@ class Membership:
     def _take_entry(self, sender: DeviceId, device: DeviceId, entry: RosterEntry, now_ms: int) -> None:
         address = Address(entry.host, entry.port)
         known = device in self.members
-        if not entry.host or (not known and not self._room_for_member()):
+        if not address.is_numeric or (not known and not self._room_for_member()):
             return
         member = Member(device, address, entry.incarnation, entry.weight, Status.ALIVE, now_ms)
         if entry.status != Status.ALIVE:

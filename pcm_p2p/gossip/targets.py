@@ -7,6 +7,7 @@ graph. Addresses come from strangers' words, so their number is bounded and each
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from random import Random
@@ -27,6 +28,15 @@ AGAIN_MS = 3_000
 class Address:
     host: str
     port: int
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the host is an IP address. A name in a stranger's word would be looked up wherever it points."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
 
     @property
     def subnet(self) -> str:

@@ -365,6 +365,16 @@ def test_rosters_of_strangers_and_of_other_sites_are_ignored() -> None:
     assert device_id(5) not in core.members
 
 
+@pytest.mark.parametrize("host", ["db.example.org", "", "10.0.0.300", "10.0.0.1 ", "a" * 256])
+def test_a_name_in_a_roster_is_never_looked_up(host: str) -> None:
+    core = membership()
+    up(core, 1)
+    named = RosterEntry(device_id(7), host, 22, 1, Status.ALIVE, "berlin", 8)
+    core.handle(RosterHeard(device_id(1), (named,)), 10)
+    assert device_id(7) not in core.members
+    assert not [effect for effect in core.handle(Tick(), 20_000) if isinstance(effect, Dial)]
+
+
 def test_a_flood_of_invented_members_is_bounded() -> None:
     core = membership()
     up(core, 1)
