@@ -42,6 +42,7 @@ from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import serve_control
+from pcm_p2p.daemon.documents import manifests_to_keep
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.limits import RateLimits
@@ -51,7 +52,7 @@ from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.status import Status
-from pcm_p2p.daemon.steward import Steward, manifests_to_keep
+from pcm_p2p.daemon.steward import Steward
 from pcm_p2p.daemon.surroundings import Surroundings, fleet_document
 from pcm_p2p.daemon.upkeep import Upkeep
 from pcm_p2p.daemon.uptime import Uptime

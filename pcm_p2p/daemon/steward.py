@@ -30,19 +30,19 @@ from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.caretaker import Caretaker
-from pcm_p2p.daemon.documents import read_documents
+from pcm_p2p.daemon.documents import read_documents, sha256_by_artifact
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
 from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
-from pcm_p2p.policy.document import Policy, Transfer, decode_policy
+from pcm_p2p.policy.document import Policy, Transfer
 from pcm_p2p.policy.fitness import why_unfit
 from pcm_p2p.policy.resource import artifact_of
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.index import Index, release_path
+from pcm_p2p.trust.index import release_path
 from pcm_p2p.trust.view import TrustedView
 
 log = logging.getLogger(__name__)
@@ -381,31 +381,6 @@ class Steward:
 
     def _now_ms(self) -> int:
         return math.floor(self._now().timestamp() * 1_000)
-
-
-def manifests_to_keep(
-    facts: DeviceFacts, now: Callable[[], datetime]
-) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
-    """Which manifests of a new index this device needs: those of the releases that policy assigns to it."""
-
-    def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
-        policies = []
-        for path in index.policies:
-            try:
-                policies.append(decode_policy(documents[path], path))
-            except (InputError, KeyError):
-                continue  # reported once the documents are trusted
-        desired = decide(policies, None, facts, now(), "fresh")
-        published = set(index.releases)
-        paths = (release_path(release.name, release.version) for release in desired.releases)
-        return [path for path in paths if path in published]
-
-    return wanted
-
-
-def sha256_by_artifact(manifest: Manifest) -> dict[str, str]:
-    """Stored SHA-256 in hexadecimal, by artifact name."""
-    return {artifact.name: artifact.stored_sha256.hex() for artifact in manifest.artifacts}
 
 
 def _no_artifact(name: str) -> Staged:
