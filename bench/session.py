@@ -23,7 +23,7 @@ import trio
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
-from pcm_p2p.wire.link import Link, LinkSecurity, dial, open_listeners, serve_links
+from pcm_p2p.wire.link import Link, LinkSecurity, Reception, dial, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, Hello, Message
 from pcm_p2p.wire.session import Session
 
@@ -63,7 +63,7 @@ async def serve_until_killed(identity: DeviceIdentity, report: Connection) -> No
     raw_listeners = await open_listeners(["127.0.0.1"], 0)
     report.send([found[0].socket.getsockname()[1] for found in (listeners, raw_listeners)])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_links, listeners, security(identity), use)
+        nursery.start_soon(serve_links, listeners, Reception(security(identity), use))
         nursery.start_soon(trio.serve_listeners, raw, raw_listeners)
 
 

@@ -21,7 +21,8 @@ from pcm_p2p.collector.intake import Intake
 from pcm_p2p.collector.supervisor import ConsoleSettings, supervise
 from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.wire.link import Link, LinkSecurity, open_listeners, serve_links
+from pcm_p2p.wire.doorkeeper import Doorkeeper
+from pcm_p2p.wire.link import Link, LinkSecurity, Reception, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, Hello, Message, RecordsPut, Roster
 from pcm_p2p.wire.session import Refuse, Session, SessionClosed
 
@@ -29,6 +30,9 @@ LINKS_MAX = 2_048
 """Choice: devices hang up when they have nothing to send, so this many at once serve a fleet of 100,000."""
 LINKS_EACH_MAX = 4
 """Choice: a device that came back before its old link was found dead; a carrier beside its own reports."""
+STRANGERS_MAX = 64
+STRANGERS_EACH_MAX = 16
+"""Choice: a whole office may come from one NAT address; over a satellite 16 handshakes at once are 10 a second."""
 SWEEP_INTERVAL_S = 6 * 3_600.0
 
 _log = logging.getLogger(__name__)
@@ -90,7 +94,9 @@ class Collector:
         *,
         task_status: trio.TaskStatus[list[trio.SocketListener]],
     ) -> None:
-        await serve_links(listeners, self._security, self._use, links_max=LINKS_MAX, task_status=task_status)
+        doorkeeper = Doorkeeper(at_once_max=STRANGERS_MAX, each_at_once_max=STRANGERS_EACH_MAX, burst=200, rate_per_s=20.0)
+        reception = Reception(self._security, self._use, links_max=LINKS_MAX, doorkeeper=doorkeeper)
+        await serve_links(listeners, reception, task_status=task_status)
 
     async def _use(self, link: Link) -> None:
         """Run a session over ``link`` to its end."""

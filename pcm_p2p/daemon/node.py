@@ -59,8 +59,10 @@ from pcm_p2p.daemon.uptime import Uptime
 from pcm_p2p.database import open_database
 from pcm_p2p.errors import InputError
 from pcm_p2p.gossip.discovery import Discovery
-from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
+from pcm_p2p.gossip.overlay import Overlay
+from pcm_p2p.gossip.peer import PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
+from pcm_p2p.gossip.settings import OverlaySettings
 from pcm_p2p.gossip.spreader import Spreader
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.selector import DeviceFacts
@@ -164,7 +166,6 @@ class _Node:
         uptime = self.uptime.share  # the same to all neighbours, until the next start
         discovery = Discovery(
             sidecar,
-            device=me,
             fleet=identity.fleet,
             interfaces=config.discovery.interfaces,
             listen=config.listen.addresses,

@@ -22,7 +22,7 @@ class Introducer(Protocol):
 
     async def run(
         self,
-        port: int,
+        port: Callable[[], int],
         introduce: Callable[[Any], None],
         network_changed: Callable[[], None],
         *,

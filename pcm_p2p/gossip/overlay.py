@@ -9,6 +9,9 @@ incarnation has restarted, so its new connection replaces the old one; a device 
 Order that handlers can rely on: ``PeerUp`` before any message of that peer, messages one after the other, ``PeerDown`` after the
 last, and a replaced session is ``PeerDown`` and ``PeerUp``.
 
+Who may not speak with this device: ``LinkSecurity.verify`` refuses certificates at the handshake, and again when ``reconsider``
+is called, which ends the sessions of those who are refused by then; ``revoked`` keeps devices out of rosters.
+
 Shutdown: ``leave()`` says Bye to everybody, so that they need not suspect; cancelling ``run`` alone is a crash to the others.
 """
 
@@ -18,15 +21,16 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from random import Random
 from typing import Any
 
 import trio
 
+from pcm_p2p.errors import PcmError
 from pcm_p2p.gossip.announcer import Introducer, keep_announced
 from pcm_p2p.gossip.clone_watch import CloneWatch
+from pcm_p2p.gossip.doors import Doors
 from pcm_p2p.gossip.handlers import Handler, Handlers, Server, Watcher
 from pcm_p2p.gossip.membership import (
     Dial,
@@ -45,11 +49,13 @@ from pcm_p2p.gossip.membership import (
     Tick,
     WeightChanged,
 )
+from pcm_p2p.gossip.peer import PeerDown, PeerInfo, PeerUp
 from pcm_p2p.gossip.roster_file import Remembered, RosterFile, next_incarnation
-from pcm_p2p.gossip.session_table import FOREIGN_SESSIONS_MAX, SESSIONS_MAX, OverlayStatistics, SessionTable
+from pcm_p2p.gossip.session_table import FOREIGN_SESSIONS_MAX, OverlayStatistics, SessionTable
+from pcm_p2p.gossip.settings import OverlaySettings
 from pcm_p2p.gossip.targets import Address
 from pcm_p2p.ids import ChunkId, DeviceId
-from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
+from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, Reception, dial
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, FileGet, Hello, Message, Roster, RosterEntry
 from pcm_p2p.wire.session import RATE_BYTES_PER_S_MIN, Pace, Session, SessionClosed
 
@@ -58,51 +64,9 @@ ROLES = ("device", "collector", "relay")
 SAVE_INTERVAL_S = 60.0
 FETCH_TIMEOUT_S = 15.0
 LEAVING = "leaving"
+REVOKED = "revoked"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class OverlaySettings:
-    """``seeds`` are (host, port); ``port`` 0 lets the system choose and remembers the choice in ``roster_file``; ``uptime``: see
-    ``Hello``."""
-
-    site: str
-    role: str = "device"
-    agent: str = ""
-    addresses: tuple[str, ...] = ("127.0.0.1",)
-    port: int = 0
-    seeds: tuple[tuple[str, int], ...] = ()
-    weight: int = 8
-    sessions_max: int = SESSIONS_MAX
-    uptime: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
-    """A peer with a live session. ``same_site`` says whether its bytes are cheap; ``weight`` is its wish to use the WAN;
-    ``uptime`` how many sixteenths of the time it says it is up (0: it speaks protocol 1, which does not say)."""
-
-    device_id: DeviceId
-    host: str
-    site: str
-    role: str
-    weight: int
-    same_site: bool
-    agent: str
-    round_trip_s: float | None
-    uptime: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    peer: PeerInfo
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    device_id: DeviceId
-    reason: str
 
 
 class Overlay:
@@ -117,12 +81,13 @@ class Overlay:
         rng: Random,
         introducer: Introducer | None = None,
         roster_file: RosterFile | None = None,
+        addresses: Callable[[], Sequence[str]] | None = None,
+        revoked: Callable[[DeviceId], bool] = lambda _device: False,
         pace_in: Pace | None = None,
         pace_out: Pace | None = None,
         wall_clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.device = device
-        self.listening: tuple[tuple[str, int], ...] = ()
         self._security = security
         self._settings = settings
         self._rng = rng
@@ -142,6 +107,16 @@ class Overlay:
         self._table = SessionTable(device, settings.site, settings.role, settings.sessions_max)
         self.clones = CloneWatch(device, self._table)
         self._dialling: set[DeviceId] = set()
+        self._certificates: dict[Session, bytes] = {}
+        self._revoked = revoked
+        reception = Reception(security, self._use, links_max=settings.sessions_max + FOREIGN_SESSIONS_MAX)
+        fixed = addresses is None or bool(settings.addresses)
+        self._doors = Doors(
+            (lambda: settings.addresses) if fixed or addresses is None else addresses,
+            reception,
+            self._doors_changed,
+            fixed=fixed,
+        )
         self._nursery: trio.Nursery | None = None
         self._leaving = False
         self._saved_s = 0.0
@@ -179,11 +154,24 @@ class Overlay:
 
     def known(self) -> list[DeviceId]:
         """Devices of this site that are believed to be alive, with a session or not."""
-        return self._membership.alive()
+        return [device for device in self._membership.alive() if not self._revoked(device)]
 
     def roster(self) -> tuple[RosterEntry, ...]:
         """What I would tell a newcomer of this site, myself first."""
-        return self._membership.roster()
+        return self._without_revoked(self._membership.roster())
+
+    @property
+    def listening(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every address that is listened on at present."""
+        return self._doors.listening
+
+    def reconsider(self) -> None:
+        """Whom ``LinkSecurity.verify`` believes has changed: sessions of those it refuses now end; doors may open or close."""
+        self._doors.look_again()
+        for session, certificate_der in [*self._certificates.items()]:
+            if (refusal := self._refusal(certificate_der)) and self._nursery is not None:
+                _log.warning("ending the session with %s: %s", session.device.short, refusal)
+                self._nursery.start_soon(session.close, REVOKED)
 
     async def send(self, device: DeviceId, message: Message) -> None:
         """Queue a message to one peer. Raises ``SessionClosed`` if there is no session."""
@@ -226,6 +214,7 @@ class Overlay:
 
     def network_changed(self) -> None:
         """Forget all back-offs and try everybody again."""
+        self._doors.look_again()
         self._fold(NetworkChanged())
 
     def statistics(self) -> OverlayStatistics:
@@ -265,13 +254,10 @@ class Overlay:
         self, *, task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen, dial and serve until cancelled. Raises ``OSError`` if it cannot listen."""
-        listeners = await self._listen()
-        self.listening = tuple(listener.socket.getsockname()[:2] for listener in listeners)
-        self._membership.port = self.listening[0][1] if self.listening else 0
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await nursery.start(self._serve_links, listeners)
+                await nursery.start(self._doors.run, self._settings.port, self._remembered.port)
                 self._fold(Tick())
                 for host, port in self._settings.seeds:
                     self._fold(Introduced(Address(host, port), seed=True))
@@ -281,7 +267,10 @@ class Overlay:
                 nursery.start_soon(self._keep_time)
                 if self._introducer is not None:
                     await nursery.start(
-                        self._introducer.run, self._membership.port, self._introduce_candidate, self.network_changed
+                        self._introducer.run,
+                        lambda: self._membership.port,
+                        self._introduce_candidate,
+                        self.network_changed,
                     )
                     nursery.start_soon(
                         keep_announced, self._introducer, self.device, self._security.fleet, self.known, self._rng
@@ -293,37 +282,34 @@ class Overlay:
 
     # Inside
 
-    async def _listen(self) -> list[trio.SocketListener]:
-        if self._settings.port == 0 and self._remembered.port:
-            with contextlib.suppress(OSError):
-                return await open_listeners(self._settings.addresses, self._remembered.port)
-        return await open_listeners(self._settings.addresses, self._settings.port)
+    def _doors_changed(self) -> None:
+        self._membership.port = self.listening[0][1] if self.listening else 0
 
-    async def _serve_links(
-        self,
-        listeners: Sequence[trio.SocketListener],
-        *,
-        task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        await serve_links(
-            listeners,
-            self._security,
-            self._use,
-            links_max=self._settings.sessions_max + FOREIGN_SESSIONS_MAX,
-            task_status=task_status,
-        )
+    def _refusal(self, certificate_der: bytes) -> str:
+        try:
+            self._security.verify(certificate_der)
+        except PcmError as error:
+            return error.message
+        return ""
+
+    def _without_revoked(self, entries: Iterable[RosterEntry]) -> tuple[RosterEntry, ...]:
+        return tuple(entry for entry in entries if not self._revoked(DeviceId(entry.device)))
 
     def _introduce_candidate(self, candidate: Any) -> None:
-        self.introduce(candidate.host, candidate.port, candidate.device)
+        self.introduce(candidate.host, candidate.port)
 
     def _now_ms(self) -> int:
         return int(trio.current_time() * 1_000)
 
     def _fold(self, event: Event) -> None:
+        if isinstance(event, RosterHeard):
+            event = RosterHeard(event.sender, self._without_revoked(event.entries))
         for effect in self._membership.handle(event, self._now_ms()):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Tell):
+            effect = Tell(self._without_revoked(effect.entries), effect.to)
         match effect:
             case Dial(address):
                 if self._nursery is None or self._leaving:
@@ -388,7 +374,7 @@ class Overlay:
         hello = Hello(
             PROTOCOL, fleet, own.site, own.role, me.port, me.incarnation, me.weight, own.agent, own.uptime, instance
         )
-        return Session(
+        session = Session(
             link.stream,
             hello,
             device=link.device,
@@ -400,6 +386,8 @@ class Overlay:
             pace_in=self._pace_in,
             pace_out=self._pace_out,
         )
+        self._certificates[session] = link.certificate_der
+        return session
 
     async def _use(self, link: Link) -> bool:
         """Run a session over the link to its end; returns whether it was admitted."""
@@ -411,6 +399,8 @@ class Overlay:
             nonlocal admitted
             self._dialling.discard(link.device)
             doubt = self.clones.refusal(session, link.began_s, self._nursery)
+            if self._refusal(link.certificate_der):  # revoked since its handshake
+                doubt = REVOKED
             refusal = LEAVING if self._leaving else doubt or self._table.refusal(session)
             if refusal:
                 await session.close(refusal)
@@ -426,6 +416,7 @@ class Overlay:
         except Exception:  # a fault of ours that one peer brought about must not end the sessions with all others
             _log.exception("the session with %s failed", link.device.short)
             reason = "internal error"
+        self._certificates.pop(session, None)
         self._table.count_closed(session)
         self.clones.ended(session)
         if self._table.holds(session):
@@ -458,6 +449,7 @@ class Overlay:
         try:
             await session.run(task_status=task_status)
         finally:
+            self._certificates.pop(session, None)
             self._table.count_closed(session)
 
     async def _dispatch(self, session: Session, message: Message) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import trio
 
 from pcm_p2p.errors import TransferError
-from pcm_p2p.gossip.overlay import PeerDown, PeerUp
+from pcm_p2p.gossip.peer import PeerDown, PeerUp
 from pcm_p2p.gossip.spread import (
     Attempt,
     AttemptEnded,

@@ -3,8 +3,8 @@
 The TLS contexts refuse every certificate that the fleet CA did not sign; ``verify`` then reads the peer's certificate and
 checks what TLS cannot (SAN against key, fleet, role). Both are built by ``trust.identity``; this module needs only their shape.
 
-Connections that have not proven themselves are bounded: ``HANDSHAKES_MAX`` at once, each for ``HANDSHAKE_TIMEOUT_S``; what comes
-on top is closed at once.
+Connections that have not proven themselves are bounded in number, in all and for each source (``doorkeeper``), each for
+``HANDSHAKE_TIMEOUT_S``; what comes on top is closed at once, before it costs a TLS object.
 
 Fact to know (research/trust.md 8): with TLS 1.3 a *refused* client sees its handshake succeed and learns the truth at its
 first read. Hence a link is not a promise; the Hello of the session above is.
@@ -22,12 +22,12 @@ import trio
 
 from pcm_p2p.errors import PcmError, TransferError
 from pcm_p2p.ids import DeviceId
+from pcm_p2p.wire.doorkeeper import Doorkeeper
 
 CONNECT_TIMEOUT_S = 5.0
 """Choice: a neighbour on a LAN answers in milliseconds or not at all."""
 HANDSHAKE_TIMEOUT_S = 5.0
-HANDSHAKES_MAX = 16
-"""Choice: 1.5 ms of work each, so even a full set is done in a blink; more than that is not a LAN's normal life."""
+"""Choice: the whole handshake, however slowly it drips. Milliseconds on a LAN, two round trips over a satellite."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class LinkFailed(TransferError):
 @dataclass(frozen=True)
 class Link:
     """An authenticated stream. ``host`` and ``port`` are the peer's end of the connection, not where it listens; ``began_s`` is
-    when the handshake began, by ``trio.current_time``: the peer signed something that did not exist before."""
+    when the handshake began, by ``trio.current_time``: the peer signed something that did not exist before. ``certificate_der``
+    is what it proved itself with, for asking ``LinkSecurity.verify`` again later."""
 
     stream: trio.SSLStream[trio.SocketStream]
     device: DeviceId
@@ -62,11 +63,16 @@ class Link:
     port: int
     dialled: bool
     began_s: float = 0.0
+    certificate_der: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinkSecurity:
-    """What is needed to make links. ``verify`` takes a certificate in DER and raises a ``PcmError`` to refuse it."""
+    """What is needed to make links. ``verify`` takes a certificate in DER and raises a ``PcmError`` to refuse it.
+
+    The contexts may be replaced at any time, when authorities or the own certificate change: links that are made afterwards use
+    the new ones.
+    """
 
     server_context: ssl.SSLContext
     client_context: ssl.SSLContext
@@ -100,7 +106,7 @@ async def _authenticate(tcp: trio.SocketStream, security: LinkSecurity, *, diall
         identity = security.verify(certificate)
         if identity.fleet != security.fleet:
             raise LinkFailed(f"{host}:{port}: a certificate of another fleet")
-        return Link(tls, identity.device_id, identity.role, host, port, dialled, began_s)
+        return Link(tls, identity.device_id, identity.role, host, port, dialled, began_s, certificate)
     except LinkFailed:
         await trio.aclose_forcefully(tls)
         raise
@@ -136,49 +142,73 @@ async def open_listeners(addresses: Sequence[str], port: int) -> list[trio.Socke
     return listeners
 
 
-async def serve_links(
-    listeners: Sequence[trio.SocketListener],
-    security: LinkSecurity,
-    use: Callable[[Link], Awaitable[object]],
-    *,
-    links_max: int = 1_024,
-    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Accept for ever; ``use(link)`` runs for each connection that proved itself, at most ``links_max`` at once.
+class Reception:
+    """Lets connections in: ``accept`` for each; ``use(link)`` runs for each that proved itself, at most ``links_max`` at once.
 
-    ``use`` owns its link and must not raise; what it leaves open is closed behind it.
+    ``use`` owns its link and must not raise; what it leaves open is closed behind it. One reception may serve several listeners.
     """
-    handshakes = links = 0
-    refused_logged: dict[str, int] = {}
 
-    async def accept(tcp: trio.SocketStream) -> None:
-        nonlocal handshakes, links
-        if handshakes >= HANDSHAKES_MAX or links >= links_max:
+    def __init__(
+        self,
+        security: LinkSecurity,
+        use: Callable[[Link], Awaitable[object]],
+        *,
+        links_max: int = 1_024,
+        doorkeeper: Doorkeeper | None = None,
+    ) -> None:
+        self._security = security
+        self._use = use
+        self._links_max = links_max
+        self._links = 0
+        self._doorkeeper = doorkeeper or Doorkeeper()
+        self._refused_logged: dict[str, int] = {}
+
+    async def accept(self, tcp: trio.SocketStream) -> None:
+        """One connection from its first byte to its end."""
+        try:
+            host = str(tcp.socket.getpeername()[0])
+        except OSError:  # gone already
             await trio.aclose_forcefully(tcp)
             return
-        handshakes += 1
+        refusal = self._doorkeeper.enter(host, trio.current_time())
+        if refusal:
+            self._log_refusal(f"{host}: {refusal}")
+            await trio.aclose_forcefully(tcp)
+            return
+        proved = False
         try:
-            link = await _authenticate(tcp, security, dialled=False)
+            if self._links >= self._links_max:
+                await trio.aclose_forcefully(tcp)
+                return
+            link = await _authenticate(tcp, self._security, dialled=False)
+            proved = True
         except LinkFailed as error:
-            _log_refusal(refused_logged, error.message)
+            self._log_refusal(error.message)
             return
         finally:
-            handshakes -= 1
-        links += 1
+            self._doorkeeper.leave(host, proved=proved)
+        self._links += 1
         try:
-            await use(link)
+            await self._use(link)
         finally:
-            links -= 1
+            self._links -= 1
             await trio.aclose_forcefully(link.stream)
 
-    await trio.serve_listeners(accept, list(listeners), task_status=task_status)
+    def _log_refusal(self, message: str) -> None:
+        """A scanner that knocks all day must not fill the log: the 1st, 10th, 100th … refusal of one host is a line."""
+        counts, host = self._refused_logged, message.split(":", 1)[0]
+        if len(counts) > 1_024:
+            counts.clear()
+        counts[host] = count = counts.get(host, 0) + 1
+        if count in (1, 10, 100, 1_000) or count % 10_000 == 0:
+            _log.warning("refused a connection from %s (%d from this host so far)", message, count)
 
 
-def _log_refusal(counts: dict[str, int], message: str) -> None:
-    """A scanner that knocks all day must not fill the log: the 1st, 10th, 100th … refusal of one host is a line."""
-    host = message.split(":", 1)[0]
-    if len(counts) > 1_024:
-        counts.clear()
-    counts[host] = count = counts.get(host, 0) + 1
-    if count in (1, 10, 100, 1_000) or count % 10_000 == 0:
-        _log.warning("refused a connection from %s (%d from this host so far)", message, count)
+async def serve_links(
+    listeners: Sequence[trio.SocketListener],
+    reception: Reception,
+    *,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accept for ever; cancelling closes the listeners and what came in through them."""
+    await trio.serve_listeners(reception.accept, list(listeners), task_status=task_status)

@@ -38,7 +38,8 @@ from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.join import join
 from pcm_p2p.errors import PcmError
-from pcm_p2p.gossip.overlay import Overlay, OverlaySettings
+from pcm_p2p.gossip.overlay import Overlay
+from pcm_p2p.gossip.settings import OverlaySettings
 from pcm_p2p.lab.processes import Process, Processes, open_processes
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.wire.link import LinkSecurity

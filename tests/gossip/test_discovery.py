@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ipaddress
 import logging
+import socket
+import struct
 from collections.abc import Callable
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neighbourhood import device_id
+from zeroconf import DNSAddress, DNSIncoming, DNSOutgoing, DNSPointer, DNSService, DNSText
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+from zeroconf.const import (
+    _CLASS_IN,
+    _FLAGS_AA,
+    _FLAGS_QR_RESPONSE,
+    _MAX_CACHE_RECORDS,
+    _TYPE_A,
+    _TYPE_PTR,
+    _TYPE_SRV,
+    _TYPE_TXT,
+)
 
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.gossip import discovery as discovery_module
 from pcm_p2p.gossip.beacon import group_tag
-from pcm_p2p.gossip.discovery import ADDRESSES_MAX, SERVICE, Candidate, Discovery, candidates_untrusted
+from pcm_p2p.gossip.discovery import (
+    ADDRESSES_MAX,
+    RESOLVING_MAX,
+    SERVICE,
+    Candidate,
+    Discovery,
+    candidates_untrusted,
+    is_nearby,
+)
 from pcm_p2p.sidecar import open_sidecar
 
 FLEET = "f" * 32
 TAG = group_tag(FLEET)
-OURS = {b"v": b"1", b"g": TAG.encode()}
-NAME = f"{device_id(1)}.{SERVICE}"
+OURS = {b"g": TAG.encode()}
+NAME = f"{'a1' * 8}.{SERVICE}"
 
 
 def test_an_announcement_of_the_fleet_gives_its_addresses() -> None:
     found = candidates_untrusted(NAME, ["10.0.0.5", "fe80::1", "name.local"], 8741, OURS, TAG)
-    assert found == [Candidate("10.0.0.5", 8741, device_id(1))]
+    assert found == [Candidate("10.0.0.5", 8741)]
 
 
-@pytest.mark.parametrize(
-    "properties", [{}, {b"v": b"1"}, {b"v": b"2", b"g": TAG.encode()}, {b"v": b"1", b"g": b"00000000"}, {b"v": None}]
-)
-def test_other_groups_and_versions_are_skipped(properties: dict[bytes, bytes | None]) -> None:
+@pytest.mark.parametrize("properties", [{}, {b"v": b"1"}, {b"g": b"00000000"}, {b"g": None}, {b"g": b""}])
+def test_other_groups_are_skipped(properties: dict[bytes, bytes | None]) -> None:
     assert candidates_untrusted(NAME, ["10.0.0.5"], 8741, properties, TAG) == []
 
 
@@ -41,8 +61,9 @@ def test_other_groups_and_versions_are_skipped(properties: dict[bytes, bytes | N
     ("name", "port"),
     [
         (f"printer.{SERVICE}", 8741),
-        (f"{'A' * 32}.{SERVICE}", 8741),
-        (f"{device_id(1)}x.{SERVICE}", 8741),
+        (f"{'A' * 16}.{SERVICE}", 8741),
+        (f"{'a' * 15}.{SERVICE}", 8741),
+        (f"{'a' * 16}x.{SERVICE}", 8741),
         (NAME, 0),
         (NAME, None),
         (NAME, 70_000),
@@ -83,20 +104,20 @@ def hear(found: list[Candidate], heard: trio.Event) -> Callable[[Candidate], Non
 async def test_one_device_announces_and_another_hears_it_over_real_mdns() -> None:
     found, heard = list[Candidate](), trio.Event()
     async with open_sidecar() as sidecar, trio.open_nursery() as nursery:
-        announcer = Discovery(sidecar, device=device_id(1), fleet=FLEET, interfaces=["127.0.0.1"])
-        listener = Discovery(sidecar, device=device_id(2), fleet=FLEET, interfaces=["127.0.0.1"])
-        stranger = Discovery(sidecar, device=device_id(3), fleet="e" * 32, interfaces=["127.0.0.1"])
+        announcer = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+        listener = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+        stranger = Discovery(sidecar, fleet="e" * 32, interfaces=["127.0.0.1"])
         for discovery, introduce in [
             (listener, hear(found, heard)),
             (announcer, hear([], trio.Event())),
             (stranger, hear([], trio.Event())),
         ]:
-            await nursery.start(discovery.run, 8_000 + len(found), introduce, lambda: None)
+            await nursery.start(discovery.run, lambda: 8_000, introduce, lambda: None)
         await stranger.announce(True)
         await announcer.announce(True)
         with trio.fail_after(20):
             await heard.wait()
-        assert set(found) == {Candidate("127.0.0.1", 8_000, device_id(1))}
+        assert set(found) == {Candidate("127.0.0.1", 8_000)}
         await announcer.announce(False)
         nursery.cancel_scope.cancel()
 
@@ -123,7 +144,7 @@ async def test_a_hostile_announcement_does_not_deafen_the_browser(
             f"{name}.{SERVICE}",
             port=9,
             parsed_addresses=["127.0.0.1"],
-            properties={"v": "1", "g": TAG},
+            properties={"g": TAG},
             server="hostile.local.",
         )
         await responder.async_register_service(info, cooperating_responders=True)
@@ -133,15 +154,15 @@ async def test_a_hostile_announcement_does_not_deafen_the_browser(
         await responder.async_close()
 
     async with open_sidecar() as sidecar, trio.open_nursery() as nursery:
-        listener = Discovery(sidecar, device=device_id(2), fleet=FLEET, interfaces=["127.0.0.1"])
-        await nursery.start(listener.run, 1, hear(found, heard), lambda: None)
+        listener = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+        await nursery.start(listener.run, lambda: 1, hear(found, heard), lambda: None)
         hostile = await sidecar.run(publish, "not a device")
         with trio.fail_after(20):
             await ignored.wait()
-        honest = await sidecar.run(publish, str(device_id(7)))
+        honest = await sidecar.run(publish, "b2" * 8)
         with trio.fail_after(20):
             await heard.wait()
-        assert found[0] == Candidate("127.0.0.1", 9, device_id(7))
+        assert found[0] == Candidate("127.0.0.1", 9)
         for responder in (hostile, honest):
             await sidecar.run(close, responder)
         nursery.cancel_scope.cancel()
@@ -162,10 +183,135 @@ async def test_where_mdns_cannot_start_it_is_said_once_and_tried_again(
 
     monkeypatch.setattr(discovery_module._Engine, "start", start)
     async with open_sidecar() as sidecar, trio.open_nursery() as nursery:
-        discovery = Discovery(sidecar, device=device_id(1), fleet=FLEET)
-        await nursery.start(discovery.run, 1, lambda candidate: None, lambda: None)
+        discovery = Discovery(sidecar, fleet=FLEET)
+        await nursery.start(discovery.run, lambda: 1, lambda candidate: None, lambda: None)
         with trio.fail_after(10):
             await enough.wait()
         await discovery.announce(True)
         nursery.cancel_scope.cancel()
     assert caplog.text.count("mDNS cannot start") == 1
+
+
+OWN = [ipaddress.IPv4Network("203.0.113.0/24")]
+
+
+@pytest.mark.parametrize(
+    ("host", "nearby"),
+    [
+        ("203.0.113.9", True),  # this machine is in that network
+        ("192.168.7.7", True),  # behind a reflector
+        ("169.254.1.1", True),
+        ("8.8.8.8", False),
+        ("203.0.114.9", False),
+        ("224.0.0.251", False),
+        ("255.255.255.255", False),
+        ("0.0.0.0", False),
+        ("999.1.1.1", False),
+    ],
+)
+def test_a_forged_announcement_makes_nobody_dial_into_the_internet(host: str, nearby: bool) -> None:
+    assert is_nearby(host, OWN) is nearby
+    assert not is_nearby("8.8.8.8", [ipaddress.IPv4Network("0.0.0.0/0")])
+
+
+def overhear() -> socket.socket:
+    """What everybody on loopback's mDNS group hears, byte for byte."""
+    ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ear.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    ear.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    ear.bind(("224.0.0.251", 5353))
+    group = struct.pack("4s4s", socket.inet_aton("224.0.0.251"), socket.inet_aton("127.0.0.1"))
+    ear.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    ear.setblocking(False)
+    return ear
+
+
+async def test_on_the_wire_an_announcement_says_a_fleet_tag_and_a_port_under_a_name_of_its_own() -> None:
+    """Every packet that carries our service is taken apart: no record says more, and a second announcement has another name."""
+    names: set[str] = set()
+    texts: set[bytes] = set()
+    ports: set[int] = set()
+    with overhear() as ear:
+        async with open_sidecar() as sidecar, trio.open_nursery() as nursery:
+            announcer = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+            await nursery.start(announcer.run, lambda: 8_741, lambda candidate: None, lambda: None)
+            for round_number in (1, 2):
+                await announcer.announce(True)
+                with trio.fail_after(20):
+                    while len(names) < round_number or not texts:
+                        await trio.lowlevel.wait_readable(ear)
+                        packet = ear.recv(9_000)
+                        message = DNSIncoming(packet)
+                        ours = [record for record in message.answers() if TAG.encode() in packet and record.ttl]
+                        for record in ours:
+                            assert socket.gethostname().encode() not in packet
+                            assert FLEET.encode() not in packet
+                            if isinstance(record, DNSService):
+                                names.add(record.name)
+                                ports.add(record.port)
+                                assert record.server == record.name.replace(SERVICE, "local.")
+                            elif isinstance(record, DNSText):
+                                texts.add(record.text)
+                await announcer.announce(False)
+            nursery.cancel_scope.cancel()
+    assert texts == {bytes([len(TAG) + 2]) + b"g=" + TAG.encode()}
+    assert ports == {8_741}
+    assert len(names) == 2
+    assert all(len(name) == 2 * 8 + 1 + len(SERVICE) for name in names)
+
+
+def announcement(number: int, *, ttl: int, address: str = "127.0.0.1") -> bytes:
+    name = f"{number:016x}"
+    message = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
+    message.add_answer_at_time(DNSPointer(SERVICE, _TYPE_PTR, _CLASS_IN, ttl, f"{name}.{SERVICE}"), 0)
+    message.add_answer_at_time(DNSService(f"{name}.{SERVICE}", _TYPE_SRV, _CLASS_IN, ttl, 0, 0, 9, f"{name}.local."), 0)
+    message.add_answer_at_time(
+        DNSText(f"{name}.{SERVICE}", _TYPE_TXT, _CLASS_IN, ttl, bytes([len(TAG) + 2]) + b"g=" + TAG.encode()), 0
+    )
+    message.add_answer_at_time(DNSAddress(f"{name}.local.", _TYPE_A, _CLASS_IN, ttl, socket.inet_aton(address)), 0)
+    return message.packets()[0]
+
+
+async def test_ten_thousand_adverts_storms_of_goodbyes_and_adverts_for_other_hosts_are_bounded() -> None:
+    """The cache of records keeps to its bound, few names are looked up at once, and an honest device is heard afterwards."""
+    found, heard = list[Candidate](), trio.Event()
+
+    def introduce(candidate: Candidate) -> None:
+        found.append(candidate)
+        if candidate.port == 7_777:
+            heard.set()
+
+    async with open_sidecar() as sidecar, trio.open_nursery() as nursery:
+        listener = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+        await nursery.start(listener.run, lambda: 1, introduce, lambda: None)
+        while listener._engine is None:
+            await trio.lowlevel.checkpoint()
+        engine = listener._engine
+        resolving_max = 0
+
+        async def flood() -> None:
+            nonlocal resolving_max
+            zeroconf = engine._zeroconf.zeroconf
+            for number in range(10_000):
+                zeroconf.record_manager.async_updates_from_response(
+                    DNSIncoming(announcement(number, ttl=4_500, address="8.8.8.8" if number % 2 else "127.0.0.1"))
+                )
+                if number % 10 == 0:  # goodbyes for what was just announced
+                    zeroconf.record_manager.async_updates_from_response(DNSIncoming(announcement(number, ttl=0)))
+                resolving_max = max(resolving_max, len(engine._resolving))
+                if number % 500 == 0:
+                    await asyncio.sleep(0)
+
+        async def records() -> int:
+            return sum(len(kept) for kept in engine._zeroconf.zeroconf.cache.cache.values())
+
+        await sidecar.run(flood)
+        assert await sidecar.run(records) <= _MAX_CACHE_RECORDS
+        assert resolving_max <= RESOLVING_MAX
+        assert {candidate.host for candidate in found} <= {"127.0.0.1"}
+        announcer = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
+        await nursery.start(announcer.run, lambda: 7_777, lambda candidate: None, lambda: None)
+        await announcer.announce(True)
+        with trio.fail_after(30):
+            await heard.wait()
+        nursery.cancel_scope.cancel()

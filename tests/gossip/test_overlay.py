@@ -15,8 +15,10 @@ import trio
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.gossip.discovery import Discovery
-from pcm_p2p.gossip.overlay import Overlay, OverlaySettings, PeerDown, PeerUp
+from pcm_p2p.gossip.overlay import Overlay
+from pcm_p2p.gossip.peer import PeerDown, PeerUp
 from pcm_p2p.gossip.roster_file import RosterFile
+from pcm_p2p.gossip.settings import OverlaySettings
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
@@ -154,8 +156,7 @@ async def test_mdns_alone_is_enough_for_a_full_mesh(tmp_path: Path) -> None:
     async with open_sidecar() as sidecar, fleet_in(tmp_path) as fleet:
         nodes = []
         for number in range(5):
-            device = fleet.identity(str(number)).device_id
-            introducer = Discovery(sidecar, device=device, fleet=FLEET, interfaces=["127.0.0.1"])
+            introducer = Discovery(sidecar, fleet=FLEET, interfaces=["127.0.0.1"])
             nodes.append(await fleet.start(str(number), introducer=introducer))
         for node in nodes:
             await node.until_peers(4)

@@ -11,7 +11,7 @@ import trio.testing
 from neighbourhood import device_id
 
 from pcm_p2p.errors import TransferError
-from pcm_p2p.gossip.overlay import PeerDown, PeerInfo, PeerUp
+from pcm_p2p.gossip.peer import PeerDown, PeerInfo, PeerUp
 from pcm_p2p.gossip.spread import REPAIR_MS, Ending
 from pcm_p2p.gossip.spreader import ATTEMPT_TIMEOUT_S, Spreader
 from pcm_p2p.ids import DeviceId

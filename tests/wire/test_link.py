@@ -15,8 +15,8 @@ import trio
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
-from pcm_p2p.wire import link as link_module
-from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, dial, open_listeners, serve_links
+from pcm_p2p.wire.doorkeeper import Doorkeeper
+from pcm_p2p.wire.link import Link, LinkFailed, LinkSecurity, Reception, dial, open_listeners, serve_links
 from pcm_p2p.wire.messages import PROTOCOL, ChunkGet, Hello
 from pcm_p2p.wire.session import Session
 
@@ -35,7 +35,7 @@ def security(folder: Path, authority: FleetCA, fleet: str = FLEET, *, now: datet
 
 
 @asynccontextmanager
-async def serving(own: LinkSecurity) -> AsyncIterator[tuple[int, list[Link]]]:
+async def serving(own: LinkSecurity, doorkeeper: Doorkeeper | None = None) -> AsyncIterator[tuple[int, list[Link]]]:
     links: list[Link] = []
 
     async def use(link: Link) -> None:
@@ -44,7 +44,7 @@ async def serving(own: LinkSecurity) -> AsyncIterator[tuple[int, list[Link]]]:
 
     listeners = await open_listeners(["127.0.0.1"], 0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_links, listeners, own, use)
+        nursery.start_soon(serve_links, listeners, Reception(own, use, doorkeeper=doorkeeper))
         yield listeners[0].socket.getsockname()[1], links
         nursery.cancel_scope.cancel()
 
@@ -154,11 +154,10 @@ async def test_nobody_there_is_a_failed_link_with_the_reason() -> None:
 
 
 async def test_those_who_never_finish_their_handshake_take_a_bounded_number_of_places(
-    tmp_path: Path, authority: FleetCA, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, authority: FleetCA
 ) -> None:
-    monkeypatch.setattr(link_module, "HANDSHAKES_MAX", 3)
     guest = security(tmp_path / "guest", authority)
-    async with serving(security(tmp_path / "own", authority)) as (port, _links):
+    async with serving(security(tmp_path / "own", authority), Doorkeeper(at_once_max=3)) as (port, _links):
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
         with trio.fail_after(4):  # below the handshake's deadline: it is the bound that turns these away
             while await first_words(port, guest) == b"welcome":
@@ -185,7 +184,7 @@ async def test_a_session_carries_chunks_over_a_real_link(tmp_path: Path, authori
 
     listeners = await open_listeners(["127.0.0.1"], 0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_links, listeners, a, use)
+        nursery.start_soon(serve_links, listeners, Reception(a, use))
         link = await dial("127.0.0.1", listeners[0].socket.getsockname()[1], b)
         session = Session(link.stream, hello(), device=link.device, dialled=True)
         await nursery.start(session.run)
