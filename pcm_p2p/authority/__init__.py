@@ -19,13 +19,21 @@ module                kind   what it holds
 ====================  =====  =============================================================================
 keyfile               shell  an authority's key in a file, encrypted under a passphrase
 signing_key           shell  a person's key, wherever it rests, opened for signing
+hardware_key          shell  an authority's key in a PKCS#11 token
 public_key            core   the public side of a key as it is carried, signed by the key itself
 public_key_file       shell  the files that carry it
 fingerprint           core   public keys of authorities, as metadata lists and people compare them
 words                 core   twelve words for 128 bits
 fleet_ca              shell  the fleet's certificate authority
+founders              core   the people who found a fleet: who holds which keys, and how many must sign
 founding              shell  the first keys and the first root of a fleet
+key_test              core   a signature that shows that a key works, and who has not given one
+key_test_file         shell  making and recording them
+key_sheet             core   what is printed about a fleet's keys, as text and as a page
 fleet_documents       shell  the documents in the authorities' folder, and its lock
+staging               shell  from a change of targets to the proposed document of the role that signs them
+target_files          shell  files of targets and blobs in the folder
+delegating            core   delegations as the targets carry them: sites, teams, and who may halt
 repository            shell  the authorities' folder: staging, proposals, signatures
 release_list          core   releases in a targets document, and their counters
 immutable_file        shell  files that never change once they have their name
@@ -33,6 +41,12 @@ proposal              core   what would be signed, as a person reads it
 difference            core   what a signature would change, complete and in a person's words
 document_difference   core   what changes inside one target: a release, a text
 shown_text            core   foreign text on a screen that it cannot paint
+bundle                core   a proposal in one file, all of it checked against what is signed
+signature_file        core   a detached signature, and why one is refused
+rotation              core   the keys and the threshold of a role, before and after
+expiry                core   what comes near its end, and what one absent person stops
+audit_log             core   the chain of signing acts, and its judgement
+audit_journal         shell  that chain in the fleet folder
 publish               shell  from a signed proposal to the origin tree; keeping it from expiring
 ====================  =====  =============================================================================
 """
