@@ -108,7 +108,7 @@ def open_ack_untrusted(data: bytes, verify_keys: Mapping[DeviceId, bytes]) -> Ac
     signed, signature = data[:-SIGNATURE_SIZE_BYTES], data[-SIGNATURE_SIZE_BYTES:]
     try:
         fields = _decoder.decode(signed)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"acknowledgement: {error}") from None
     collector = DeviceId(fields.collector)
     verify_key = verify_keys.get(collector)

@@ -27,7 +27,7 @@ def decode_taken_untrusted(data: bytes, records: int) -> RecordsTaken:
         raise UntrustedBytes(f"answer to records: {len(data)} bytes; at most {TAKEN_SIZE_BYTES_MAX} are read")
     try:
         answer = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"answer to records: {error}") from None
     if len(answer.taken) != records or len(answer.acks) > ACKS_MAX:
         raise UntrustedBytes(

@@ -222,7 +222,7 @@ def open_record_untrusted(data: bytes, verify_certificate: VerifyCertificate) ->
     signed, signature = data[:-SIGNATURE_SIZE_BYTES], data[-SIGNATURE_SIZE_BYTES:]
     try:
         fields = _decoder.decode(signed)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"record: {error}") from None
     try:
         signer = verify_certificate(fields.certificate)

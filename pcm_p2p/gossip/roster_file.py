@@ -39,7 +39,7 @@ def decode_untrusted(data: bytes) -> Remembered:
         raise UntrustedBytes(f"roster file has {len(data)} bytes; at most {SIZE_BYTES_MAX} are read")
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"roster file does not fit its schema: {error}") from None
 
 

@@ -149,5 +149,5 @@ def decode_message_untrusted(body: bytes) -> AnyMessage:
         raise UntrustedBytes(f"a message of {len(body)} bytes is refused")
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"message does not fit its schema: {error}") from None

@@ -41,7 +41,12 @@ def test_an_unchanged_memory_is_not_written_again(tmp_path: Path) -> None:
     assert not (tmp_path / "roster").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93\x01", b"garbage", bytes(SIZE_BYTES_MAX + 1)])
+NOT_UTF8 = msgspec.msgpack.encode(Remembered(1, 2, (ENTRY,)), enc_hook=bytes).replace(
+    ENTRY.host.encode(), b"\xff" * len(ENTRY.host)
+)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93\x01", b"garbage", bytes(SIZE_BYTES_MAX + 1), NOT_UTF8])
 def test_a_torn_or_foreign_file_counts_as_absent(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -178,6 +178,7 @@ def test_what_a_receiver_would_refuse_is_not_sent() -> None:
         msgspec.msgpack.encode([4, [[ID16, "h", 1, 1, 4, "s", 0]]]),
         msgspec.msgpack.encode([4, [[ID16, "h", 1, 1, 0, "s", 0]] * 513]),
         msgspec.msgpack.encode([32, b"\xff\xfe"]),
+        b"\x92\x20\xa2\xff\xfe",  # a text that is not UTF-8
         msgspec.msgpack.encode([2, 1]) + b"\x00",
         b"\x92\x20" + b"\x91" * 5_000 + b"\x01",
         bytes(CONTROL_SIZE_BYTES_MAX + 1),
