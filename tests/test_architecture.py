@@ -74,6 +74,7 @@ CORES = {
     "trust.delegation",
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
     *("authority.delegating", "authority.difference", "authority.document_difference", "authority.shown_text"),
+    *("authority.audit_log", "authority.bundle", "authority.expiry", "authority.rotation", "authority.signature_file"),
     *("gossip.beacon", "gossip.clones", "gossip.exposure", "gossip.membership", "gossip.peer", "gossip.spread"),
     *("gossip.targets",),
     *("swarm.announcements", "swarm.claims", "swarm.conduct", "swarm.events", "swarm.exchange", "swarm.holdings"),

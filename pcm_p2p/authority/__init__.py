@@ -47,12 +47,6 @@ rotation              core   the keys and the threshold of a role, before and af
 expiry                core   what comes near its end, and what one absent person stops
 audit_log             core   the chain of signing acts, and its judgement
 audit_journal         shell  that chain in the fleet folder
-bundle                core   a proposal in one file, all of it checked against what is signed
-signature_file        core   a detached signature, and why one is refused
-rotation              core   the keys and the threshold of a role, before and after
-expiry                core   what comes near its end, and what one absent person stops
-audit_log             core   the chain of signing acts, and its judgement
-audit_journal         shell  that chain in the fleet folder
 publish               shell  from a signed proposal to the origin tree; keeping it from expiring
 ====================  =====  =============================================================================
 """
