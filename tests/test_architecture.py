@@ -70,7 +70,7 @@ CORES = {
         "policy.resource",
         "policy.selector",
     ),
-    *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
+    *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint", "trust.site_root"),
     "trust.delegation",
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
     *("authority.delegating", "authority.difference", "authority.document_difference", "authority.shown_text"),

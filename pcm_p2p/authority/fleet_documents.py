@@ -1,4 +1,7 @@
-"""The documents in an authority's fleet folder: what is published, what is proposed, and the lock for changing either."""
+"""The documents in an authority's fleet folder: what is published, what is proposed, and the lock for changing either.
+
+Roles are named as in the metadata: ``root``, ``targets``, and the delegated ones (``site-berlin``, ``team-web``, ``halt``).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.delegating import Delegator, delegated_roles
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import StorageError, TrustError
 from pcm_p2p.lock_file import held
+from pcm_p2p.trust.delegation import kind_of
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,9})\.root\.json")
@@ -30,17 +35,35 @@ class FleetDocuments:
         return self.path / "repository" / "metadata"
 
     def root(self) -> Metadata[Root]:
-        """The newest root."""
-        versions = [
-            int(match.group(1)) for path in self.metadata.iterdir() if (match := _ROOT_FILE.fullmatch(path.name))
-        ]
-        if not versions:
+        """The newest root. A first root that waits for signatures is proposed, and stands here too: there is no other."""
+        version = self._root_version()
+        if version:
+            return self._read(self.metadata / f"{version}.root.json", Root)
+        first = self._proposed("root", Root)
+        if first is None or first.signed.version != 1:
             raise StorageError(f"{self.metadata} holds no root", remedy="Restore the fleet folder from its backup.")
-        return self._read(self.metadata / f"{max(versions)}.root.json", Root)
+        return first
+
+    def first_root_waits(self) -> bool:
+        """Whether this fleet's first root is not signed by enough of its holders yet, or not published since."""
+        return self._root_version() == 0
+
+    def _root_version(self) -> int:
+        """Of the newest root that is no proposal; 0 before the first."""
+        names = (_ROOT_FILE.fullmatch(path.name) for path in self.metadata.iterdir())
+        return max((int(match.group(1)) for match in names if match), default=0)
 
     def root_bytes(self, version: int | None = None) -> bytes:
-        """A published root as it is in the tree, the newest by default: what enrolment pins."""
-        number = self.root().signed.version if version is None else version
+        """A published root as it is in the tree, the newest by default: what enrolment pins.
+
+        Raises ``TrustError`` before the first root is signed: it is not final.
+        """
+        number = self._root_version() if version is None else version
+        if not self._root_version():
+            raise TrustError(
+                "the first root of this fleet is not signed and published yet",
+                remedy="Let its holders sign with 'pcm-p2p sign --key FILE', then run 'pcm-p2p publish'.",
+            )
         return (self.metadata / f"{number}.root.json").read_bytes()
 
     def timestamp(self) -> Metadata[Timestamp] | None:
@@ -60,16 +83,63 @@ class FleetDocuments:
             return None
         return self._read(self.metadata / f"{snapshot.signed.meta['targets.json'].version}.targets.json", Targets)
 
+    def delegated(self, role: str) -> Metadata[Targets] | None:
+        """The published document of a delegated role; ``None`` before its first, and where nobody is delegated."""
+        snapshot = self.snapshot()
+        meta = snapshot.signed.meta.get(f"{role}.json") if snapshot is not None and kind_of(role) else None
+        return self._read(self.metadata / f"{meta.version}.{role}.json", Targets) if meta is not None else None
+
+    def document(self, role: str) -> Metadata[Any] | None:
+        """What is published of ``role``, top-level or delegated; ``None`` before the first publishing."""
+        match role:
+            case "root":
+                return None if self.first_root_waits() else self.root()
+            case "timestamp":
+                return self.timestamp()
+            case "snapshot":
+                return self.snapshot()
+            case "targets":
+                return self.targets()
+            case _:
+                return self.delegated(role)
+
     def proposed_targets(self) -> Metadata[Targets] | None:
         """The proposal, unless it was published already (a crash between the two steps leaves it behind)."""
-        proposed, published = self._proposed("targets", Targets), self.targets()
+        return self.proposed_of("targets")
+
+    def proposed_of(self, role: str) -> Metadata[Targets] | None:
+        """The proposal of ``targets`` or of a delegated role, unless it was published already."""
+        proposed, published = self._proposed(role, Targets), self.document(role)
         if proposed is None or (published is not None and proposed.signed.version <= published.signed.version):
             return None
         return proposed
 
     def proposed_root(self) -> Metadata[Root] | None:
         proposed = self._proposed("root", Root)
-        return None if proposed is None or proposed.signed.version <= self.root().signed.version else proposed
+        return None if proposed is None or proposed.signed.version <= self._root_version() else proposed
+
+    def proposed(self, role: str) -> Metadata[Any] | None:
+        """What is proposed for ``role``; ``None`` where nothing is."""
+        return self.proposed_root() if role == "root" else self.proposed_of(role)
+
+    def roles(self) -> tuple[str, ...]:
+        """Roles that people sign, in the order in which one rests on the other: root, targets, delegated ones by name.
+
+        Delegated are those of the proposed targets, where there are any, and of the published ones.
+        """
+        published, proposed = self.targets(), self.proposed_targets()
+        names = {name for one in (published, proposed) if one is not None for name in delegated_roles(one.signed)}
+        return ("root", "targets", *sorted(names))
+
+    def delegator(self, role: str, *, proposed: bool = True) -> Delegator | None:
+        """Who names the keys of ``role``: root or targets, as proposed where there is a proposal, else as published.
+
+        ``None`` for a delegated role while nothing was ever published or proposed.
+        """
+        if role in ("root", "targets", "snapshot", "timestamp"):
+            return ((self.proposed_root() if proposed else None) or self.root()).signed
+        targets = (self.proposed_targets() if proposed else None) or self.targets()
+        return targets.signed if targets is not None else None
 
     # Changing
 
@@ -80,7 +150,7 @@ class FleetDocuments:
         with held(self.path / ".lock", busy):
             yield
 
-    def remove_proposal(self, role: Literal["root", "targets"]) -> None:
+    def remove_proposal(self, role: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "proposal" / f"{role}.json").unlink()
         fsync_folder(self.path / "proposal")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.delegating import Delegator
 from pcm_p2p.authority.fingerprint import grouped
+from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.lint import owner_of
 
 
@@ -61,7 +63,7 @@ class Signatures:
 class Proposal:
     """A change of one document. ``sha256`` is over the bytes that are signed: equal for all who see the same."""
 
-    role: Literal["root", "targets"]
+    role: str
     version_before: int
     version_after: int
     expires_before: datetime | None
@@ -113,28 +115,31 @@ class Proposal:
         }
 
 
-def propose_targets(root: Root, before: Targets | None, after: Metadata[Targets]) -> Proposal:
-    """The difference between published and proposed targets, and who of ``root`` signed it."""
+def propose_targets(
+    delegator: Delegator, before: Targets | None, after: Metadata[Targets], role: str = "targets"
+) -> Proposal:
+    """The difference between published and proposed targets of a role, and who of its ``delegator`` signed it."""
     old: dict[str, TargetFile] = dict(before.targets) if before is not None else {}
     new: dict[str, TargetFile] = dict(after.signed.targets)
     return Proposal(
-        "targets",
+        role,
         before.version if before is not None else 0,
         after.signed.version,
         before.expires if before is not None else None,
         after.signed.expires,
         tuple(_changes(old, new)),
         (),
-        (signatures_of(root, "targets", after),),
+        (signatures_of(delegator, role, after),),
         hashlib.sha256(after.signed_bytes).hexdigest(),
     )
 
 
-def propose_root(before: Root, after: Metadata[Root]) -> Proposal:
-    """The difference between two roots; both the old and the new keys must sign."""
+def propose_root(before: Root | None, after: Metadata[Root]) -> Proposal:
+    """The difference between two roots; both the old and the new keys must sign. Before the first there is none."""
     remarks = []
     for role in sorted(after.signed.roles):
-        old, new = before.roles[role], after.signed.roles[role]
+        new = after.signed.roles[role]
+        old = before.roles[role] if before is not None else Role([], 0)
         if old.threshold != new.threshold:
             remarks.append(f"~ threshold of {role} {old.threshold} → {new.threshold}")
         remarks += [
@@ -143,26 +148,30 @@ def propose_root(before: Root, after: Metadata[Root]) -> Proposal:
             if keyid not in old.keyids
         ]
         remarks += [
-            f"- key of {owner_of(before.keys[keyid])} for {role}" for keyid in old.keyids if keyid not in new.keyids
+            f"- key of {owner_of(before.keys[keyid])} for {role}"
+            for keyid in old.keyids
+            if before is not None and keyid not in new.keyids
         ]
     return Proposal(
         "root",
-        before.version,
+        before.version if before is not None else 0,
         after.signed.version,
-        before.expires,
+        before.expires if before is not None else None,
         after.signed.expires,
         (),
         tuple(remarks),
-        (signatures_of(before, "root", after), signatures_of(after.signed, "root", after)),
+        tuple(signatures_of(one, "root", after) for one in (before, after.signed) if one is not None),
         hashlib.sha256(after.signed_bytes).hexdigest(),
     )
 
 
-def signatures_of(root: Root, role: str, document: Metadata[Any]) -> Signatures:
-    """How ``document`` stands against the keys and threshold that ``root`` names for ``role``."""
-    result = root.get_verification_result(role, document.signed_bytes, document.signatures)
+def signatures_of(delegator: Delegator, role: str, document: Metadata[Any]) -> Signatures:
+    """How ``document`` stands against the keys and threshold that ``delegator`` names for ``role``."""
+    result = delegator.get_verification_result(role, document.signed_bytes, document.signatures)
     have = tuple(sorted(owner_of(key) for key in result.signed.values()))
     could = tuple(sorted(owner_of(key) for key in result.unsigned.values()))
+    if role == HALT:  # one of many keys is enough, and some people hold several
+        could = tuple(dict.fromkeys(could))
     return Signatures(role, result.threshold, have, could)
 
 

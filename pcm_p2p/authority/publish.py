@@ -2,7 +2,8 @@
 
 Two commits, each one atomic replacement of a ``timestamp.json``:
 
-1. in the fleet folder: signed root and targets, then snapshot, then timestamp. What the timestamp refers to is published;
+1. in the fleet folder: signed root, targets and delegated documents, then snapshot, then timestamp. What the timestamp refers to
+   is published;
 2. in the origin tree: segments, targets, targets metadata, snapshot, root, and the timestamp last. Everything but the timestamp
    is named by hash or version and never changes, so a reader of the old timestamp goes on undisturbed.
 
@@ -10,15 +11,19 @@ Killed anywhere, the tree verifies as before or as after, and publishing again c
 keys and the timestamp by the new ones, readers find nothing newer: that is why these two are written last, in this order.) The
 tree never goes back: a folder that was restored from a backup is behind the tree, and is refused, as is the tree of another
 fleet.
+
+Documents of delegated roles are taken in without any signature of the centre. The snapshot names the newest of each, and goes on
+naming the last one of a role that was revoked: python-tuf takes a name that disappears for an attack (specification 5.5.5).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from tuf.api.exceptions import RepositoryError
@@ -32,21 +37,25 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
 from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.staging import complaints_about
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.lock_file import held
+from pcm_p2p.trust.delegation import TARGETS
 from pcm_p2p.trust.floor import Versions
 from pcm_p2p.trust.index import target_file
-from pcm_p2p.trust.lint import ISSUED_FIELD, lint_root, lint_snapshot, lint_targets, lint_timestamp
+from pcm_p2p.trust.lint import ISSUED_FIELD, lint_snapshot, lint_timestamp
 
 ROOT_WARNING_DAYS = 180
 TARGETS_WARNING_DAYS = 90
-"""research/trust.md 4.2: root is a matter of months for people; targets is re-signed with each release."""
+DELEGATED_WARNING_DAYS = 30
+"""research/trust.md 4.2: root is a matter of months for people; targets is re-signed with each release, a site's more often."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class OnlineKeys:
 
 @dataclass(frozen=True)
 class Published:
-    """What the tree holds now, what was added to it, and what the admin should know."""
+    """What the tree holds now, what was added to it, and what the admin should know. ``delegated``: versions by role."""
 
     versions: Versions
     expires: datetime
@@ -76,20 +85,41 @@ class Published:
     segment_bytes_added: int
     targets_added: int
     remarks: tuple[str, ...]
+    delegated: Mapping[str, int] = field(default_factory=dict)
 
 
-def publish(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> Published:
+@dataclass(frozen=True)
+class _Documents:
+    """What people signed and is to be published."""
+
+    root: Metadata[Root]
+    targets: Metadata[Targets]
+    delegated: Mapping[str, Metadata[Targets]]
+
+    def lists(self) -> Iterator[Metadata[Targets]]:
+        """Documents that list targets."""
+        yield self.targets
+        yield from self.delegated.values()
+
+    def named(self) -> Iterator[tuple[str, Metadata[Targets]]]:
+        yield TARGETS, self.targets
+        yield from self.delegated.items()
+
+
+def publish(folder: FleetFolder, origin: Path, keys: OnlineKeys, *, only: Collection[str] | None = None) -> Published:
     """Publish the proposals, if any, and bring the tree at ``origin`` up to the fleet folder.
 
-    Raises ``TrustError`` while signatures are missing (it names the people), when a rule is broken, when another publisher
-    is at work, or when the tree is ahead of this folder; ``StorageError`` if a blob is gone.
+    ``only`` names the roles whose proposals are taken in; the others stay proposals. Raises ``TrustError`` while signatures
+    are missing (it names the people), when a rule is broken, when another publisher is at work, or when the tree is ahead of
+    this folder; ``StorageError`` if a blob is gone.
     """
     with folder.locked(), _tree_locked(origin):
         _refuse_tree_of_others(folder, origin)
-        root, targets = _commit_people(folder)
-        _commit_online(folder, keys, root, targets)
-        folder.remove_proposal("root")
-        folder.remove_proposal("targets")
+        taken = [role for role in folder.roles() if only is None or role in only]
+        documents = _commit_people(folder, taken)
+        _commit_online(folder, keys, documents)
+        for role in taken:
+            folder.remove_proposal(role)
         return _follow(folder, origin, content=True)
 
 
@@ -100,66 +130,120 @@ def refresh_online(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> Publi
     """
     with folder.locked(), _tree_locked(origin):
         _refuse_tree_of_others(folder, origin)
-        root, targets = folder.root(), folder.targets()
-        if targets is None:
+        if folder.targets() is None:
             raise InputError("has published nothing yet", path=folder.path, remedy="Run 'pcm-p2p publish' first.")
-        _refuse_other_signers(root, targets)
-        _commit_online(folder, keys, root, targets)
-        # Targets metadata is placed after everything it names: where it is, nothing else is missing.
-        placed = (origin / "metadata" / f"{targets.signed.version}.targets.json").exists()
+        documents = _published(folder)
+        _refuse_other_signers(documents)
+        _commit_online(folder, keys, documents)
+        # Metadata that lists targets is placed after everything it names: where it is, nothing else is missing.
+        placed = all(
+            (origin / "metadata" / f"{document.signed.version}.{role}.json").exists()
+            for role, document in documents.named()
+        )
         return _follow(folder, origin, content=not placed)
 
 
-def _commit_people(folder: FleetFolder) -> tuple[Metadata[Root], Metadata[Targets]]:
+def _published(folder: FleetFolder) -> _Documents:
+    targets = folder.targets()
+    assert targets is not None, "a timestamp refers to a snapshot, and that to targets"
+    return _Documents(folder.root(), targets, _delegated(folder, targets, ()))
+
+
+def _delegated(folder: FleetFolder, targets: Metadata[Targets], taken: Collection[str]) -> dict[str, Metadata[Targets]]:
+    """Documents of the roles that ``targets`` delegates; of those ``taken`` the proposed one, if there is one."""
+    found = {}
+    for role in delegated_roles(targets.signed):
+        document = (folder.proposed_of(role) if role in taken else None) or folder.delegated(role)
+        if document is not None:
+            found[role] = document
+    return found
+
+
+def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
     """Fold signed proposals into the fleet folder. They count only once a timestamp refers to them."""
-    missing = folder.signatures_missing()
+    proposed = {role: found for role in taken if (found := folder.proposed(role)) is not None}
+    missing = folder.signatures_missing(taken)
     if missing:
         raise TrustError(
             "signatures are missing: " + "; ".join(one.line() for one in missing),
             remedy="Let them sign with 'pcm-p2p sign --key FILE'.",
         )
-    proposed_root, proposed_targets = folder.proposed_root(), folder.proposed_targets()
-    root, targets = proposed_root or folder.root(), proposed_targets or folder.targets()
+    targets = proposed.get(TARGETS) or folder.targets()
     if targets is None:
         raise InputError("has nothing to publish", path=folder.path, remedy="Stage and sign a change first.")
-    _refuse(lint_root(root.signed, folder.fleet_id))
-    _refuse(lint_targets(targets.signed))
-    _refuse_other_signers(root, targets)
-    now = folder.wall_clock()
-    for what, document in (("root", root), ("targets", targets)):
-        if document.signed.is_expired(now):
-            raise TrustError(
-                f"refused to publish: {what} expired on {document.signed.expires:%Y-%m-%d}",
-                remedy="Propose it anew and let its holders sign.",
-            )
-    # Root last: once it is here, it counts.
-    if proposed_targets is not None:
-        write_atomic(folder.metadata / f"{proposed_targets.signed.version}.targets.json", proposed_targets.to_bytes())
-    if proposed_root is not None:
-        write_atomic(folder.metadata / f"{proposed_root.signed.version}.root.json", proposed_root.to_bytes())
-    return root, targets
-
-
-def _refuse_other_signers(root: Metadata[Root], targets: Metadata[Targets]) -> None:
-    standing = signatures_of(root.signed, "targets", targets)
-    if not standing.complete:
+    documents = _Documents(proposed.get("root") or folder.root(), targets, _delegated(folder, targets, taken))
+    if orphans := [role for role in proposed if role not in ("root", TARGETS, *documents.delegated)]:
         raise TrustError(
-            f"the targets are not signed by the holders that root names: {standing.line()}",
-            remedy="Propose the targets anew and let them sign with 'pcm-p2p sign --key FILE'.",
+            f"refused to publish: nobody is delegated to sign for {', '.join(orphans)} yet",
+            remedy="Let the targets that delegate be signed, and publish both together.",
+        )
+    now = folder.wall_clock()
+    signed: list[tuple[str, Metadata[Any]]] = [("root", documents.root), *documents.named()]
+    for role, document in signed:
+        if role in proposed or role in ("root", TARGETS):
+            _refuse(complaints_about(role, document.signed, folder.fleet_id))
+            _refuse_expired(role, document, now)
+        if role in proposed:
+            _refuse_gap(folder, role, document)
+    _refuse_other_signers(documents)
+    # Root last: once it is here, it counts.
+    for role in reversed([role for role in folder.roles() if role in proposed]):
+        file = folder.metadata / f"{proposed[role].signed.version}.{role}.json"
+        write_atomic(file, proposed[role].to_bytes())
+    return documents
+
+
+def _refuse_expired(role: str, document: Metadata[Any], now: datetime) -> None:
+    if document.signed.is_expired(now):
+        raise TrustError(
+            f"refused to publish: {role} expired on {document.signed.expires:%Y-%m-%d}",
+            remedy="Propose it anew and let its holders sign.",
         )
 
 
-def _commit_online(folder: FleetFolder, keys: OnlineKeys, root: Metadata[Root], targets: Metadata[Targets]) -> None:
+def _refuse_gap(folder: FleetFolder, role: str, document: Metadata[Any]) -> None:
+    """A proposal is the next version and no other: a leap to the last possible one would end a role for ever."""
+    before = folder.document(role)
+    version = before.signed.version if before is not None else 0
+    if document.signed.version != version + 1:
+        raise TrustError(
+            f"refused to publish: {role} version {document.signed.version} does not follow {version}",
+            remedy="Propose the change anew on top of what is published.",
+        )
+
+
+def _refuse_other_signers(documents: _Documents) -> None:
+    for role, document in documents.named():
+        delegator = documents.root.signed if role == TARGETS else documents.targets.signed
+        standing = signatures_of(delegator, role, document)
+        if not standing.complete:
+            raise TrustError(
+                f"{role} is not signed by the holders that {delegator.type} names: {standing.line()}",
+                remedy="Propose it anew, let them sign with 'pcm-p2p sign --key FILE', and publish both together.",
+            )
+
+
+def _commit_online(folder: FleetFolder, keys: OnlineKeys, documents: _Documents) -> None:
     """Snapshot, then timestamp: its atomic replacement commits. Nothing to do: only a newer timestamp."""
     now = whole_seconds(folder.wall_clock())
+    root = documents.root.signed
     for role, signer in (("snapshot", keys.snapshot), ("timestamp", keys.timestamp)):
-        if signer.public_key.keyid not in root.signed.roles[role].keyids:
+        if signer.public_key.keyid not in root.roles[role].keyids:
             raise TrustError(f"root does not name this {role} key", remedy="Use the key files of this fleet folder.")
     snapshot, timestamp = folder.snapshot(), folder.timestamp()
-    if snapshot is None or _snapshot_is_due(snapshot, targets, root, now):
+    # Of roles that were revoked, too: what a snapshot named once, it names for ever.
+    named = dict(snapshot.signed.meta) if snapshot is not None else {}
+    for role, document in documents.named():
+        meta = MetaFile.from_data(document.signed.version, document.to_bytes(), ["sha256"])
+        if (before := named.get(f"{role}.json")) is not None and meta.version < before.version:
+            raise TrustError(
+                f"refused to publish {role} version {meta.version}: version {before.version} was published before",
+                remedy="Use the fleet folder that published last; a restored backup must not go back.",
+            )
+        named[f"{role}.json"] = meta
+    if snapshot is None or _snapshot_is_due(snapshot, named, root, now):
         version = 1 + (snapshot.signed.version if snapshot is not None else 0)
-        meta = MetaFile.from_data(targets.signed.version, targets.to_bytes(), ["sha256"])
-        snapshot = Metadata(Snapshot(version=version, expires=now + SNAPSHOT_LIFETIME, meta={"targets.json": meta}))
+        snapshot = Metadata(Snapshot(version=version, expires=now + SNAPSHOT_LIFETIME, meta=named))
         _refuse(lint_snapshot(snapshot.signed))
         snapshot.sign(keys.snapshot)
         write_atomic(folder.metadata / f"{version}.snapshot.json", snapshot.to_bytes())
@@ -177,17 +261,11 @@ def _commit_online(folder: FleetFolder, keys: OnlineKeys, root: Metadata[Root], 
     write_atomic(folder.metadata / "timestamp.json", fresh.to_bytes())
 
 
-def _snapshot_is_due(
-    snapshot: Metadata[Snapshot], targets: Metadata[Targets], root: Metadata[Root], now: datetime
-) -> bool:
-    if snapshot.signed.meta["targets.json"] != MetaFile.from_data(
-        targets.signed.version, targets.to_bytes(), ["sha256"]
-    ):
-        return True
-    if snapshot.signed.expires - now < SNAPSHOT_LIFETIME / 2:
+def _snapshot_is_due(snapshot: Metadata[Snapshot], named: Mapping[str, MetaFile], root: Root, now: datetime) -> bool:
+    if snapshot.signed.meta != named or snapshot.signed.expires - now < SNAPSHOT_LIFETIME / 2:
         return True
     try:
-        root.signed.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
+        root.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
     except RepositoryError:
         return True  # its key was rotated
     return False
@@ -195,23 +273,24 @@ def _snapshot_is_due(
 
 def _follow(folder: FleetFolder, origin: Path, *, content: bool) -> Published:
     """Bring the tree up to the fleet folder; ``content`` false: metadata only, all else is there since ``publish``."""
-    timestamp, snapshot, targets = folder.timestamp(), folder.snapshot(), folder.targets()
+    timestamp, snapshot, documents = folder.timestamp(), folder.snapshot(), _published(folder)
     assert timestamp is not None, "a commit precedes"
     assert snapshot is not None, "a timestamp refers to a snapshot"
-    assert targets is not None, "a snapshot refers to targets"
-    root = folder.root()
+    root, targets = documents.root, documents.targets
     segments = segment_bytes = added = 0
     if content:
-        for name in _segment_files(folder, targets.signed):
+        for name in _segment_files(folder, documents):
             source, place = folder.segments / name, origin / "segments" / name
             if not place.exists():
                 segments, segment_bytes = segments + 1, segment_bytes + _place(source, place)
-        for path, info in targets.signed.targets.items():
-            name = target_file(path, info.hashes["sha256"])
-            if not (origin / name).exists():
-                _place(folder.path / "repository" / name, origin / name)
-                added += 1
-    names = [f"{targets.signed.version}.targets.json", f"{snapshot.signed.version}.snapshot.json"]
+        for document in documents.lists():
+            for path, info in document.signed.targets.items():
+                name = target_file(path, info.hashes["sha256"])
+                if not (origin / name).exists():
+                    _place(folder.path / "repository" / name, origin / name)
+                    added += 1
+    names = [f"{document.signed.version}.{role}.json" for role, document in documents.named()]
+    names += [f"{snapshot.signed.version}.snapshot.json"]
     names += [f"{version}.root.json" for version in range(1, root.signed.version + 1)]
     for name in names:
         place = origin / "metadata" / name
@@ -221,18 +300,25 @@ def _follow(folder: FleetFolder, origin: Path, *, content: bool) -> Published:
     write_atomic(origin / "metadata" / "timestamp.json", timestamp.to_bytes())
     versions = Versions(root.signed.version, timestamp.signed.version, snapshot.signed.version, targets.signed.version)
     expires = min(document.signed.expires for document in (root, timestamp, snapshot, targets))
-    return Published(versions, expires, segments, segment_bytes, added, tuple(_remarks(folder, root, targets)))
+    remarks = tuple(_remarks(folder.wall_clock(), documents))
+    delegated = {role: document.signed.version for role, document in documents.delegated.items()}
+    return Published(versions, expires, segments, segment_bytes, added, remarks, delegated)
 
 
-def _remarks(folder: FleetFolder, root: Metadata[Root], targets: Metadata[Targets]) -> Iterator[str]:
-    now = folder.wall_clock()
-    for what, document, warning_days in (
-        ("root", root, ROOT_WARNING_DAYS),
-        ("targets", targets, TARGETS_WARNING_DAYS),
-    ):
+def _remarks(now: datetime, documents: _Documents) -> Iterator[str]:
+    effect = "devices install nothing until a new one is signed"
+    rows: list[tuple[str, Metadata[Any], int, str]] = [
+        ("root", documents.root, ROOT_WARNING_DAYS, effect),
+        ("targets", documents.targets, TARGETS_WARNING_DAYS, effect),
+    ]
+    rows += [
+        (role, document, DELEGATED_WARNING_DAYS, "devices keep to its last documents and take nothing new from it")
+        for role, document in documents.delegated.items()
+    ]
+    for what, document, warning_days, effect in rows:
         days = (document.signed.expires - now).days
         if days < 0:
-            yield f"{what} expired on {document.signed.expires:%Y-%m-%d}: devices install nothing until a new one is signed"
+            yield f"{what} expired on {document.signed.expires:%Y-%m-%d}: {effect}"
         elif days < warning_days:
             yield f"{what} expires in {days} days, on {document.signed.expires:%Y-%m-%d}: its holders must sign a new one"
 
@@ -246,11 +332,11 @@ def _place(source: Path, place: Path) -> int:
     return size
 
 
-def _segment_files(folder: FleetFolder, targets: Targets) -> Iterator[str]:
+def _segment_files(folder: FleetFolder, documents: _Documents) -> Iterator[str]:
     """``ab/<hex>`` of every segment that a published manifest names, each once."""
     seen: set[str] = set()
-    for path, info in targets.targets.items():
-        if path.startswith("releases/"):
+    for path, info in (item for document in documents.lists() for item in document.signed.targets.items()):
+        if path.endswith(".manifest"):
             file = folder.path / "repository" / target_file(path, info.hashes["sha256"])
             try:
                 manifest = decode_untrusted(file.read_bytes())

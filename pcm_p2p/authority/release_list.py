@@ -33,7 +33,7 @@ def releases_of(targets: Targets, published: Targets | None) -> tuple[Release, .
     """What ``targets`` lists, by name and counter; ``published`` says which of it devices know already."""
     found = []
     for path, info in targets.targets.items():
-        if path.startswith("releases/"):
+        if path.endswith(".manifest"):
             facts = info.custom or {}
             there = published is not None and published.targets.get(path) == info
             found.append(Release(facts["release"], facts["version"], facts["counter"], path, there))
@@ -42,10 +42,12 @@ def releases_of(targets: Targets, published: Targets | None) -> tuple[Release, .
 
 def highest_counters(targets: Targets) -> dict[str, int]:
     """By release name: of the releases in this document, and of those that it remembers."""
-    info = targets.targets.get(INDEX)
-    highest: dict[str, int] = dict((info.custom or {}).get(COUNTERS, {})) if info is not None else {}
+    highest: dict[str, int] = {}
+    for path, info in targets.targets.items():
+        if path == INDEX or path.endswith(f"/{INDEX}"):
+            highest |= (info.custom or {}).get(COUNTERS, {})
     for path, release in targets.targets.items():
-        if path.startswith("releases/"):
+        if path.endswith(".manifest"):
             facts = release.custom or {}
             highest[facts["release"]] = max(highest.get(facts["release"], 0), facts["counter"])
     return highest
@@ -54,7 +56,7 @@ def highest_counters(targets: Targets) -> dict[str, int]:
 def counters_gone(published: Targets | None, working: Targets) -> dict[str, int]:
     """What ``working`` has to remember of ``published``: counters above those of the releases that stay."""
     before = highest_counters(published) if published is not None else {}
-    stay = Targets(targets={path: info for path, info in working.targets.items() if path != INDEX})
+    stay = Targets(targets={path: info for path, info in working.targets.items() if not path.endswith(INDEX)})
     now = highest_counters(stay)
     return {name: counter for name, counter in sorted(before.items()) if counter > now.get(name, 0)}
 

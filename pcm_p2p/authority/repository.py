@@ -8,75 +8,63 @@
     ca/                            the fleet's certificate authority
     repository/metadata, /targets  what was published, and staged targets (named by hash, so staging changes nothing)
     segments/ab/<hex>              blobs of releases
-    proposal/{root,targets}.json   what would be published next, with the signatures so far
+    proposal/<role>.json           what would be published next, with the signatures so far; roles as in ``fleet_documents``
     enrolment/                     tokens and the desk
 
-Staging makes or extends the proposed ``targets`` document, one version above the published one, with a new ``index.json``, and
-drops signatures: people sign what they saw. Nothing becomes visible to devices before ``publish``.
+Staging makes or extends the proposed document of one role, one version above the published one, with a new index, and drops
+signatures: people sign what they saw. Nothing becomes visible to devices before ``publish``. What a site or team stages is its
+own document, which its own keys sign; to delegate to it is a change of ``targets``.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-from tuf.api.metadata import (  # type: ignore[attr-defined]
-    Metadata,
-    Root,
-    TargetFile,
-    Targets,
-)
+from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority import delegating, keyfile
 from pcm_p2p.authority.fleet_ca import FleetCA
-from pcm_p2p.authority.fleet_documents import FleetDocuments
+from pcm_p2p.authority.founders import Founders
 from pcm_p2p.authority.founding import (
     ROOT_LIFETIME,
-    TARGETS_LIFETIME,
     Passphrase,
     ask,
-    check_people,
     first_root,
+    is_signed,
     online_preset,
     whole_seconds,
 )
-from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.authority.proposal import Proposal, Signatures, propose_root, propose_targets, signatures_of
+from pcm_p2p.authority.public_key import PublicKey
 from pcm_p2p.authority.release_list import (
-    COUNTERS,
     Release,
-    counters_gone,
     highest_counters,
     releases_of,
     same_but_for_counter,
 )
-from pcm_p2p.content.manifest import Manifest, Segment, decode_untrusted
+from pcm_p2p.authority.signing_key import open_signing_key
+from pcm_p2p.authority.staging import StagingArea, complaints_about, keyids_of, system_clock
+from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
-from pcm_p2p.ids import SegmentId
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, kind_of, role_of_path, title_of
 from pcm_p2p.trust.fleet_document import decode_fleet_document, starting_document
 from pcm_p2p.trust.index import (
     AUTHORITIES,
     FLEET_DOCUMENT,
-    INDEX,
-    Index,
     check_target_path,
     policy_path,
     release_path,
-    target_file,
     target_size_bytes_max,
 )
-from pcm_p2p.trust.lint import lint_root, lint_targets
-
-
-def system_clock() -> datetime:
-    return datetime.now(UTC)
+from pcm_p2p.trust.lint import lint_root
 
 
 class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,14 +87,12 @@ class SignResult:
         return all(signatures.complete for signatures in self.signatures)
 
 
-class FleetFolder(FleetDocuments):
+class FleetFolder(StagingArea):
     """See the module. ``wall_clock`` decides the expiry of what is staged."""
 
     def __init__(self, path: Path, facts: _Facts, wall_clock: Callable[[], datetime]) -> None:
-        super().__init__(path)
-        self.fleet_id = facts.fleet
+        super().__init__(path, facts.fleet, wall_clock)
         self.name = facts.name
-        self.wall_clock = wall_clock
 
     @classmethod
     def init(
@@ -116,6 +102,8 @@ class FleetFolder(FleetDocuments):
         name: str,
         passphrase: Passphrase,
         owners: tuple[str, ...] = ("admin",),
+        root_keys: tuple[PublicKey, ...] = (),
+        targets_keys: tuple[PublicKey, ...] = (),
         root_threshold: int = 1,
         targets_threshold: int = 1,
         preset: keyfile.Preset = "moderate",
@@ -123,12 +111,16 @@ class FleetFolder(FleetDocuments):
     ) -> FleetFolder:
         """Make a fleet: each owner gets a root and a targets key, root version 1 is signed by all of them.
 
+        ``root_keys`` and ``targets_keys`` were made elsewhere. Where their signatures are needed to meet the threshold, the first
+        root is proposed, and nothing can be published before they are there.
+
         Raises ``InputError`` if the folder holds a fleet already or the thresholds cannot be met. An interrupted ``init``
         left no ``fleet.json``, and is begun again after its folder was removed.
         """
         if (path / "fleet.json").exists() or (path / "keys").exists():
             raise InputError("holds a fleet already", path=path, remedy="Choose another folder.")
-        check_people(owners, root_threshold, targets_threshold)
+        founders = Founders(owners, root_keys, targets_keys, root_threshold, targets_threshold)
+        founders.check()
         facts = _Facts("pcm.fleet-folder/1", secrets.token_hex(16), name)
         folder = cls(path, facts, wall_clock)
         document = starting_document(facts.fleet, name).encode()
@@ -140,14 +132,13 @@ class FleetFolder(FleetDocuments):
         root = first_root(
             path / "keys",
             facts.fleet,
-            owners,
-            root_threshold,
-            targets_threshold,
+            founders,
             passphrase,
             preset=preset,
             now=wall_clock(),
         )
-        write_atomic(folder.metadata / "1.root.json", root.to_bytes())
+        first = folder.metadata / "1.root.json" if is_signed(root) else path / "proposal" / "root.json"
+        write_atomic(first, root.to_bytes())
         FleetCA.create(
             path / "ca",
             facts.fleet,
@@ -179,19 +170,18 @@ class FleetFolder(FleetDocuments):
 
     def read_target(self, path: str) -> bytes:
         """A staged or published target. Raises ``InputError`` if there is none at ``path``."""
-        info = self._working_targets().targets.get(path)
+        info = self.working(role_of_path(path)).targets.get(path)
         if info is None:
             raise InputError("is not staged or published", path=path)
-        return self._read_target(path, info)
+        return self.files.read(path, info)
 
     def policies(self) -> dict[str, tuple[bytes, ...]]:
         """Documents of all policies by target path: what is staged and, where it is another one, what is published."""
         found: dict[str, tuple[bytes, ...]] = {}
-        published = self.targets()
-        for targets in (self._working_targets(), *((published.signed,) if published is not None else ())):
+        for targets in self._all_targets():
             for path, info in sorted(targets.targets.items()):
-                if path.startswith("policies/"):
-                    document = self._read_target(path, info)
+                if path.startswith("policies/") and path.endswith(".toml"):
+                    document = self.files.read(path, info)
                     found[path] = tuple(dict.fromkeys((*found.get(path, ()), document)))
         return found
 
@@ -200,65 +190,82 @@ class FleetFolder(FleetDocuments):
         return decode_untrusted(self.read_target(release.path))
 
     def releases(self) -> tuple[Release, ...]:
-        """Staged and published releases, by name and counter."""
-        published = self.targets()
-        return releases_of(self._working_targets(), published.signed if published is not None else None)
+        """Staged and published releases of the fleet and of its teams, by name and counter."""
+        found: list[Release] = []
+        for role in self.roles()[1:]:
+            published = self.document(role)
+            found += releases_of(self.working(role), published.signed if published is not None else None)
+        return tuple(sorted(found, key=lambda release: (release.name, release.counter)))
 
     def next_counter(self, release: str) -> int:
         """One above the highest counter that release ever had: devices never go to a lower one."""
-        return 1 + max(highest_counters(self._working_targets()).get(release, 0), self._published_counter(release))
+        return 1 + max((highest_counters(one).get(release, 0) for one in self._all_targets()), default=0)
 
-    def _published_counter(self, release: str) -> int:
-        published = self.targets()
-        return 0 if published is None else highest_counters(published.signed).get(release, 0)
+    def _all_targets(self) -> Iterator[Targets]:
+        """Of every role that lists targets: what is proposed, and what is published."""
+        for role in self.roles()[1:]:
+            yield self.working(role)
+            if (published := self.document(role)) is not None:
+                yield published.signed
 
     # Staging
 
-    def stage_release(self, manifest: Manifest, segments: Path) -> str:
+    def stage_release(self, manifest: Manifest, segments: Path, role: str = TARGETS) -> str:
         """Stage a release; ``segments`` is the folder with ``ab/<hex>`` blobs, each checked. Returns its target path.
 
-        Raises ``InputError`` if a blob is absent or wrong, the version exists with other content, or the counter is not
-        above those before.
+        ``role`` is ``targets`` for the fleet's own releases, or a team's. Raises ``InputError`` if a blob is absent or wrong,
+        the version exists with other content, the counter is not above those before, or the name belongs to another role.
         """
         decode_untrusted(manifest.encoded)
         try:
-            path = release_path(manifest.release, manifest.version)
+            kind = kind_of(role)
+            path = release_path(manifest.release, manifest.version, kind[1] if kind is not None else None)
         except UntrustedBytes as error:
             raise InputError(error.message) from None
-        if any(known.path == path for known in self.releases()):
+        known = self.releases()
+        if any(one.path == path for one in known):
             if same_but_for_counter(decode_untrusted(self.read_target(path)), manifest):
                 return path
             raise InputError(f"{manifest.title} exists with other content", remedy="Give it a new version number.")
+        for one in known:
+            if one.name == manifest.release and role_of_path(one.path) != role:
+                raise InputError(
+                    f"{manifest.release} is released by {title_of(role_of_path(one.path))}",
+                    remedy="Give the release another name: devices tell releases apart by name and version.",
+                )
         if manifest.counter < (least := self.next_counter(manifest.release)):
             raise InputError(
                 f"{manifest.title} has the counter {manifest.counter}; the next of this release is {least}",
                 remedy="Add the release again.",
             )
         for segment in manifest.segments:
-            self._bring_segment(segment, segments)
+            self.files.bring_segment(segment, segments)
         facts = {"release": manifest.release, "version": manifest.version, "counter": manifest.counter}
-        self._stage({path: manifest.encoded}, custom={path: facts})
+        self.stage(role, {path: manifest.encoded}, custom={path: facts})
         return path
 
-    def stage_policy(self, policy: str, document: bytes) -> str:
-        """Stage a policy that the caller has checked; returns its target path. Raises ``InputError`` for a bad id."""
+    def stage_policy(self, policy: str, document: bytes, role: str = TARGETS) -> str:
+        """Stage a policy that the caller has checked, the fleet's or a site's; returns its target path. Raises ``InputError``."""
         try:
-            path = policy_path(policy)
+            kind = kind_of(role)
+            path = policy_path(policy, kind[1] if kind is not None else None)
         except UntrustedBytes as error:
             raise InputError(error.message) from None
-        return self.stage_file(path, document)
+        return self.stage_file(path, document, role)
 
-    def stage_file(self, path: str, data: bytes) -> str:
+    def stage_file(self, path: str, data: bytes, role: str = TARGETS) -> str:
         """Stage any other target, such as ``fleet/activation.toml``. Raises ``InputError`` for a bad path or size."""
         try:
             check_target_path(path)
         except UntrustedBytes as error:
             raise InputError(error.message) from None
-        if path == INDEX or path.startswith("releases/"):
+        if path == index_of(role_of_path(path)) or path.startswith("releases/"):
             raise InputError("is made by staging releases and policies", path=path, remedy="Use 'pcm-p2p release add'.")
+        if role_of_path(path) != role:
+            raise InputError(f"is not for {title_of(role)} to sign", path=path)
         if len(data) > target_size_bytes_max(path):
             raise InputError(f"has {len(data)} bytes; at most {target_size_bytes_max(path)} are published", path=path)
-        self._stage({path: data})
+        self.stage(role, {path: data})
         return path
 
     def stage_fleet_document(self) -> str:
@@ -273,20 +280,46 @@ class FleetFolder(FleetDocuments):
             raise InputError(
                 f"is not this fleet, which is {self.fleet_id}", path=file, key="fleet.id", remedy="Correct the id."
             )
-        self._stage({FLEET_DOCUMENT: data, AUTHORITIES: (self.path / "ca" / "ca.pem").read_bytes()})
+        self.stage(TARGETS, {FLEET_DOCUMENT: data, AUTHORITIES: (self.path / "ca" / "ca.pem").read_bytes()})
         return FLEET_DOCUMENT
 
     def unstage(self, path: str) -> None:
         """Propose that ``path`` is no longer published. Raises ``InputError`` if it is not there."""
-        if path == INDEX:
+        role = role_of_path(path)
+        if path == index_of(role):
             raise InputError("is made by staging releases and policies", path=path)
-        if path not in self._working_targets().targets:
+        if path not in self.working(role).targets:
             raise InputError("is not staged or published", path=path)
-        self._stage({path: None})
+        self.stage(role, {path: None})
+
+    def renew(self, role: str = TARGETS) -> None:
+        """Propose what is published (or proposed) with a new lifetime, to be signed anew before it expires."""
+        self.stage(role, {}, renew=True)
 
     def renew_targets(self) -> None:
-        """Propose what is published (or proposed) with a new lifetime, to be signed anew before it expires."""
-        self._stage({}, renew=True)
+        """``renew`` of the top-level targets."""
+        self.renew(TARGETS)
+
+    def delegate(self, role: str, keys: Iterable[Key], threshold: int) -> None:
+        """Propose that these keys sign for ``role``, in place of those that did. Raises ``InputError``.
+
+        Where the published document of the role lacks signatures of the new keys, it is proposed to be signed anew.
+        """
+        with self.locked():
+            self.stage_locked(TARGETS, {}, edit=lambda targets: delegating.delegate(targets, role, keys, threshold))
+            self.renew_unsigned()
+
+    def revoke(self, role: str) -> None:
+        """Propose that nobody signs for ``role`` any more. Raises ``InputError`` if nobody does."""
+        with self.locked():
+            self.stage_locked(TARGETS, {}, edit=lambda targets: delegating.revoke(targets, role))
+            self.remove_proposal(role)
+
+    def halt_keys(self) -> tuple[Key, ...]:
+        """Who may halt, as things are proposed: all who sign for people (``delegating``). In step with every staged change."""
+        root, targets = self.delegator("root"), self.delegator(HALT)
+        assert isinstance(root, Root)
+        return delegating.halt_keys(root, targets) if isinstance(targets, Targets) else ()
 
     def propose_root(self, edit: Callable[[Root], None]) -> None:
         """Propose a root one version up, made by ``edit`` from the present one, with a new lifetime. Drops signatures.
@@ -294,6 +327,12 @@ class FleetFolder(FleetDocuments):
         Where it takes targets keys away that the published targets need, these are proposed to be signed anew.
         """
         with self.locked():
+            if self.first_root_waits():
+                raise InputError(
+                    "the first root is not signed and published yet, and cannot be replaced",
+                    path=self.path,
+                    remedy="Let its holders sign it, or begin anew in another folder.",
+                )
             root = self.root().signed
             proposed = Root.from_dict(root.to_dict())
             edit(proposed)
@@ -304,58 +343,56 @@ class FleetFolder(FleetDocuments):
                 raise InputError(complaints[0], remedy="Correct the change of root.")
             write_atomic(self.path / "proposal" / "root.json", Metadata(proposed).to_bytes())
             published = self.targets()
-            if published is not None and not signatures_of(proposed, "targets", published).complete:
-                self._stage_locked({}, renew=True)
+            if published is not None:
+                # Also where the same people may sign still: who may halt follows from root.
+                self.stage_locked(TARGETS, {}, renew=not signatures_of(proposed, TARGETS, published).complete)
+                self.renew_unsigned()
 
-    def discard(self) -> None:
-        """Drop both proposals with their signatures."""
+    def discard(self, *roles: str) -> None:
+        """Drop the proposals of ``roles`` with their signatures; without any, all of them.
+
+        A first root that waits for signatures stays: the folder is nothing without it.
+        """
         with self.locked():
-            self.remove_proposal("root")
-            self.remove_proposal("targets")
+            for role in roles or reversed(self.roles()):
+                if role != "root" or not self.first_root_waits():
+                    self.remove_proposal(role)
 
     # Signing
 
     def proposals(self) -> tuple[Proposal, ...]:
-        """What would change, root before targets; empty when there is nothing to sign."""
+        """What would change, in the order of ``roles``; empty when there is nothing to sign."""
         found: list[Proposal] = []
-        root, published = self.root().signed, self.targets()
-        proposed_root, proposed_targets = self.proposed_root(), self.proposed_targets()
-        if proposed_root is not None:
-            found.append(propose_root(root, proposed_root))
-            root = proposed_root.signed
-        if proposed_targets is not None:
-            found.append(propose_targets(root, published.signed if published else None, proposed_targets))
+        for role in self.roles():
+            proposed, published = self.proposed(role), self.document(role)
+            if proposed is None:
+                continue
+            if role == "root":
+                found.append(propose_root(published.signed if published is not None else None, proposed))
+            elif (delegator := self._names(role)) is not None:
+                before = published.signed if published is not None else None
+                found.append(propose_targets(delegator, before, proposed, role))
         return tuple(found)
 
-    def sign(self, key: Path, passphrase: str) -> tuple[SignResult, ...]:
-        """Add the signature of one key file to every proposal that this key may sign.
+    def sign(self, key: Path | str, passphrase: str) -> tuple[SignResult, ...]:
+        """Add the signature of one key (file or token) to every proposal that this key may sign.
 
-        Raises ``InputError`` when nothing is proposed or the key holds no role in it, ``TrustError`` as ``keyfile.load``,
+        Raises ``InputError`` when nothing is proposed or the key holds no role in it, ``TrustError`` as ``open_signing_key``,
         or when what is proposed breaks a rule.
         """
-        opened = keyfile.load(key, passphrase)
+        opened = open_signing_key(key, passphrase)
         with self.locked():
-            root, proposed_root, proposed_targets = self.root().signed, self.proposed_root(), self.proposed_targets()
-            if proposed_root is None and proposed_targets is None:
+            proposed = {role: found for role in self.roles() if (found := self.proposed(role)) is not None}
+            if not proposed:
                 raise InputError("nothing is proposed", path=self.path, remedy="Stage a change first.")
             signed: list[SignResult] = []
-            if proposed_root is not None:
-                _refuse(lint_root(proposed_root.signed, self.fleet_id))
-                holders = {*root.roles["root"].keyids, *proposed_root.signed.roles["root"].keyids}
-                if opened.keyid in holders:
-                    result = self._add_signature("root", proposed_root, opened)
-                    standing = (
-                        signatures_of(root, "root", proposed_root),
-                        signatures_of(proposed_root.signed, "root", proposed_root),
-                    )
-                    signed.append(SignResult("root", result, opened.owner, standing))
-                root = proposed_root.signed
-            if proposed_targets is not None:
-                _refuse(lint_targets(proposed_targets.signed))
-                if opened.keyid in root.roles["targets"].keyids:
-                    result = self._add_signature("targets", proposed_targets, opened)
-                    standing_one = signatures_of(root, "targets", proposed_targets)
-                    signed.append(SignResult("targets", result, opened.owner, (standing_one,)))
+            for role, document in proposed.items():
+                refuse(complaints_about(role, document.signed, self.fleet_id))
+                if any(opened.keyid in keyids_of(one, role) for one in (*self.namers(role), *self.namers(role, ()))):
+                    document.sign(opened.signer, append=True)
+                    write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
+                    standing = tuple(signatures_of(one, role, document) for one in self.namers(role))
+                    signed.append(SignResult(role, int(document.signed.version), opened.owner, standing))
             if not signed:
                 raise InputError(
                     f"the {opened.role} key of {opened.owner} has no part in what is proposed",
@@ -364,101 +401,17 @@ class FleetFolder(FleetDocuments):
                 )
             return tuple(signed)
 
-    def _add_signature(self, role: Literal["root", "targets"], document: Metadata[Any], key: keyfile.KeyFile) -> int:
-        document.sign(key.signer(), append=True)
-        write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
-        return int(document.signed.version)
-
-    def signatures_missing(self) -> tuple[Signatures, ...]:
-        """The thresholds that the proposals do not meet yet."""
-        return tuple(one for proposal in self.proposals() for one in proposal.signatures if not one.complete)
-
-    # Inside
-
-    def _working_targets(self) -> Targets:
-        """A copy of what is proposed, else of what is published, else empty."""
-        base = self.proposed_targets() or self.targets()
-        if base is not None:
-            return Targets.from_dict(base.signed.to_dict())
-        return Targets(version=1, expires=whole_seconds(self.wall_clock()))
-
-    def _stage(
-        self,
-        files: dict[str, bytes | None],
-        custom: dict[str, dict[str, Any]] | None = None,
-        *,
-        renew: bool = False,
-    ) -> None:
-        with self.locked():
-            self._stage_locked(files, custom, renew=renew)
-
-    def _stage_locked(
-        self,
-        files: dict[str, bytes | None],
-        custom: dict[str, dict[str, Any]] | None = None,
-        *,
-        renew: bool = False,
-    ) -> None:
-        working, proposed, published = self._working_targets(), self.proposed_targets(), self.targets()
-        for path, data in files.items():
-            if data is None:
-                working.targets.pop(path, None)
-            else:
-                working.targets[path] = self._store_target(path, data, (custom or {}).get(path))
-        index = Index(
-            "pcm.index/1",
-            self.fleet_id,
-            policies=tuple(sorted(path for path in working.targets if path.startswith("policies/"))),
-            releases=tuple(sorted(path for path in working.targets if path.startswith("releases/"))),
+    def signatures_missing(self, only: Collection[str] | None = None) -> tuple[Signatures, ...]:
+        """The thresholds that the proposals do not meet yet, as if those of ``only`` were published and no others."""
+        return tuple(
+            standing
+            for role in self.roles()
+            if (only is None or role in only) and (document := self.proposed(role)) is not None
+            for one in self.namers(role, only)
+            if not (standing := signatures_of(one, role, document)).complete
         )
-        gone = counters_gone(published.signed if published is not None else None, working)
-        working.targets[INDEX] = self._store_target(INDEX, index.encoded(), {COUNTERS: gone} if gone else None)
-        if proposed is not None and working.targets == proposed.signed.targets and not renew:
-            return  # nothing new: the signatures on it stay
-        working.version = 1 + (published.signed.version if published is not None else 0)
-        working.expires = whole_seconds(self.wall_clock() + TARGETS_LIFETIME)
-        complaints = lint_targets(working)
-        if complaints:
-            raise InputError(complaints[0])
-        if published is not None and working.targets == published.signed.targets and not renew:
-            self.remove_proposal("targets")
-            return
-        write_atomic(self.path / "proposal" / "targets.json", Metadata(working).to_bytes())
-
-    def _read_target(self, path: str, info: TargetFile) -> bytes:
-        file = self.path / "repository" / target_file(path, info.hashes["sha256"])
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
-
-    def _store_target(self, path: str, data: bytes, custom: dict[str, Any] | None) -> TargetFile:
-        info = TargetFile.from_data(path, data, ["sha256"])
-        if custom:
-            info.unrecognized_fields["custom"] = custom
-        file = self.path / "repository" / target_file(path, info.hashes["sha256"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_atomic(file, data)
-        return info
-
-    def _bring_segment(self, segment: Segment, segments: Path) -> None:
-        name = segment.segment_id.hex()
-        source, kept = segments / name[:2] / name, self.segments / name[:2] / name
-        if not source.exists() and kept.exists():
-            source = kept
-        try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise InputError(f"segment {name[:8]} cannot be read: {error.strerror}", path=source) from None
-        if len(data) != segment.size or SegmentId.of(data) != segment.segment_id:
-            raise InputError(
-                f"segment {name[:8]} is damaged", path=source, remedy="Remove it and add the release again."
-            )
-        if source != kept and not kept.exists():
-            place_immutable(source, kept)
 
 
-def _refuse(complaints: tuple[str, ...]) -> None:
+def refuse(complaints: tuple[str, ...]) -> None:
     if complaints:
         raise TrustError(f"refused to go on: {'; '.join(complaints)}")

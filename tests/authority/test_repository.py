@@ -75,7 +75,7 @@ def test_passphrases_can_differ_by_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"owners": ()}, "at least one"),
+        ({"owners": ()}, "nobody holds a root key"),
         ({"owners": ("alice", "alice")}, "different"),
         ({"owners": ("../evil",)}, "owner"),
         ({"owners": ("alice",), "targets_threshold": 2}, "needs that many owners"),

@@ -1,0 +1,158 @@
+"""Staging: from a change of targets to the proposed document of the role that signs them, with its index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
+
+from pcm_p2p.authority import delegating
+from pcm_p2p.authority.fleet_documents import FleetDocuments
+from pcm_p2p.authority.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
+from pcm_p2p.authority.proposal import signatures_of
+from pcm_p2p.authority.release_list import COUNTERS, counters_gone
+from pcm_p2p.authority.target_files import TargetFiles
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import InputError
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, title_of
+from pcm_p2p.trust.index import Index
+from pcm_p2p.trust.lint import foreign_paths, lint_delegated, lint_root, lint_targets
+
+
+def system_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+class StagingArea(FleetDocuments):
+    """See the module. ``wall_clock`` decides the expiry of what is staged."""
+
+    def __init__(self, path: Path, fleet_id: str, wall_clock: Callable[[], datetime]) -> None:
+        super().__init__(path)
+        self.fleet_id = fleet_id
+        self.wall_clock = wall_clock
+        self.files = TargetFiles(path)
+
+    def working(self, role: str) -> Targets:
+        """A copy of what is proposed for a role that lists targets, else of what is published, else empty."""
+        base = self.proposed_of(role) or self.document(role)
+        if base is not None:
+            return Targets.from_dict(base.signed.to_dict())
+        return Targets(version=1, expires=whole_seconds(self.wall_clock()))
+
+    def stage(
+        self,
+        role: str,
+        files: dict[str, bytes | None],
+        custom: dict[str, dict[str, Any]] | None = None,
+        *,
+        renew: bool = False,
+    ) -> None:
+        """Propose targets of ``role`` by path; ``None`` takes one away. The caller has checked paths and bytes.
+
+        Raises ``InputError`` if nobody is delegated to sign for the role.
+        """
+        with self.locked():
+            self.stage_locked(role, files, custom, renew=renew)
+
+    def stage_locked(
+        self,
+        role: str,
+        files: dict[str, bytes | None],
+        custom: dict[str, dict[str, Any]] | None = None,
+        *,
+        renew: bool = False,
+        edit: Callable[[Targets], None] | None = None,
+    ) -> None:
+        if role != TARGETS and self._names(role) is None:
+            raise InputError(
+                f"{title_of(role)} has no delegation",
+                path=self.path,
+                remedy="Delegate to it first: 'pcm-p2p site delegate' or 'pcm-p2p team delegate'.",
+            )
+        working, proposed, published = self.working(role), self.proposed_of(role), self.document(role)
+        for path, data in files.items():
+            if data is None:
+                working.targets.pop(path, None)
+            else:
+                working.targets[path] = self.files.store(path, data, (custom or {}).get(path))
+        listed = {
+            kind: tuple(
+                sorted(path for path in working.targets if path.startswith(f"{kind}/") and path != index_of(role))
+            )
+            for kind in ("policies", "releases", "halts")
+        }
+        gone = counters_gone(published.signed if published is not None else None, working)
+        index = Index("pcm.index/1", self.fleet_id, **listed).encoded()
+        working.targets[index_of(role)] = self.files.store(index_of(role), index, {COUNTERS: gone} if gone else None)
+        if edit is not None:
+            edit(working)
+        if role == TARGETS:
+            root = self.delegator("root")
+            assert isinstance(root, Root)
+            delegating.delegate_halt(root, working)
+        if proposed is not None and not renew and _says_the_same(working, proposed.signed):
+            return  # nothing new: the signatures on it stay
+        working.version = 1 + (published.signed.version if published is not None else 0)
+        working.expires = whole_seconds(self.wall_clock() + _lifetime(role))
+        complaints = complaints_about(role, working, self.fleet_id)
+        if complaints:
+            raise InputError(complaints[0])
+        if published is not None and not renew and _says_the_same(working, published.signed):
+            self.remove_proposal(role)
+            return
+        write_atomic(self.path / "proposal" / f"{role}.json", Metadata(working).to_bytes())
+
+    def renew_unsigned(self) -> None:
+        """Propose anew what the proposed delegations leave without enough signatures."""
+        for role in self.roles()[2:]:
+            published, delegator = self.document(role), self._names(role)
+            if published is None or delegator is None or self.proposed_of(role) is not None:
+                continue
+            if not signatures_of(delegator, role, published).complete:
+                self.stage_locked(role, {}, renew=True)
+
+    def namers(self, role: str, only: Collection[str] | None = None) -> tuple[delegating.Delegator, ...]:
+        """Whose keys have to be behind a proposal: for root the old and the new one, for others their delegator.
+
+        That one as it is proposed, or as it is published where its proposal is not among ``only``.
+        """
+        if role == "root":
+            documents = self.document("root"), self.proposed_root()
+            return tuple(one.signed for one in documents if one is not None)
+        above = "root" if role == TARGETS else TARGETS
+        delegator = self._names(role, proposed=only is None or above in only)
+        return (delegator,) if delegator is not None else ()
+
+    def _names(self, role: str, *, proposed: bool = True) -> delegating.Delegator | None:
+        """The delegator of ``role`` where it names anybody: one whose delegation is to go does not sign any more."""
+        delegator = self.delegator(role, proposed=proposed)
+        return delegator if delegator is not None and keyids_of(delegator, role) else None
+
+
+def complaints_about(role: str, signed: Any, fleet_id: str) -> tuple[str, ...]:
+    """What a correct signature would not prove of a document that people sign: the same rules when signing and publishing."""
+    if role == "root":
+        return lint_root(signed, fleet_id)
+    if role == TARGETS:
+        return lint_targets(signed)
+    foreign = tuple(f"{path} is not for {title_of(role)} to sign" for path in foreign_paths(signed, role))
+    return (*lint_delegated(signed, role), *foreign)
+
+
+def keyids_of(delegator: delegating.Delegator, role: str) -> tuple[str, ...]:
+    """Ids of the keys that may sign for ``role``; empty where it is not delegated."""
+    if isinstance(delegator, Root):
+        return tuple(delegator.roles[role].keyids)
+    found = delegating.holders(delegator, role)
+    return tuple(key.keyid for key in found[0]) if found is not None else ()
+
+
+def _says_the_same(one: Targets, other: Targets) -> bool:
+    return bool(one.targets == other.targets and one.delegations == other.delegations)
+
+
+def _lifetime(role: str) -> timedelta:
+    return {TARGETS: TARGETS_LIFETIME, HALT: HALT_LIFETIME}.get(role, DELEGATED_LIFETIME)
