@@ -54,9 +54,11 @@ lint             core   rules for metadata beyond the TUF specification
 index            core   names in the tree; the list of policies and releases
 deny             core   devices and authorities that count no longer
 fleet_document   core   origins, collectors and sites of a fleet
+site_root        core   sites that act alone: how the fleet vouches for the root of their repository
 floor            core   versions below which nothing is accepted again
 view             shell  what a device believes now, and how fresh it is
 updater          shell  python-tuf as it is run here: limits, network, whom to blame
+tufcli           shell  the updater behind the command line of the public conformance suite
 trial            shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client           shell  the device's side: attempts, the swap, serving to peers
 ===============  =====  ==================================================================================
