@@ -1,58 +1,92 @@
-"""The documents of a trusted view, decoded: policies and activation, and what of them does not read.
+"""The documents that a device acts on, decoded: of the fleet's trusted view, and of the repository of the device's own site.
 
 A document can be signed and still not be usable by this version: it is passed over by name, and the others count. Whoever
-decides what a device should be (the steward; a process that applies on its own account) reads them here.
+decides what a device should be (the steward; a process that applies on its own account) reads them here, and has them weighed
+(``policy.precedence``) for one device at one moment.
+
+A site's own repository is heard for policies and for releases of its own names. Whatever else it signs (a fleet document, an
+activation, authorities, roots of sites) is not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.errors import InputError
+from pcm_p2p.errors import InputError, PcmError
 from pcm_p2p.policy.activation import Activation, decode_activation
-from pcm_p2p.policy.desired import decide
+from pcm_p2p.policy.allowance import Allowances, decode_allowances
+from pcm_p2p.policy.desired import Desired, Freshness, decide
 from pcm_p2p.policy.document import Policy, decode_policy
+from pcm_p2p.policy.precedence import Speaker, Spoken, Weighed, weigh
 from pcm_p2p.policy.selector import DeviceFacts
-from pcm_p2p.trust.index import ACTIVATION, Index, release_path
+from pcm_p2p.trust.index import ACTIVATION, ALLOWANCES, Index, release_path
+from pcm_p2p.trust.site_root import is_own_release
 from pcm_p2p.trust.view import TrustedView
 
 
 @dataclass(frozen=True)
-class Documents:
-    """What a view says, as objects. ``problems`` are sentences about what was passed over."""
+class SiteWord:
+    """What the repository of the device's own site says at present. ``frozen``: it was not refreshed for too long."""
 
-    policies: tuple[Policy, ...] = ()
+    site: str
+    view: TrustedView
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What was signed, as objects. ``problems`` are sentences about what was passed over."""
+
+    spoken: tuple[Spoken, ...] = ()
     activation: Activation | None = None
+    allowances: Allowances | None = None
     problems: tuple[str, ...] = ()
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Those of the fleet alone."""
+        return tuple(one.policy for one in self.spoken if one.speaker == "fleet")
 
-def read_documents(view: TrustedView) -> Documents:
+    def weighed(self, facts: DeviceFacts, freshness: Freshness) -> Weighed:
+        """The policies that count on this device. ``freshness`` is the fleet's."""
+        return weigh(self.spoken, self.allowances, facts, freshness)
+
+    def desired(self, weighed: Weighed, facts: DeviceFacts, now: datetime, freshness: Freshness) -> Desired:
+        """What this device should be now, by what counts on it."""
+        return decide(weighed.policies, self.activation, facts, now, freshness, weighed.standing)
+
+
+def read_documents(view: TrustedView, own: SiteWord | None = None) -> Documents:
     """Read and decode. Raises ``StorageError`` where the disk has lost a document that is kept."""
-    policies, problems = [], []
-    activation = None
-    for path in view.index().policies:
-        try:
-            policies.append(decode_policy(view.read(path), path))
-        except InputError as error:
-            problems.append(f"policy not usable: {error.message}")
+    problems: list[str] = []
+    spoken = _policies({path: view.read(path) for path in view.index().policies}, "fleet", problems)
+    activation, allowances = None, None
     if ACTIVATION in view.kept:
         try:
             activation = decode_activation(view.read(ACTIVATION))
         except InputError as error:
             problems.append(f"activation not usable: {error.message}")
-    return Documents(tuple(policies), activation, tuple(problems))
+    if ALLOWANCES in view.kept:
+        try:
+            allowances = decode_allowances(view.read(ALLOWANCES))
+        except InputError as error:
+            problems.append(f"allowances of sites not usable: {error.message}")
+    if own is not None:
+        spoken += _of_site(own, problems)
+    return Documents(tuple(spoken), activation, allowances, tuple(problems))
 
 
 def manifests_to_keep(
-    facts: DeviceFacts, now: Callable[[], datetime]
+    facts: DeviceFacts, now: Callable[[], datetime], others: Callable[[], Iterable[Policy]] = tuple
 ) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
-    """Which manifests of a new index this device needs: those of the releases that policy assigns to it."""
+    """Which manifests of a new index this device needs: those of the releases that policy assigns to it. ``others`` are policies
+    that stand elsewhere."""
 
     def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
-        policies = []
+        policies = list(others())
         for path in index.policies:
             try:
                 policies.append(decode_policy(documents[path], path))
@@ -66,6 +100,49 @@ def manifests_to_keep(
     return wanted
 
 
+def manifest_place(view: TrustedView, own: SiteWord | None, name: str, version: str) -> tuple[TrustedView, str] | None:
+    """The view that holds the manifest of a release, and its path there; None if it is not (yet) here. The fleet's comes first;
+    a site brings releases of its own names only."""
+    path = release_path(name, version)
+    if path in view.kept:
+        return view, path
+    if own is not None and is_own_release(own.site, name) and path in own.view.kept:
+        return own.view, path
+    return None
+
+
+def own_releases(site: str, index: Index) -> tuple[str, ...]:
+    """The manifests that a site's own repository lists under its own names, by path."""
+    return tuple(path for path in index.releases if is_own_release(site, path.rpartition("/")[2].partition("@")[0]))
+
+
 def sha256_by_artifact(manifest: Manifest) -> dict[str, str]:
     """Stored SHA-256 in hexadecimal, by artifact name."""
     return {artifact.name: artifact.stored_sha256.hex() for artifact in manifest.artifacts}
+
+
+def _policies(
+    documents: Mapping[str, bytes], speaker: Speaker, problems: list[str], *, frozen: bool = False
+) -> list[Spoken]:
+    spoken = []
+    for path, data in documents.items():
+        try:
+            spoken.append(Spoken(decode_policy(data, path), speaker, frozen))
+        except InputError as error:
+            problems.append(f"policy not usable: {error.message}")
+    return spoken
+
+
+def _of_site(own: SiteWord, problems: list[str]) -> list[Spoken]:
+    """What the site's own repository says. Nothing that is wrong with it is in the fleet's way."""
+    try:
+        index = own.view.index()
+        documents = {path: own.view.read(path) for path in index.policies}
+    except PcmError as error:
+        problems.append(f"the repository of site {own.site} cannot be read: {error.message}")
+        return []
+    problems += [
+        f"{path} of site {own.site} is ignored: releases of its own begin with '{own.site}-'"
+        for path in sorted(set(index.releases) - set(own_releases(own.site, index)))
+    ]
+    return _policies(documents, "site repository", problems, frozen=own.frozen)

@@ -30,19 +30,18 @@ from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.caretaker import Caretaker
-from pcm_p2p.daemon.documents import read_documents, sha256_by_artifact
+from pcm_p2p.daemon.documents import SiteWord, manifest_place, read_documents, sha256_by_artifact
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
 from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
-from pcm_p2p.policy.desired import AssignedRelease, Change, Desired, decide
+from pcm_p2p.policy.desired import AssignedRelease, Change, Desired
 from pcm_p2p.policy.document import Policy, Transfer
 from pcm_p2p.policy.fitness import why_unfit
 from pcm_p2p.policy.resource import artifact_of
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.index import release_path
 from pcm_p2p.trust.view import TrustedView
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,8 @@ class ReleaseWork:
 
 class Steward:
     """The only caller of ``Fetcher.want`` and ``Applier.apply``; the caretaker keeps what is in place. ``on_change`` is awaited
-    when a release changes state; ``on_transfer`` gets the limits of the policies in force."""
+    when a release changes state; ``on_transfer`` gets the limits of the policies in force. ``own_site`` gives what the site's own
+    repository says; ``reaches_site_origin``: whether this device can ask a web server for that repository's segments."""
 
     def __init__(
         self,
@@ -88,6 +88,8 @@ class Steward:
         now: Callable[[], datetime],
         on_change: Callable[[], Awaitable[None]],
         on_transfer: Callable[[Transfer], None] = lambda _: None,
+        own_site: Callable[[], SiteWord | None] = lambda: None,
+        reaches_site_origin: bool = False,
     ) -> None:
         self._client = client
         self._store = store
@@ -101,6 +103,10 @@ class Steward:
         self._now = now
         self._on_change = on_change
         self._on_transfer = on_transfer
+        self._own_site = own_site
+        self._reaches_site_origin = reaches_site_origin
+        self._of_site: set[ManifestId] = set()
+        self._seeds: dict[ManifestId, Manifest] = {}
         self._wake = trio.Event()
         self._changed = False
         self._turn_failed = False
@@ -152,20 +158,22 @@ class Steward:
         view = self._client.view
         if view is None:
             return
-        documents = read_documents(view)
-        self.policies, self.problems = documents.policies, documents.problems
-        desired = decide(self.policies, documents.activation, self._facts, self._now(), self._client.freshness())
-        self.problems += desired.conflicts
+        own = self._own_site()
+        documents = read_documents(view, own)
+        freshness = self._client.freshness()
+        weighed = documents.weighed(self._facts, freshness)
+        desired = documents.desired(weighed, self._facts, self._now(), freshness)
+        self.policies, self.problems = weighed.policies, (*documents.problems, *weighed.problems, *desired.conflicts)
         self.desired = desired
         self._on_transfer(desired.transfer)
-        await self._follow_assignments(view, desired)
+        await self._follow_assignments(view, own, desired)
         # Before, so that the store knows what is wanted before it is fetched; and after, since more may be in place then.
         await self._tend()
         for work in list(self.works.values()):
             await self._advance(work, desired)
         await self._tend()
 
-    async def _follow_assignments(self, view: TrustedView, desired: Desired) -> None:
+    async def _follow_assignments(self, view: TrustedView, own: SiteWord | None, desired: Desired) -> None:
         """Works for what is assigned, none for what is not; wanted manifests to match."""
         self._count_bytes()
         before, works = self.works, {}
@@ -182,7 +190,7 @@ class Steward:
                 work.moved = old.moved
             work.unreadable = ""
             try:
-                work.manifest = await trio.to_thread.run_sync(self._manifest, view, assigned)
+                work.manifest = await trio.to_thread.run_sync(self._manifest, view, own, assigned)
             except UntrustedBytes as error:
                 work.manifest, work.unreadable = None, error.message
             works[work.key] = work
@@ -193,6 +201,7 @@ class Steward:
             for work in works.values()
             if work.manifest is not None and work.assigned.fetch
         }
+        wanted |= self._seeds
         for manifest_id in [gone for gone in self._fetcher.wanted if gone not in wanted]:
             self._fetcher.unwant(manifest_id)
             self._stop_waiting(manifest_id)
@@ -203,7 +212,7 @@ class Steward:
 
     async def _tend(self) -> None:
         """Tell the caretaker what is wanted, what is in place, and what changes that may be made replace."""
-        wanted: dict[ManifestId, Manifest] = {}
+        wanted: dict[ManifestId, Manifest] = dict(self._seeds)
         replaced: dict[str, None] = {}
         for work in self.works.values():
             if work.manifest is None or not work.assigned.fetch or work.state == "applied":
@@ -218,16 +227,20 @@ class Steward:
 
         await self._caretaker.tend(wanted, *await trio.to_thread.run_sync(look))
 
-    def _manifest(self, view: TrustedView, assigned: AssignedRelease) -> Manifest | None:
-        path = release_path(assigned.name, assigned.version)
-        kept = view.kept.get(path)
-        if kept is None:
+    def _manifest(self, view: TrustedView, own: SiteWord | None, assigned: AssignedRelease) -> Manifest | None:
+        place = manifest_place(view, own, assigned.name, assigned.version)
+        if place is None:
             return None
+        where, path = place
+        kept = where.kept[path]
         if kept.sha256 not in self._manifests:
             if len(self._manifests) > RELEASES_MAX:
                 self._manifests.clear()
-            self._manifests[kept.sha256] = decode_untrusted(view.read(path))
-        return self._manifests[kept.sha256]
+            self._manifests[kept.sha256] = decode_untrusted(where.read(path))
+        manifest = self._manifests[kept.sha256]
+        if where is not view:
+            self._of_site.add(manifest.manifest_id)
+        return manifest
 
     async def _advance(self, work: ReleaseWork, desired: Desired) -> None:
         """Move one release as far as it goes now."""
@@ -274,7 +287,7 @@ class Steward:
         manifest_id = manifest.manifest_id
         if manifest_id in self._fetcher.wanted:
             return
-        await self._fetcher.want(manifest)
+        await self._fetcher.want(manifest, lan_only=manifest_id in self._of_site and not self._reaches_site_origin)
         assert self._nursery is not None
         scope = self._waiters[manifest_id] = trio.CancelScope()
         self._nursery.start_soon(self._poke_when_complete, manifest_id, scope)
@@ -352,6 +365,15 @@ class Steward:
             log.info("remedy %s: %s %s", change.subject, outcome.verdict, outcome.error)
 
     # What others ask
+
+    async def seed(self, manifests: Mapping[ManifestId, Manifest]) -> None:
+        """From now on hold all of these for the site, assigned to this device or not; their chunks come from somebody else."""
+        for manifest_id, manifest in manifests.items():
+            if manifest_id not in self._fetcher.wanted:
+                await self._fetcher.want(manifest, lan_only=True)
+        if manifests.keys() != self._seeds.keys():
+            self._seeds = dict(manifests)
+            self.poke()
 
     def moved(self) -> Mapping[str, ReleaseBytes]:
         """Bytes per assigned release since the start, as received."""

@@ -111,7 +111,7 @@ class Fetcher:
         self.wanted: dict[Any, Manifest] = {}
         self.kept: dict[Any, Manifest] = {}
 
-    async def want(self, manifest: Manifest) -> None:
+    async def want(self, manifest: Manifest, *, lan_only: bool = False) -> None:
         self.wanted[manifest.manifest_id] = manifest
 
     def unwant(self, manifest_id: Any) -> None:
