@@ -73,6 +73,7 @@ CORES = {
     *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
     *("trust.delegation", "trust.site_root"),
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
+    *("authority.founders", "authority.key_sheet", "authority.key_test"),
     *("authority.delegating", "authority.difference", "authority.document_difference", "authority.shown_text"),
     *("authority.audit_log", "authority.bundle", "authority.expiry", "authority.rotation", "authority.signature_file"),
     *("gossip.beacon", "gossip.clones", "gossip.exposure", "gossip.membership", "gossip.peer", "gossip.spread"),

@@ -29,7 +29,8 @@ founders              core   the people who found a fleet: who holds which keys,
 founding              shell  the first keys and the first root of a fleet
 key_test              core   a signature that shows that a key works, and who has not given one
 key_test_file         shell  making and recording them
-key_sheet             core   what is printed about a fleet's keys, as text and as a page
+key_sheet             core   what is printed about a fleet's keys
+key_sheet_file        shell  writing it, as text or as a page for a browser's printer
 fleet_documents       shell  the documents in the authorities' folder, and its lock
 staging               shell  from a change of targets to the proposed document of the role that signs them
 target_files          shell  files of targets and blobs in the folder

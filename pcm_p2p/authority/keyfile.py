@@ -261,6 +261,8 @@ def decode_key_file_untrusted(data: bytes) -> Document:
         public_tuf_key(bytes.fromhex(document.header.public), document.header.owner)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, UnsupportedAlgorithm) as error:
         raise UntrustedBytes(f"is a damaged key file: {error}", remedy=RESTORE) from None
+    if not is_role(document.header.role):
+        raise UntrustedBytes(f"is a damaged key file: there is no role {document.header.role!r}", remedy=RESTORE)
     return document
 
 

@@ -11,9 +11,13 @@ from typing import Any, Literal
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.delegating import Delegator
+from pcm_p2p.authority.difference import Contents, Difference, difference, nothing_at_hand
 from pcm_p2p.authority.fingerprint import grouped
+from pcm_p2p.authority.shown_text import shown
 from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.lint import owner_of
+
+_ABOVE = ("version", "expires")
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,24 @@ class Signatures:
     threshold: int
     have: tuple[str, ...]
     could: tuple[str, ...]
+    whose: str = ""
+    """``old keys`` or ``new keys`` where a root needs both; else empty."""
 
     @property
     def complete(self) -> bool:
         return len(self.have) >= self.threshold
 
     def line(self) -> str:
+        what = f"{self.role}, {self.whose}" if self.whose else self.role
+        have = ", ".join(map(shown, self.have)) or "nobody yet"
         if self.complete:
-            return f"{self.role}: complete, signed by {', '.join(self.have)}"
-        more = self.threshold - len(self.have)
-        have = ", ".join(self.have) or "nobody yet"
-        return f"{self.role}: {more} more of {', '.join(self.could)} must sign; signed by {have}"
+            return f"{what}: complete, signed by {have}"
+        more, could = self.threshold - len(self.have), ", ".join(map(shown, self.could))
+        return f"{what}: {more} more of {could} must sign; signed by {have}"
+
+    def as_json(self) -> dict[str, Any]:
+        facts = {"role": self.role, "threshold": self.threshold, "have": list(self.have), "could": list(self.could)}
+        return {**facts, "whose": self.whose} if self.whose else facts
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,12 @@ class Proposal:
     remarks: tuple[str, ...]
     signatures: tuple[Signatures, ...]
     sha256: str
+    before: Root | Targets | None
+    after: Root | Targets
+
+    def difference(self, contents: Contents = nothing_at_hand) -> Difference:
+        """All that signing would change; ``contents`` gives the bytes of targets, to show what is in them."""
+        return difference(self.before, self.after, contents)
 
     @property
     def digest(self) -> str:
@@ -82,19 +99,19 @@ class Proposal:
     def complete(self) -> bool:
         return all(signatures.complete for signatures in self.signatures)
 
-    def lines(self) -> Iterator[str]:
-        """For a person: one fact a line."""
+    def lines(self, contents: Contents = nothing_at_hand, *, full: bool = False) -> Iterator[str]:
+        """For a person: one fact a line, cut where it is long unless ``full``."""
         yield f"{self.role} version {self.version_before} → {self.version_after}"
         before = f"{self.expires_before:%Y-%m-%d}" if self.expires_before else "none"
         yield f"expires {before} → {self.expires_after:%Y-%m-%d}"
-        for change in self.changes:
-            yield change.line()
-        yield from self.remarks
+        found = self.difference(contents)
+        # Both stand above, with the versions and dates even where they stay.
+        yield from Difference(tuple(one for one in found.changes if one.field not in _ABOVE)).lines(full=full)
         for signatures in self.signatures:
             yield signatures.line()
         yield f"digest {self.digest}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, contents: Contents = nothing_at_hand) -> dict[str, Any]:
         """Builtin types only, for ``--json``."""
         return {
             "schema": "pcm.proposal/1",
@@ -106,10 +123,8 @@ class Proposal:
             ],
             "changes": [vars(change) for change in self.changes],
             "remarks": list(self.remarks),
-            "signatures": [
-                {"role": one.role, "threshold": one.threshold, "have": list(one.have), "could": list(one.could)}
-                for one in self.signatures
-            ],
+            "difference": self.difference(contents).as_json(),
+            "signatures": [one.as_json() for one in self.signatures],
             "complete": self.complete,
             "sha256": self.sha256,
         }
@@ -131,6 +146,8 @@ def propose_targets(
         (),
         (signatures_of(delegator, role, after),),
         hashlib.sha256(after.signed_bytes).hexdigest(),
+        before,
+        after.signed,
     )
 
 
@@ -139,7 +156,7 @@ def propose_root(before: Root | None, after: Metadata[Root]) -> Proposal:
     remarks = []
     for role in sorted(after.signed.roles):
         new = after.signed.roles[role]
-        old = before.roles[role] if before is not None else Role([], 0)
+        old = before.roles[role] if before is not None else Role([], 1)
         if old.threshold != new.threshold:
             remarks.append(f"~ threshold of {role} {old.threshold} → {new.threshold}")
         remarks += [
@@ -162,6 +179,8 @@ def propose_root(before: Root | None, after: Metadata[Root]) -> Proposal:
         tuple(remarks),
         tuple(signatures_of(one, "root", after) for one in (before, after.signed) if one is not None),
         hashlib.sha256(after.signed_bytes).hexdigest(),
+        before,
+        after.signed,
     )
 
 
@@ -172,7 +191,10 @@ def signatures_of(delegator: Delegator, role: str, document: Metadata[Any]) -> S
     could = tuple(sorted(owner_of(key) for key in result.unsigned.values()))
     if role == HALT:  # one of many keys is enough, and some people hold several
         could = tuple(dict.fromkeys(could))
-    return Signatures(role, result.threshold, have, could)
+    whose = ""
+    if role == "root" and document.signed.version > 1:
+        whose = "new keys" if delegator.version == document.signed.version else "old keys"
+    return Signatures(role, result.threshold, have, could, whose)
 
 
 def _changes(old: dict[str, TargetFile], new: dict[str, TargetFile]) -> Iterator[TargetChange]:

@@ -12,7 +12,6 @@ prove is who made it: compare the fingerprint with its owner by another way.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -31,6 +30,9 @@ from securesystemslib.signer import (  # type: ignore[attr-defined]  # exported 
 
 from pcm_p2p.authority.fingerprint import fingerprint_of, owned, words_of_key
 from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.trust.delegation import ROLE_PATTERN as DELEGATED_PATTERN
+from pcm_p2p.trust.delegation import kind_of
+from pcm_p2p.trust.lint import ROLES
 
 SCHEMA: Final = "pcm.public-key/1"
 DOMAIN: Final = b"pcm_p2p public key 1\0"
@@ -39,8 +41,8 @@ OWNER_LENGTH_MAX = 64
 SIGNATURE_LENGTH_MAX = 512
 """Hexadecimal digits: Ed25519 has 128, ECDSA over P-384 in DER up to 208."""
 
-ROLE_PATTERN: Final = r"^(root|targets|snapshot|timestamp|ca|(team|site)-[A-Za-z0-9](?:\.?[A-Za-z0-9_+~:=@-]){0,127})\Z"
-"""``targets`` signs releases and policies; ``team-<team>`` and ``site-<site>`` are delegated roles."""
+ROLE_PATTERN: Final = rf"^(?:{'|'.join((*ROLES, 'ca'))}|{DELEGATED_PATTERN})\Z"
+"""What a key can be for. ``targets`` signs releases and policies; ``team-<team>`` and ``site-<site>`` are delegated roles."""
 Role = str
 """Fits ``ROLE_PATTERN``."""
 
@@ -112,7 +114,9 @@ def is_owner(text: str) -> bool:
 
 
 def is_role(text: str) -> bool:
-    return re.match(ROLE_PATTERN, text) is not None
+    """Whether a key can be made for the role ``text``. To halt, people use the key that they have."""
+    kind = kind_of(text)
+    return text in {*ROLES, "ca"} or (kind is not None and kind[0] != "halt")
 
 
 def encode_public_key(key: PublicKey, signer: Signer, made: datetime) -> bytes:
@@ -133,6 +137,8 @@ def decode_public_key_untrusted(data: bytes) -> PublicKey:
         key = _key_of(statement.key)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, UnsupportedAlgorithm) as error:
         raise UntrustedBytes(f"public key: {error}") from None
+    if not is_role(statement.role):
+        raise UntrustedBytes(f"public key: there is no role {statement.role!r} to hold a key for")
     if not is_owner(statement.owner):
         raise UntrustedBytes(f"public key: the owner {statement.owner!r} cannot be shown")
     try:
