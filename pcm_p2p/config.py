@@ -93,9 +93,11 @@ class Store(_Table, frozen=True):
 
 
 class Apply(_Table, frozen=True):
-    """``root`` is where packages, archives and files go; another root than ``/`` is a private root (lab, tests, images)."""
+    """``root`` is where packages, archives and files go; another root than ``/`` is a private root (lab, tests, images).
+    ``service`` is the socket of the apply service, which then makes all changes; empty: this process makes them."""
 
     root: str = "/"
+    service: str = ""
     interval_s: float = 60.0  # choice: retry of what waits
 
 

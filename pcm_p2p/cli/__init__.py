@@ -18,6 +18,7 @@ signing           ``sign``, ``publish``
 origin            ``origin serve``
 enroll            ``enroll desk``, ``enroll token``, ``enroll join``
 node              ``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``
+apply_service     ``apply-service run``, ``apply-service adopt``, ``apply-service show``, ``apply-service reset``
 store             ``store stats``, ``store verify``, ``store gc``
 collector         ``collector``
 lab               ``lab up``, ``lab run``

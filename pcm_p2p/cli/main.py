@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pcm_p2p import __version__
-from pcm_p2p.cli import collector, enroll, fleet, key, lab, node, origin, policy, release, signing, store
+from pcm_p2p.cli import apply_service, collector, enroll, fleet, key, lab, node, origin, policy, release, signing, store
 from pcm_p2p.errors import PcmError, exit_statuses
 
 EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
@@ -30,6 +30,7 @@ signing.mount(app)
 app.add_typer(origin.app, name="origin")
 app.add_typer(enroll.app, name="enroll")
 node.mount(app)
+app.add_typer(apply_service.app, name="apply-service")
 app.add_typer(store.app, name="store")
 collector.mount(app)
 app.add_typer(lab.app, name="lab")

@@ -15,6 +15,12 @@ documents      the documents of a trusted view, decoded, and what of them does n
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
 rebuilder      base chunks that the office lacks, made out of installed files
 keepsakes      real bytes to roll back to, from the chunks of what was applied
+apply_client   who makes changes: the applier in this process, or the apply service over its socket
+apply_service  what must be root, in a process of its own that verifies everything again
+apply_process  the apply service as a process that ends on a signal
+apply_channel  messages and bytes between the two, with deadlines
+apply_settings the apply service's own settings, in a folder of root's
+adoption       how the apply service comes by its pinned root
 ledger         the manifests of what was applied, and with them the floor of release counters
 caretaker      the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
 reporter       facts × checks → findings → sealed reports in the outbox, on change and at intervals

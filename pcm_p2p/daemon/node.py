@@ -31,15 +31,14 @@ from typing import Any
 import trio
 
 from pcm_p2p import __version__
-from pcm_p2p.apply.applier import Applier
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.courier import Courier, CourierLimits
-from pcm_p2p.compliance.facts.prober import Prober
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.config import Config
 from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.apply_client import make_changer, make_probes
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.documents import manifests_to_keep
@@ -214,9 +213,7 @@ class _Node:
         )
         self.spreader = Spreader(self.overlay, self.follower.digest(), self.follower.ask_neighbour, rng=rng)
         keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())  # noqa: PLW0108 - the applier comes below
-        self.applier = Applier(
-            state / "apply", Path(config.apply.root), previous_package=keepsakes.previous_package, now_ms=_wall_ms
-        )
+        self.applier = make_changer(state, config, client, keepsakes.previous_package, _wall_ms)
         self.upkeep = Upkeep(store, state, self.fetcher.let_go)
         self.rebuilder = Rebuilder(
             self.fetcher, store, Path(config.apply.root), self.applier.receipts, self.neighbours.site_peers, me
@@ -263,7 +260,7 @@ class _Node:
             self.steward,
             client,
             self.carrier,
-            Inspector(Prober(Path(config.apply.root)), _wall_ms),
+            Inspector(make_probes(config), _wall_ms),
             self.meter,
             me,
             config.device.site,

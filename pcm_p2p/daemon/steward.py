@@ -23,17 +23,17 @@ from pathlib import Path
 
 import trio
 
-from pcm_p2p.apply.applier import Applier
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.compliance.report import ReleaseState
 from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.apply_client import Changer
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.documents import SiteWord, manifest_place, read_documents, sha256_by_artifact
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
-from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
+from pcm_p2p.errors import DaemonUnreachable, Degraded, InputError, PcmError, TrustError, UntrustedBytes
 from pcm_p2p.ids import ManifestId
 from pcm_p2p.policy.desired import AssignedRelease, Change, Desired
 from pcm_p2p.policy.document import Policy, Transfer
@@ -78,7 +78,7 @@ class Steward:
         client: TrustClient,
         store: ChunkStore,
         fetcher: Fetcher,
-        applier: Applier,
+        applier: Changer,
         keepsakes: Keepsakes,
         caretaker: Caretaker,
         facts: DeviceFacts,
@@ -328,7 +328,7 @@ class Steward:
             outcome = await self._applier.apply(
                 change, desired.authorisation, lambda artifact: Staged(folder / artifact, shas[artifact])
             )
-        except TrustError as error:
+        except (TrustError, DaemonUnreachable, Degraded) as error:
             self._enter(work, "waiting", error.message)
             return
         finally:

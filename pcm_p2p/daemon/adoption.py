@@ -1,0 +1,157 @@
+"""Adoption: the apply service takes its pinned root and its place in the fleet from a device that was just enrolled.
+
+The moment matters. What root believes for ever must not come from a folder that the network's user could write, so adoption
+happens while the enrolled state folder is still root's (``pcm-p2p enroll join`` as root), and hands that folder to the daemon's
+user as its last act. From a folder that others could have changed since, root digest, device and site must be given by a person,
+who has them from the fleet's key sheet and from the console.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcm_p2p.config import Config, load_config
+from pcm_p2p.daemon.apply_settings import PINNED_ROOT, SETTINGS, ApplySettings, account, load_settings, why_not_ours
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import InputError, StorageError, TrustError
+from pcm_p2p.trust.identity import DeviceIdentity
+
+_BELIEVED = ("", "config.toml", "identity", "identity/root.json", "identity/fleet.json", "identity/device.crt")
+"""What of the state folder adoption reads and the service then believes."""
+_HEADER = re.compile(r"^[ \t]*\[[ \t]*apply[ \t]*\][ \t]*(#.*)?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What a person says about a device whose folder cannot vouch for itself; None: nothing was said."""
+
+    root_sha256: str | None = None
+    device: str | None = None
+    site: str | None = None
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Adopted:
+    settings: ApplySettings
+    root_sha256: str
+
+
+def adopt(
+    source: Path, state: Path, *, client: str, socket: Path, apply_root: str, confirmed: Confirmed | None = None
+) -> Adopted:
+    """Write the apply service's ``state`` from the enrolled ``source``, and give ``source`` to ``client``.
+
+    May be repeated. Raises ``TrustError`` if ``source`` could have been changed by others and is not confirmed, or is not what
+    was confirmed; ``InputError`` if the service is adopted already as something else.
+    """
+    said = confirmed or Confirmed()
+    uid, gid = account(client, state)
+    identity = DeviceIdentity.load(source / "identity")
+    config = load_config(source / "config.toml")
+    digest = hashlib.sha256(identity.root_json).hexdigest()
+    doubt = next((f"{source / name} {why}" for name in _BELIEVED if (why := why_not_ours(source / name))), "")
+    _check(said, doubt, digest, identity, config)
+    text = _settings_text(said, identity, config, client, socket, apply_root)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_once(state / PINNED_ROOT, identity.root_json, state)
+        _write_once(state / SETTINGS, text.encode(), state)
+        settings, _ = load_settings(state)
+        _name_service(source / "config.toml", config, socket)
+        if not doubt:
+            _give(source, uid, gid)
+    except OSError as error:
+        raise StorageError(f"{error.filename or state}: {error.strerror}", remedy="Repeat this command.") from None
+    return Adopted(settings, digest)
+
+
+def _check(said: Confirmed, doubt: str, digest: str, identity: DeviceIdentity, config: Config) -> None:
+    if doubt and (said.root_sha256 is None or said.device is None or said.site is None):
+        raise TrustError(
+            f"{doubt}: what it says could have been changed since this device was enrolled",
+            remedy="Adopt as root right after 'pcm-p2p enroll join' as root; or confirm what is right with --root-sha256 "
+            "(from the fleet's key sheet), --device and --site.",
+        )
+    found = {"root": digest, "device": identity.device_id.hex(), "site": config.device.site}
+    wanted = {"root": said.root_sha256, "device": said.device, "site": said.site}
+    for what, value in wanted.items():
+        if value is not None and not hmac.compare_digest(value.lower().encode(), found[what].encode()):
+            raise TrustError(
+                f"the {what} of this device is {found[what]}, and not {value}",
+                remedy="If what you gave is right, this device was tampered with: enrol it anew.",
+            )
+
+
+def _settings_text(
+    said: Confirmed, identity: DeviceIdentity, config: Config, client: str, socket: Path, apply_root: str
+) -> str:
+    labels = said.labels if said.site is not None else config.device.labels
+    return "\n".join(
+        [
+            "# Written by 'pcm-p2p apply-service adopt'. Site and labels decide which policies count here; those in the",
+            "# daemon's config.toml are for what it fetches, and should be the same.",
+            f"socket = {_toml(str(socket))}",
+            f"client = {_toml(client)}",
+            "",
+            "[device]",
+            f"id = {_toml(identity.device_id.hex())}",
+            f"fleet = {_toml(identity.fleet)}",
+            f"site = {_toml(config.device.site)}",
+            f"labels = [{', '.join(map(_toml, labels))}]",
+            "",
+            "[apply]",
+            f"root = {_toml(apply_root)}",
+            "",
+        ]
+    )
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _write_once(path: Path, data: bytes, state: Path) -> None:
+    if path.exists() and path.read_bytes() != data:
+        raise InputError(
+            "is there already and says otherwise",
+            path=path,
+            remedy=f"Edit it if only settings differ; for another fleet or device remove {state} first.",
+        )
+    write_atomic(path, data, mode=0o600)
+
+
+def _name_service(path: Path, config: Config, socket: Path) -> None:
+    """Set ``[apply] service`` in the daemon's settings, and leave the rest of the file as it is written."""
+    if config.apply.service == str(socket):
+        return
+    if config.apply.service:
+        raise InputError(f"names another service, {config.apply.service}", path=path, key="apply.service")
+    text, line = path.read_text(encoding="utf-8"), f"service = {_toml(str(socket))}"
+    if _HEADER.search(text):
+        changed = _HEADER.sub(lambda match: f"{match[0]}\n{line}", text, count=1)
+    else:
+        changed = f"{text.rstrip()}\n\n[apply]\n{line}\n"
+    if tomllib.loads(changed).get("apply", {}).get("service") != str(socket):
+        raise InputError(f"cannot be edited by this command; add '{line}' under [apply]", path=path)
+    facts = path.stat()
+    write_atomic(path, changed.encode(), mode=facts.st_mode & 0o7777)
+    os.chown(path, facts.st_uid, facts.st_gid)
+
+
+def _give(folder: Path, uid: int, gid: int) -> None:
+    """The whole folder to the daemon's user; links are given as links. Only root can do so, and only root's is given away."""
+    if os.geteuid() != 0:
+        return
+    for parent, folders, names in os.walk(folder, topdown=False):
+        for name in (*folders, *names):
+            os.chown(Path(parent) / name, uid, gid, follow_symlinks=False)
+    os.chown(folder, uid, gid, follow_symlinks=False)
