@@ -25,6 +25,8 @@ public_key_file       shell  the files that carry it
 fingerprint           core   public keys of authorities, as metadata lists and people compare them
 words                 core   twelve words for 128 bits
 fleet_ca              shell  the fleet's certificate authority
+ca_folder             shell  the authorities in the fleet folder: certifying, next and former
+revocation            shell  proposing who is revoked
 founders              core   the people who found a fleet: who holds which keys, and how many must sign
 founding              shell  the first keys and the first root of a fleet
 key_test              core   a signature that shows that a key works, and who has not given one

@@ -29,7 +29,7 @@ from typing import Literal
 import msgspec
 from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import delegating, keyfile
+from pcm_p2p.authority import audit_record, ca_folder, delegating, keyfile
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.founders import Founders
 from pcm_p2p.authority.founding import (
@@ -117,8 +117,7 @@ class FleetFolder(StagingArea):
         Raises ``InputError`` if the folder holds a fleet already or the thresholds cannot be met. An interrupted ``init``
         left no ``fleet.json``, and is begun again after its folder was removed.
         """
-        if (path / "fleet.json").exists() or (path / "keys").exists():
-            raise InputError("holds a fleet already", path=path, remedy="Choose another folder.")
+        cls.refuse_existing(path)
         founders = Founders(owners, root_keys, targets_keys, root_threshold, targets_threshold)
         founders.check()
         facts = _Facts("pcm.fleet-folder/1", secrets.token_hex(16), name)
@@ -137,6 +136,7 @@ class FleetFolder(StagingArea):
             preset=preset,
             now=wall_clock(),
         )
+        audit_record.record(folder, "sign", "root", root, root.signatures, (root.signed,))
         first = folder.metadata / "1.root.json" if is_signed(root) else path / "proposal" / "root.json"
         write_atomic(first, root.to_bytes())
         FleetCA.create(
@@ -151,6 +151,12 @@ class FleetFolder(StagingArea):
         write_atomic(path / "fleet.json", msgspec.json.encode(facts))
         folder.stage_fleet_document()
         return folder
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Raises ``InputError`` if a fleet cannot be made at ``path``, before anybody was asked for anything."""
+        if (path / "fleet.json").exists() or (path / "keys").exists():
+            raise InputError("holds a fleet already", path=path, remedy="Choose another folder.")
 
     @classmethod
     def open(cls, path: Path, *, wall_clock: Callable[[], datetime] = system_clock) -> FleetFolder:
@@ -280,7 +286,7 @@ class FleetFolder(StagingArea):
             raise InputError(
                 f"is not this fleet, which is {self.fleet_id}", path=file, key="fleet.id", remedy="Correct the id."
             )
-        self.stage(TARGETS, {FLEET_DOCUMENT: data, AUTHORITIES: (self.path / "ca" / "ca.pem").read_bytes()})
+        self.stage(TARGETS, {FLEET_DOCUMENT: data, AUTHORITIES: ca_folder.believed_pem(self.path / "ca")})
         return FLEET_DOCUMENT
 
     def unstage(self, path: str) -> None:
@@ -388,8 +394,9 @@ class FleetFolder(StagingArea):
             signed: list[SignResult] = []
             for role, document in proposed.items():
                 refuse(complaints_about(role, document.signed, self.fleet_id))
-                if any(opened.keyid in keyids_of(one, role) for one in (*self.namers(role), *self.namers(role, ()))):
+                if any(opened.keyid in keyids_of(one, role) for one in self.all_namers(role)):
                     document.sign(opened.signer, append=True)
+                    audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))
                     write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
                     standing = tuple(signatures_of(one, role, document) for one in self.namers(role))
                     signed.append(SignResult(role, int(document.signed.version), opened.owner, standing))

@@ -7,8 +7,11 @@ main              the application, ``--version``, exit statuses
 output            how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
 addresses         ``HOST:PORT`` as people write it; port files
 passphrase        where a passphrase comes from
-fleet             ``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
-key               ``key new``, ``key show``
+fleet             ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
+ceremony          ``fleet init``, ``fleet sheet``
+ceremony_walk     the questions of ``fleet init`` on a terminal
+key               ``key new``, ``key show``, ``key public``, ``key compare``, ``key passphrase``, ``key test``
+key_choice        a key file or a key in a token, and what opens it
 release           ``release add``, ``release show``
 release_plan      ``release plan``
 release_bases     which releases deltas start from, without ``--base``
@@ -17,6 +20,8 @@ policy            ``policy check``, ``policy put``
 signing           ``sign``, ``publish``
 origin            ``origin serve``
 enroll            ``enroll desk``, ``enroll token``, ``enroll join``
+device            ``device revoke``, ``device restore``, ``device list``
+new_authority     ``fleet new-authority``
 node              ``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``
 apply_service     ``apply-service run``, ``apply-service adopt``, ``apply-service show``, ``apply-service reset``
 store             ``store stats``, ``store verify``, ``store gc``

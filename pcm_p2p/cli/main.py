@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 
 from pcm_p2p import __version__
-from pcm_p2p.cli import apply_service, collector, enroll, fleet, key, lab, node, origin, policy, release, signing, store
+from pcm_p2p.cli import (
+    apply_service,
+    ceremony,
+    collector,
+    device,
+    enroll,
+    fleet,
+    key,
+    lab,
+    new_authority,
+    node,
+    origin,
+    policy,
+    release,
+    signing,
+    store,
+)
 from pcm_p2p.errors import PcmError, exit_statuses
 
 EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
@@ -22,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+ceremony.mount(fleet.app)
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")
@@ -29,6 +46,8 @@ app.add_typer(policy.app, name="policy")
 signing.mount(app)
 app.add_typer(origin.app, name="origin")
 app.add_typer(enroll.app, name="enroll")
+app.add_typer(device.app, name="device")
+new_authority.mount()
 node.mount(app)
 app.add_typer(apply_service.app, name="apply-service")
 app.add_typer(store.app, name="store")

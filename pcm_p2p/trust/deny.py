@@ -116,15 +116,17 @@ class DenyList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
             raise InputError(f"device {device} is not revoked", remedy="'pcm-p2p device list' shows who is.")
         return self._next(devices=tuple(one for one in self.devices if one.id not in gone)) if gone else self
 
-    def with_authority(self, certificate_der: bytes, reason: str, now: datetime) -> Self:
-        """This list and one authority. Raises ``InputError``."""
+    def with_authorities(self, certificates_der: Iterable[bytes], reason: str, now: datetime) -> Self:
+        """This list and certificate authorities, each in DER; one that is on it keeps its entry. Raises ``InputError``."""
         _check_reason(reason)
-        if self.authority(certificate_der) is not None:
+        named = dict.fromkeys(authority_sha256(one) for one in certificates_der)
+        new = [sha256 for sha256 in named if sha256 not in self._authorities]
+        if len(self.authorities) + len(new) > AUTHORITIES_MAX:
+            raise InputError(f"the deny list would name more than {AUTHORITIES_MAX} authorities")
+        if not new:
             return self
-        if len(self.authorities) >= AUTHORITIES_MAX:
-            raise InputError(f"the deny list names {AUTHORITIES_MAX} authorities already; no more fit")
-        entry = DeniedAuthority(authority_sha256(certificate_der), now, reason)
-        return self._next(authorities=tuple(sorted((*self.authorities, entry), key=lambda one: one.sha256)))
+        entries = (*self.authorities, *(DeniedAuthority(sha256, now, reason) for sha256 in new))
+        return self._next(authorities=tuple(sorted(entries, key=lambda one: one.sha256)))
 
     def _next(
         self,

@@ -38,10 +38,10 @@ def test_who_is_revoked_again_keeps_the_first_entry_and_the_list_its_epoch() -> 
 
 
 def test_an_authority_is_named_by_the_hash_of_its_certificate() -> None:
-    denied = EMPTY.with_authority(b"certificate", "its key leaked", NOW)
+    denied = EMPTY.with_authorities([b"certificate"], "its key leaked", NOW)
     assert denied.authority(b"certificate") is not None
     assert denied.authority(b"certificatf") is None
-    assert denied.with_authority(b"certificate", "again", NOW) == denied
+    assert denied.with_authorities([b"certificate"], "again", NOW) == denied
 
 
 @pytest.mark.parametrize("reason", ["", "x" * (REASON_LENGTH_MAX + 1), "a\x1b[2J", "two\nlines"])
