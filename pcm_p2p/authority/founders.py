@@ -36,6 +36,21 @@ class Founders:
 
     def check(self) -> None:
         """Raises ``InputError`` unless people can be told apart, each key has one place, and thresholds can be met."""
+        self.check_people()
+        for role, title in TITLES.items():
+            if not self.names(role):
+                raise InputError(
+                    f"nobody holds a {title} key; at least one person must",
+                    remedy=f"Name people with --owner, or pass --{title}-key FILE for each.",
+                )
+            if not 1 <= self.threshold(role) <= len(self.names(role)):
+                raise InputError(
+                    f"{title} threshold {self.threshold(role)} needs that many owners; there are {len(self.names(role))}",
+                    remedy="Name more people, or lower the threshold.",
+                )
+
+    def check_people(self) -> None:
+        """As ``check``, while people are still being named: thresholds are not looked at."""
         for owner in self.owners:
             try:
                 check_name(owner, "owner")
@@ -44,18 +59,7 @@ class Founders:
         for role, title in TITLES.items():
             _refuse_strangers(self.carried(role), role, title)
             _refuse_equal_names(self.names(role), title)
-            if not self.names(role):
-                raise InputError(
-                    f"nobody holds a {title} key",
-                    remedy=f"Name people with --owner, or pass --{title}-key FILE for each.",
-                )
         _refuse_equal_keys((*self.root_keys, *self.targets_keys))
-        for role, title in TITLES.items():
-            if not 1 <= self.threshold(role) <= len(self.names(role)):
-                raise InputError(
-                    f"{title} threshold {self.threshold(role)} needs that many owners; there are {len(self.names(role))}",
-                    remedy="Name more people, or lower the threshold.",
-                )
 
     def remarks(self) -> tuple[str, ...]:
         """What the people should know about their choice before they live with it."""

@@ -184,8 +184,8 @@ def read_public(uri: str, pin: str | None = None, *, role: str = "", owner: str 
     return PublicKey(role, owner, owned(key, owner) if owner else key)
 
 
-def open_token_key(uri: str, pin: str) -> tuple[TokenSigner, PublicKey]:
-    """A key in a token, ready to sign. The PIN is tried once.
+def open_token_key(uri: str, pin: str, *, role: str = "", owner: str = "") -> tuple[TokenSigner, PublicKey]:
+    """A key in a token, ready to sign. The PIN is tried once. ``role`` and ``owner``: see ``read_public``.
 
     Raises ``InputError`` when python-pkcs11, the token's library, the token or the key is not there, and ``TrustError`` when the
     token refuses the PIN.
@@ -193,7 +193,7 @@ def open_token_key(uri: str, pin: str) -> tuple[TokenSigner, PublicKey]:
     address = TokenAddress.parse(uri)
     with _named(address), _session(address, pin):
         pass
-    public = read_public(uri, pin)
+    public = read_public(uri, pin, role=role, owner=owner)
     return TokenSigner(address, public.key, pin), public
 
 

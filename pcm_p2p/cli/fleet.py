@@ -1,4 +1,4 @@
-"""``fleet init``, ``fleet stage``, ``fleet activate``, ``fleet refresh``: an authority's fleet folder."""
+"""``fleet stage``, ``fleet activate``, ``fleet refresh``: an authority's fleet folder."""
 
 from __future__ import annotations
 
@@ -9,69 +9,11 @@ from typing import Annotated
 import typer
 
 from pcm_p2p.cli import passphrase
-from pcm_p2p.cli.key import Derivation
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 app = typer.Typer(help="The fleet folder: where an authority keeps keys and what it publishes.", no_args_is_help=True)
 
 Fleet = Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")]
-
-
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
-    name: Annotated[str, typer.Option(help="What people call the fleet.")],
-    owner: Annotated[
-        list[str] | None, typer.Option(help="A person who gets a root and a targets key; repeat it.")
-    ] = None,
-    root_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a new root needs.")] = 1,
-    targets_threshold: Annotated[int, typer.Option(min=1, help="Signatures that a release or policy needs.")] = 1,
-    kdf: Annotated[Derivation, typer.Option(help="Cost of trying a passphrase.")] = Derivation.moderate,
-    passphrase_file: passphrase.File = None,
-    passphrase_fd: passphrase.Descriptor = None,
-    json: Json = False,
-) -> None:
-    """Make a fleet: keys for each owner, the publisher's keys, the certificate authority, and the first signed root.
-
-    All key files of the new folder get the same passphrase. Owners take theirs to machines of their own.
-
-    EXIT STATUS: 0; 2 the folder holds a fleet already, or the thresholds cannot be met.
-    """
-    from pcm_p2p.authority.keyfile import read_public
-    from pcm_p2p.authority.repository import FleetFolder
-
-    words = passphrase.obtain(passphrase_file, passphrase_fd, what=f"the keys of fleet {name}", confirm=True)
-    fleet = FleetFolder.init(
-        folder,
-        name=name,
-        passphrase=words,
-        owners=tuple(owner or ["admin"]),
-        root_threshold=root_threshold,
-        targets_threshold=targets_threshold,
-        preset=kdf.value,
-    )
-    keys = [read_public(path) for path in sorted((folder / "keys").glob("*.key"))]
-    if json:
-        print_json(
-            {
-                "schema": "pcm.fleet-init/1",
-                "fleet": fleet.fleet_id,
-                "name": name,
-                "folder": str(folder),
-                "keys": [
-                    {"path": str(key.path), "role": key.role, "owner": key.owner, "fingerprint": key.fingerprint}
-                    for key in keys
-                ],
-            }
-        )
-        return
-    print_facts({"fleet": f"{name}  ({fleet.fleet_id})", "folder": folder})
-    for key in keys:
-        out().print(f"  {key.role:<10} {key.owner:<16} {key.fingerprint}  [dim]{key.path.name}[/dim]")
-    note("Next: edit fleet.toml (origins, sites), then 'pcm-p2p fleet stage', 'sign' and 'publish'.")
-    note(
-        "Move root keys to an offline place. Nothing is changed on any device before 'pcm-p2p fleet activate' is signed."
-    )
 
 
 @app.command()

@@ -1,27 +1,23 @@
-"""``key new``, ``key show``: the files that authorities sign with."""
+"""``key new``, ``key show``, ``key public``, ``key compare``, ``key passphrase``, ``key test``: what authorities sign with."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pcm_p2p.cli import passphrase
-from pcm_p2p.cli.output import Json, note, print_facts, print_json
+from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
+from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.keyfile import PublicKeyFile
+    from pcm_p2p.authority.public_key import PublicKey
 
-app = typer.Typer(help="Key files: what authorities sign with.", no_args_is_help=True)
+app = typer.Typer(help="Keys: what authorities sign with.", no_args_is_help=True)
 
-
-class KeyRole(StrEnum):
-    root = "root"
-    targets = "targets"
-    snapshot = "snapshot"
-    timestamp = "timestamp"
+KeyFile = Annotated[Path | None, typer.Argument(help="A key file.")]
 
 
 class Derivation(StrEnum):
@@ -31,47 +27,204 @@ class Derivation(StrEnum):
     moderate = "moderate"
 
 
+Cost = Annotated[Derivation, typer.Option("--kdf", help="Cost of trying a passphrase.")]
+
+
 @app.command()
 def new(
-    path: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
-    role: Annotated[KeyRole, typer.Option(help="What the key is for.")] = KeyRole.targets,
+    path: Annotated[Path | None, typer.Argument(help="The file to write; it must not exist.")] = None,
+    token: Token = None,
+    role: Annotated[
+        str, typer.Option(help="What the key is for: root, targets (releases, policies), team-TEAM, site-SITE.")
+    ] = "targets",
     owner: Annotated[str, typer.Option(help="The person or machine that holds it; shown wherever it signs.")] = "",
-    kdf: Annotated[Derivation, typer.Option(help="Cost of trying a passphrase.")] = Derivation.moderate,
+    kdf: Cost = Derivation.moderate,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Make an Ed25519 key, encrypted under a passphrase, in a file that only its owner can read.
+    """Make a key: Ed25519 in a file, encrypted under a passphrase; or ECDSA P-256 in a token, which it never leaves.
 
-    EXIT STATUS: 0; 2 the file exists, or the owner or passphrase cannot be used.
+    EXIT STATUS: 0; 2 the file exists, the owner or passphrase cannot be used, or the token is not there; 5 wrong PIN.
     """
-    from pcm_p2p.authority import keyfile
+    from pcm_p2p.authority import hardware_key, keyfile
+    from pcm_p2p.authority.public_key import PublicKey
     from pcm_p2p.errors import InputError
 
+    key = chosen(path, token, option="PATH")
     if not owner:
         raise InputError("--owner is missing", remedy="Name the person or machine that will hold the key.")
-    text = passphrase.obtain(passphrase_file, passphrase_fd, what=f"the new {role.value} key", confirm=True)
-    _show(keyfile.create(path, text, role.value, owner, preset=kdf.value), json)
+    if isinstance(key, str):
+        hardware_key.TokenAddress.parse(key)
+        _show(key, hardware_key.create(key, secret_for(key, passphrase_file, passphrase_fd), role, owner), json)
+        note(f"Next: 'pcm-p2p key public --token {key} --out FILE.pub' for whoever makes the fleet.")
+        return
+    text = passphrase.obtain(passphrase_file, passphrase_fd, what=f"the new {role} key", confirm=True)
+    made = keyfile.create(key, text, role, owner, preset=kdf.value)
+    _show(key, PublicKey(made.role, made.owner, made.key), json)
     note("Keep the passphrase apart from the file: one without the other signs nothing.")
+    note(f"Next: 'pcm-p2p key public {key} --out FILE.pub' for whoever makes the fleet.")
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="A key file.")], json: Json = False) -> None:
-    """The public side of a key file: role, owner, key id, fingerprint. No passphrase is needed.
+def show(
+    path: Annotated[Path | None, typer.Argument(help="A key file or a public file.")] = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """The public side of a key: role, owner, key id, and its fingerprint in groups and as words. No passphrase is needed.
 
-    EXIT STATUS: 0; 2 the file is absent, damaged, or readable by others.
+    EXIT STATUS: 0; 2 the file is absent, damaged, or readable by others, or the token is not there.
+    """
+    key = chosen(path, token, option="PATH")
+    _show(key, _read_public(key), json)
+
+
+@app.command()
+def public(
+    to: Annotated[Path, typer.Option("--out", help="The public file to write, such as alice-root.pub.")],
+    path: KeyFile = None,
+    token: Token = None,
+    role: Annotated[str, typer.Option(help="For a key that a token's own tool made: what it is for.")] = "",
+    owner: Annotated[str, typer.Option(help="For a key that a token's own tool made: who holds it.")] = "",
+    passphrase_file: passphrase.File = None,
+    passphrase_fd: passphrase.Descriptor = None,
+    json: Json = False,
+) -> None:
+    """Write the public side of a key to a small file that the key itself signs: proof that its maker holds the key.
+
+    Carry it to whoever makes the fleet or delegates to you, and compare the words over the telephone.
+
+    EXIT STATUS: 0; 2 the file exists, or the key is absent, damaged or of no role; 5 wrong passphrase or PIN.
+    """
+    from pcm_p2p.authority import hardware_key, keyfile
+    from pcm_p2p.authority.public_key import PublicKey, is_owner, is_role
+    from pcm_p2p.authority.public_key_file import write_public_key
+    from pcm_p2p.errors import InputError
+
+    key = chosen(path, token)
+    if isinstance(key, Path):
+        if role or owner:
+            raise InputError("a key file says role and owner itself", remedy="Leave --role and --owner out.")
+        opened = keyfile.load(key, secret_for(key, passphrase_file, passphrase_fd))
+        signer: Any = opened.signer()
+        found = PublicKey(opened.role, opened.owner, opened.key)
+    else:
+        signer, found = hardware_key.open_token_key(
+            key, secret_for(key, passphrase_file, passphrase_fd), role=role, owner=owner
+        )
+        if not is_role(found.role) or not is_owner(found.owner):
+            raise InputError(
+                "the key's label in the token does not say what it is for and whose it is",
+                remedy="Pass --role ROLE and --owner NAME.",
+            )
+    write_public_key(to, found, signer)
+    _show(to, found, json)
+
+
+@app.command()
+def compare(
+    path: Annotated[Path, typer.Argument(help="A key file or a public file.")],
+    words: Annotated[list[str], typer.Argument(help="The twelve words that its owner reads aloud.")],
+) -> None:
+    """Compare the words that a key's owner reads aloud with the key in a file, so that no eye skips one.
+
+    EXIT STATUS: 0 they are those of this key; 2 a word was misheard; 5 they are those of another key.
+    """
+    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.words import bytes_of
+    from pcm_p2p.errors import TrustError
+
+    key = read_public_key(path)
+    said = bytes_of(tuple(word for text in words for word in text.split()))
+    if said.hex() != key.keyid[:32]:
+        raise TrustError(
+            f"{path}: the words are those of another key than this {key.role} key of {key.owner}",
+            remedy="Do not use the file: it was exchanged on its way, or its owner read another key's words.",
+        )
+    out().print(f"the same: the {key.role} key of {key.owner}, {key.fingerprint}", markup=False)
+
+
+@app.command("passphrase")
+def change_passphrase(
+    path: Annotated[Path, typer.Argument(help="A key file.")],
+    passphrase_file: passphrase.File = None,
+    passphrase_fd: passphrase.Descriptor = None,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="Read the new passphrase from the first line of this file.")
+    ] = None,
+    new_passphrase_fd: Annotated[
+        int | None, typer.Option(help="Read the new passphrase from this open file descriptor.")
+    ] = None,
+    kdf: Cost = Derivation.moderate,
+) -> None:
+    """Encrypt a key file under another passphrase. The old file is replaced after the new one was opened.
+
+    Copies and backups of the old file still open with the old passphrase.
+
+    EXIT STATUS: 0; 2 the file is absent, or the new passphrase is empty; 5 wrong passphrase or damaged key file.
     """
     from pcm_p2p.authority import keyfile
 
-    _show(keyfile.read_public(path), json)
+    keyfile.read_public(path)
+    old = passphrase.obtain(passphrase_file, passphrase_fd, what=f"{path}, as it is")
+    text = passphrase.obtain(new_passphrase_file, new_passphrase_fd, what=f"{path}, from now on", confirm=True)
+    keyfile.change_passphrase(path, old, text, preset=kdf.value)
+    out().print(f"{path} opens with the new passphrase", markup=False, soft_wrap=True)
+    note("Remove copies that open with the old one, and make a new copy.")
 
 
-def _show(key: PublicKeyFile, json: bool) -> None:
+@app.command("test")
+def sign_challenge(
+    fleet: Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")],
+    path: KeyFile = None,
+    token: Token = None,
+    passphrase_file: passphrase.File = None,
+    passphrase_fd: passphrase.Descriptor = None,
+    json: Json = False,
+) -> None:
+    """Let a key sign a challenge and verify it under the key that the fleet lists; says whose keys are still untested.
+
+    What is signed is no document of the fleet and changes nothing.
+
+    EXIT STATUS: 0; 2 the fleet does not list the key; 5 wrong passphrase or PIN, or the signature does not verify.
+    """
+    from pcm_p2p.authority.key_test_file import test_key, untested
+    from pcm_p2p.authority.repository import FleetFolder
+
+    folder = FleetFolder.open(fleet)
+    tests = test_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
+    left = untested(folder)
+    if json:
+        print_json(
+            {
+                "schema": "pcm.key-test/1",
+                "tested": [{"role": one.challenge.role, "keyid": one.challenge.keyid} for one in tests],
+                "untested": [{"role": one.role, "owner": one.owner, "keyid": one.keyid} for one in left],
+            }
+        )
+        return
+    for one in tests:
+        out().print(f"{one.challenge.role}: signed, and verified under the key that root {one.challenge.under} lists")
+    for holder in left:
+        note(f"not tested yet: the {holder.role} key of {holder.owner}")
+
+
+def _read_public(key: Path | str) -> PublicKey:
+    from pcm_p2p.authority import hardware_key
+    from pcm_p2p.authority.public_key_file import read_public_key
+
+    return read_public_key(key) if isinstance(key, Path) else hardware_key.read_public(key)
+
+
+def _show(place: Path | str, key: PublicKey, json: bool) -> None:
     facts = {
-        "path": str(key.path),
+        "path": str(place),
         "role": key.role,
         "owner": key.owner,
+        "algorithm": key.algorithm,
         "keyid": key.keyid,
         "fingerprint": key.fingerprint,
+        "words": " ".join(key.words),
     }
     print_json(facts) if json else print_facts(facts)

@@ -1,4 +1,4 @@
-"""Where a passphrase comes from: a file, a file descriptor, or the person, never the command line or the environment.
+"""Where a passphrase or PIN comes from: a file, a file descriptor, or the person, never the command line or the environment.
 
 An argument is visible in the process list and in shell history; an environment variable is inherited by every child.
 """
@@ -12,19 +12,26 @@ from typing import Annotated
 
 import typer
 
+from pcm_p2p.cli.output import note
 from pcm_p2p.errors import InputError
 
 File = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="Read the passphrase from the first line of this file.")
+    Path | None,
+    typer.Option("--passphrase-file", help="Read the passphrase (or a token's PIN) from the first line of this file."),
 ]
 Descriptor = Annotated[
-    int | None, typer.Option("--passphrase-fd", help="Read the passphrase from this open file descriptor.")
+    int | None,
+    typer.Option("--passphrase-fd", help="Read the passphrase (or a token's PIN) from this open file descriptor."),
 ]
 LENGTH_MAX = 1_024
+SHORT_LENGTH = 12
+"""Choice: below it, a new passphrase that a person typed gets a remark. Argon2id slows guessing down; it does not end it."""
 
 
-def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False) -> str:
-    """The passphrase for ``what``. Asks without echo when neither source is given; raises ``InputError``."""
+def obtain(
+    file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False, word: str = "Passphrase"
+) -> str:
+    """The passphrase (or PIN: ``word``) for ``what``. Asks without echo when neither source is given; raises ``InputError``."""
     if file is not None:
         try:
             with file.open("rb") as opened:
@@ -40,10 +47,12 @@ def obtain(file: Path | None, descriptor: int | None, *, what: str, confirm: boo
     else:
         if not sys.stdin.isatty():
             raise InputError(
-                f"a passphrase is needed for {what}, and there is no terminal to ask on",
+                f"a {word if word == 'PIN' else word.lower()} is needed for {what}, and there is no terminal to ask on",
                 remedy="Pass --passphrase-file FILE or --passphrase-fd N.",
             )
-        line = typer.prompt(f"Passphrase for {what}", hide_input=True, confirmation_prompt=confirm, err=True).encode()
+        line = typer.prompt(f"{word} for {what}", hide_input=True, confirmation_prompt=confirm, err=True).encode()
+        if confirm and len(line) < SHORT_LENGTH:
+            note("That is short: whoever gets the file can try millions. Five words drawn by chance are better.")
     try:
         passphrase = line.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError:

@@ -125,7 +125,8 @@ def test_key_new_and_show(cli: Command, tmp_path: Path, words: Words) -> None:
     made = cli("key", "new", path, "--owner", "ann", "--kdf", "interactive", *words, "--json")
     assert made.status == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert made.facts.keys() == {"path", "role", "owner", "keyid", "fingerprint"}
+    assert made.facts.keys() == {"path", "role", "owner", "algorithm", "keyid", "fingerprint", "words"}
+    assert len(made.facts["words"].split()) == 12
     assert cli("key", "show", path, "--json").facts == made.facts
     shown = cli("key", "show", path)
     assert made.facts["fingerprint"] in shown.out
