@@ -6,6 +6,7 @@ of a transaction take its connection; ``outbox`` opens and commits it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,14 @@ class CarriedRecords:
             (entry.device, entry.epoch, entry.seq),
         )
         return [bytes(row["hash"]) for row in gone]
+
+    async def drop_authors(self, connection: aiosqlite.Connection, authors: Collection[DeviceId]) -> tuple[bytes, ...]:
+        """Delete what certain devices wrote."""
+        gone: list[bytes] = []
+        for author in authors:
+            found = await rows(connection, "DELETE FROM outbox_carried WHERE device = ? RETURNING hash", (author,))
+            gone += [bytes(row["hash"]) for row in found]
+        return tuple(gone)
 
     async def _has_room(self, connection: aiosqlite.Connection, record: Record) -> bool:
         counted = "SELECT count(*), coalesce(sum(size_bytes), 0) FROM outbox_carried"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 import trio
@@ -136,6 +136,13 @@ class Carrier:
         """The fleet document's collectors: whom to dial, and how to seal to them. Call at start and at each change."""
         self._changed(await self._outbox.seal_with(sealer, self._wall_clock_ms()))
         self._fold(CollectorsKnown(tuple(collectors)))
+
+    async def let_go(self, authors: Collection[DeviceId]) -> None:
+        """These devices are revoked: what is carried for them is dropped. What comes anew ``verify_certificate`` refuses."""
+        try:
+            self._changed(await self._outbox.let_go(authors))
+        except StorageError as error:
+            _log.warning("records of revoked devices cannot be dropped: %s", error)
 
     async def statistics(self) -> OutboxStatistics:
         return await self._outbox.statistics()

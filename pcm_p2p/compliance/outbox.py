@@ -209,6 +209,14 @@ class Outbox:
 
         return await self._database.transaction(work)
 
+    async def let_go(self, authors: Collection[DeviceId]) -> Changed:
+        """Drop what is carried for ``authors``: nobody takes it from them any more."""
+
+        async def work(connection: aiosqlite.Connection) -> Changed:
+            return Changed(removed=await self._carried.drop_authors(connection, authors))
+
+        return await self._database.transaction(work)
+
     async def statistics(self) -> OutboxStatistics:
         async def work(connection: aiosqlite.Connection) -> OutboxStatistics:
             (own,) = await rows(

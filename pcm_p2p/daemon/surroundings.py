@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+from collections.abc import Callable
 
+import ifaddr
 import nacl.utils
 import trio
 
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.record import RecordSealer, SealKey
 from pcm_p2p.errors import PcmError, StorageError
+from pcm_p2p.gossip.exposure import exposed
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.fleet_document import FleetDocument, decode_fleet_document
+from pcm_p2p.trust.fleet_document import Collector, FleetDocument, decode_fleet_document
 from pcm_p2p.trust.identity import DeviceIdentity
 from pcm_p2p.trust.index import FLEET_DOCUMENT
 
@@ -36,15 +40,16 @@ def fleet_document(client: TrustClient) -> FleetDocument | None:
 class Surroundings:
     """``changed`` reads the document anew; the rest answers from what was read. The carrier seals to the collectors in it."""
 
-    def __init__(self, client: TrustClient, identity: DeviceIdentity) -> None:
+    def __init__(self, client: TrustClient, identity: DeviceIdentity, revoked: Callable[[DeviceId], bool]) -> None:
         self._client = client
+        self._revoked = revoked
         self._identity = identity
         self._document: FleetDocument | None = None
 
     async def changed(self, carrier: Carrier, nursery: trio.Nursery) -> None:
         """The trusted view is another one: read it, and tell ``carrier`` to whom reports are sealed from now on."""
         self._document = fleet_document(self._client)
-        collectors = self._document.collector if self._document is not None else ()
+        collectors = self._collectors()
         if not collectors:
             return
         sealer = RecordSealer(
@@ -65,12 +70,32 @@ class Surroundings:
 
     def collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
         """Host and port of a collector; None for who is none."""
-        for one in self._document.collector if self._document is not None else ():
+        for one in self._collectors():
             if one.device_id == collector:
                 return one.endpoint
         return None
 
     def collector_keys(self) -> dict[DeviceId, bytes]:
         """With which raw Ed25519 key each collector signs acknowledgements."""
+        return {one.device_id: bytes.fromhex(one.verify_key) for one in self._collectors()}
+
+    def exposed_addresses(self) -> tuple[str, ...]:
+        """This machine's addresses that peers may reach it at (``gossip.exposure``)."""
+        sites = self._document.site if self._document is not None else ()
+        subnets = [ipaddress.ip_network(subnet) for site in sites for subnet in site.subnets]
+        return exposed(machine_addresses(), subnets)
+
+    def _collectors(self) -> list[Collector]:
+        """A revoked collector gets no reports, and what it acknowledges is not believed."""
         collectors = self._document.collector if self._document is not None else ()
-        return {one.device_id: bytes.fromhex(one.verify_key) for one in collectors}
+        return [one for one in collectors if not self._revoked(one.device_id)]
+
+
+def machine_addresses() -> list[str]:
+    """Every address of every interface, numeric, IPv6 without zones; empty if the system does not tell."""
+    try:
+        adapters = list(ifaddr.get_adapters())
+    except OSError as error:
+        log.error("the addresses of this machine cannot be read: %s", error)
+        return []
+    return [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in adapters for ip in adapter.ips]
