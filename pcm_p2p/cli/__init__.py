@@ -19,7 +19,8 @@ release_progress  the bar while a release is made
 policy            ``policy check``, ``policy put``
 signing           ``sign``, ``publish``
 origin            ``origin serve``
-enroll            ``enroll desk``, ``enroll token``, ``enroll join``
+enroll            ``enroll desk``, ``enroll token``, ``enroll list``, ``enroll revoke``, ``enroll join``
+enroll_queue      ``enroll pending``, ``enroll approve``, ``enroll deny``
 device            ``device revoke``, ``device restore``, ``device list``
 new_authority     ``fleet new-authority``
 node              ``daemon``, ``status``, ``peers``, ``why``, ``doctor``, ``assess``

@@ -1,24 +1,29 @@
-"""``enroll desk``, ``enroll token``, ``enroll join``: how a device becomes a member of the fleet."""
+"""``enroll desk``, ``token``, ``list``, ``revoke``, ``join``: how a device becomes a member of the fleet."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcm_p2p.cli import passphrase
+from pcm_p2p.cli import enroll_queue, passphrase
 from pcm_p2p.cli.addresses import PortFile, host_and_port
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.node import DEFAULT_STATE, State
-from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
+from pcm_p2p.cli.output import Json, note, out, print_facts, print_json, print_table
 from pcm_p2p.errors import InputError
 
+if TYPE_CHECKING:
+    from pcm_p2p.enrolment.join import Joined
+
 app = typer.Typer(help="Enrolment: tokens, the desk that honours them, joining.", no_args_is_help=True)
+enroll_queue.mount(app)
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -42,7 +47,8 @@ def desk(
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
 ) -> None:
-    """Issue certificates to devices that bring a token, until SIGTERM or Ctrl-C. Holds the fleet CA's key while it runs.
+    """Issue certificates to devices that bring a token, and renew those of members, until SIGTERM or Ctrl-C. Holds the fleet
+    CA's key while it runs. Name its address in fleet.toml ([[desk]]): that is where devices renew, and where they relay others.
 
     EXIT STATUS: 0 ended on request; 2 the folder or address is wrong; 5 wrong passphrase, or another desk is at work.
     """
@@ -66,12 +72,20 @@ def token(
     site: Annotated[str, typer.Option(help="The site that the device belongs to.")] = "default",
     role: Annotated[EnrolledAs, typer.Option(help="What the certificate is for.")] = EnrolledAs.device,
     uses: Annotated[int, typer.Option(min=1, max=100_000, help="How many devices may use it.")] = 1,
-    expires: Annotated[str, typer.Option(help="Lifetime, such as 30m, 24h or 7d.")] = "24h",
+    expires: Annotated[
+        str | None, typer.Option(help="Lifetime, such as 30m, 24h or 7d.", show_default="24h; 30d with --approval")
+    ] = None,
+    approval: Annotated[
+        bool, typer.Option("--approval", help="A person lets each device in ('enroll pending'); for images.")
+    ] = False,
     origin: Annotated[list[str] | None, typer.Option(help="URL of the origin or a mirror; repeat it.")] = None,
     seed: Annotated[list[str] | None, typer.Option(help="HOST:PORT of a device to ask first; repeat it.")] = None,
     json: Json = False,
 ) -> None:
     """Make a token: one line that a device joins with. Treat it like a password until it is used.
+
+    With --approval it may lie in an image that many devices start from: what it is worth is a place in the queue of those whom
+    'pcm-p2p enroll approve' lets in.
 
     EXIT STATUS: 0; 2 an option cannot be used.
     """
@@ -84,17 +98,110 @@ def token(
         role=role.value,
         site=site,
         uses=uses,
-        lifetime=_duration(expires),
+        lifetime=_duration(expires or ("30d" if approval else "24h")),
         origins=tuple(origin or ()),
         seeds=tuple(seed or ()),
+        approval=approval,
     )
     if json:
         print_json(
-            {"token": made.line(), "site": site, "role": role.value, "uses": uses, "expires": made.expires.isoformat()}
+            {
+                "token": made.line(),
+                "id": made.token_id.hex(),
+                "site": site,
+                "role": role.value,
+                "uses": uses,
+                "approval": approval,
+                "expires": made.expires.isoformat(),
+            }
         )
         return
     out().print(made.line(), markup=False)
-    note(f"For {uses} {role.value}(s) of site {site}, until {made.expires:%Y-%m-%d %H:%M} UTC.")
+    asks = " Each must be let in: 'pcm-p2p enroll pending'." if approval else ""
+    note(
+        f"Token {made.token_id.hex()[:8]} for {uses} {role.value}(s) of site {site}, "
+        f"until {made.expires:%Y-%m-%d %H:%M} UTC.{asks}"
+    )
+
+
+@app.command("list")
+def list_tokens(
+    fleet: Fleet,
+    every: Annotated[bool, typer.Option("--all", help="Also those that are worth nothing any more.")] = False,
+    json: Json = False,
+) -> None:
+    """The tokens that were made: what they are for, how often they were used, and whether they are still worth something.
+
+    EXIT STATUS: 0; 2 not a fleet folder; 6 a record cannot be read.
+    """
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.enrolment.token_folder import TokenFolder
+    from pcm_p2p.enrolment.waiting_list import WaitingList
+
+    folder = FleetFolder.open(fleet)
+    tokens, waiting = TokenFolder(folder.path / "enrolment" / "tokens"), WaitingList(folder.path / "enrolment")
+    waiting.load()
+    pending = [entry.token for entry, decision in waiting.entries() if decision is None]
+    now_ms = int(folder.wall_clock().timestamp() * 1_000)
+    rows = []
+    for token_id in tokens.ids():
+        record = tokens.get(token_id)
+        if record is None:
+            continue
+        state = record.state(now_ms, revoked=tokens.is_revoked(token_id))
+        if state == "open" or every:
+            rows.append(
+                {
+                    "id": token_id.hex(),
+                    "state": state,
+                    "role": record.role,
+                    "site": record.site,
+                    "uses": len(record.spent),
+                    "uses_max": record.uses_max,
+                    "approval": record.approval,
+                    "waiting": pending.count(token_id.hex()),
+                    "expires": datetime.fromtimestamp(record.expires_ms / 1_000, UTC).isoformat(timespec="seconds"),
+                }
+            )
+    rows.sort(key=lambda row: str(row["expires"]))
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("TOKEN", "STATE", "ROLE", "SITE", "USED", "WAITING", "EXPIRES"),
+        (
+            (
+                str(row["id"])[:8],
+                row["state"],
+                row["role"],
+                row["site"],
+                f"{row['uses']} of {row['uses_max']}",
+                row["waiting"] if row["approval"] else "-",
+                str(row["expires"])[:16].replace("T", " "),
+            )
+            for row in rows
+        ),
+    )
+
+
+@app.command("revoke")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="TOKENID", help="Its first digits, as 'enroll list' shows them.")],
+    fleet: Fleet,
+) -> None:
+    """Make a token worth nothing from now on. Who joined with it stays a member ('pcm-p2p device revoke' is for members).
+
+    EXIT STATUS: 0; 2 there is no such token.
+    """
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.enrolment.token_folder import TokenFolder
+
+    tokens = TokenFolder(FleetFolder.open(fleet).path / "enrolment" / "tokens")
+    found = tokens.find(token_id)
+    tokens.revoke(found)
+    record = tokens.get(found)
+    used = len(record.spent) if record is not None else 0
+    note(f"Token {found.hex()[:8]} is revoked. {used} device(s) joined with it before and stay members.")
 
 
 @app.command()
@@ -110,15 +217,31 @@ def join(
             "--set", help="A setting of config.toml, such as listen.port=8741 or 'discovery.seeds=[\"h:1\"]'."
         ),
     ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Wait for approval, and for a desk that is away, as long as the token is good."),
+    ] = False,
+    new_identity: Annotated[
+        bool, typer.Option("--new-identity", help="Make a fresh key: when another device uses this one's identity.")
+    ] = False,
+    mdns: Annotated[
+        bool, typer.Option("--mdns/--no-mdns", help="Look for neighbours that may relay when the desk does not answer.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Enrol this device: makes its key, brings the token to the desk, and writes the state folder.
 
-    EXIT STATUS: 0; 2 no token, enrolled already, or a setting is wrong; 5 the desk refuses; 7 the desk cannot be reached.
+    A desk that cannot be reached is asked through neighbours: the seeds of the token, then members found by mDNS.
+
+    EXIT STATUS: 0; 1 a person must let this device in first; 2 no token, enrolled already, or a setting is wrong; 5 the desk
+    refuses; 6 a daemon is at work, or the folder cannot be written; 7 the desk cannot be reached.
     """
     import trio
 
-    from pcm_p2p.enrolment.join import join as enrol
+    from pcm_p2p.daemon.log import configure
+    from pcm_p2p.daemon.state_lock import lock_state
+    from pcm_p2p.enrolment.new_identity import NEXT, take_place, unfinished
+    from pcm_p2p.trust.identity import DeviceIdentity
 
     overrides = _settings(settings or [])
     if label:
@@ -126,19 +249,61 @@ def join(
     if root is not None:
         overrides.setdefault("apply", {})["root"] = str(root.absolute())
     line = _token(token_line, token_file)
-    joined = trio.run(lambda: enrol(state, line, wall_clock=lambda: datetime.now(UTC), overrides=overrides))
+    if wait:
+        configure(json_lines=False, verbose=False)
+    through = ""
+    with lock_state(state) if new_identity else nullcontext():
+        if not (new_identity and unfinished(state)):
+            through = trio.run(_enrol, state, line, overrides, mdns, wait, NEXT if new_identity else "identity").through
+        retired = take_place(state, datetime.now(UTC)) if new_identity else None
+    if retired is not None:
+        note(f"The old identity is in {retired}; remove it once nobody needs it as evidence.")
+    identity = DeviceIdentity.load(state / "identity")
     facts = {
-        "device": joined.identity.device_id.hex(),
-        "role": joined.identity.role,
-        "fleet": joined.identity.fleet,
-        "site": joined.token.site,
+        "device": identity.device_id.hex(),
+        "role": identity.role,
+        "fleet": identity.fleet,
+        "site": identity.record.site,
         "state": str(state),
-        "config": str(joined.config),
+        "config": str(state / "config.toml"),
     }
+    if through:
+        facts["through"] = through
     print_json(facts) if json else print_facts(facts)
     if not json:
-        service = "collector" if joined.identity.role == "collector" else "daemon"
+        service = "collector" if identity.role == "collector" else "daemon"
         note(f"Next: 'pcm-p2p {service} --state {state}'.")
+
+
+async def _enrol(
+    state: Path, line: str, overrides: dict[str, dict[str, object]], mdns: bool, wait: bool, folder_name: str
+) -> Joined:
+    from random import SystemRandom
+
+    from pcm_p2p.daemon.vicinity import look_around
+    from pcm_p2p.enrolment.join import join as enrol
+    from pcm_p2p.enrolment.join import join_and_wait, token_of
+
+    fleet = token_of(line).fleet
+    interfaces = tuple(map(str, _strings(overrides.get("discovery", {}).get("interfaces"))))
+
+    async def attempt() -> Joined:
+        return await enrol(
+            state,
+            line,
+            wall_clock=lambda: datetime.now(UTC),
+            overrides=overrides,
+            look_around=(lambda: look_around(fleet, interfaces)) if mdns else None,
+            folder_name=folder_name,
+        )
+
+    if not wait:
+        return await attempt()
+    return await join_and_wait(attempt, rng=SystemRandom(), told=lambda error: note(f"{error.message}. Waiting."))
+
+
+def _strings(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _token(line: str | None, file: Path | None) -> str:

@@ -32,6 +32,7 @@ memory         gives freed memory back to the system
 control        the Unix socket on which ``status``, ``peers``, ``why``, ``assess``, ``store`` are asked (line of JSON each way)
 status         one picture of the node for people and for the lab
 doctor         a read-only look at one device's set-up
+vicinity       looks around by mDNS for members that may relay an errand to the desk
 desk           the service that honours tokens and keeps online metadata signed
 collect        the composition root of a collector
 state_lock     one program a state folder

@@ -1,34 +1,39 @@
-"""What a device and the desk say to each other: one request, one reply, each behind its length (u32, little-endian).
+"""What a device and the desk say to each other: one request, one reply, each behind its length (u32, little-endian). Pure.
 
-``proof`` is a signature by the device's key over ``statement`` (token id, fleet, public key): it holds the private key. ``mac``
-is HMAC-SHA256 under the token's secret over statement and proof: it holds the token. The secret itself is never sent.
+Two requests, told apart by their first element:
+
+- ``Request``, to join: four byte strings. ``proof`` is a signature by the device's key over ``statement`` (token id, fleet,
+  public key): it holds the private key. ``mac`` is HMAC-SHA256 under the token's secret over statement and proof: it holds the
+  token. The secret itself is never sent.
+- ``Renewal``, by a member: the text ``renew``, its present certificate, and a signature by its key over fleet and certificate.
+
+Neither needs a time or a nonce: who repeats a request that he overheard gets a certificate for a key that he does not hold, and
+certificates are no secret.
 """
 
 from __future__ import annotations
 
 import hmac
-import ssl
-from datetime import datetime
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
-import trio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pcm_p2p.enrolment.token import Token, endpoint_untrusted
-from pcm_p2p.errors import InputError, TransferError, TrustError, UntrustedBytes
+from pcm_p2p.enrolment.token import Token
+from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX
-from pcm_p2p.trust.identity import AUTHORITIES_SIZE_BYTES_MAX, peer_identity_untrusted, separated
 
-REQUEST_SIZE_BYTES_MAX = 4_096
+REQUEST_SIZE_BYTES_MAX = 8_192
+"""A certificate may have 4,096 bytes; a request to join has 150."""
 REPLY_SIZE_BYTES_MAX = 600_000
 """A root may have 512,000 bytes; certificate and authorities come on top."""
-EXCHANGE_TIMEOUT_S = 15.0
-"""Choice: connect, handshake, one question, one answer, one fsync."""
 PROOF_DOMAIN = b"pcm.enrol/1"
+RENEWAL_DOMAIN = b"pcm.renew/1"
+AUTHORITIES_SIZE_BYTES_MAX = 64 << 10
+"""As ``trust.identity`` reads."""
 
-_NOT_YET_VALID, _EXPIRED = 9, 10
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+Sign = Callable[[bytes, bytes], bytes]
+"""(domain, data) to a signature by the device's key, as ``trust.identity`` makes it."""
 
 _Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -36,7 +41,7 @@ _Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """Bytes 16, 32, 64 and 32: see the module's text."""
+    """To join. Bytes 16, 32, 64 and 32: see the module's text."""
 
     token_id: _Bytes16
     public_key: _Bytes32
@@ -44,8 +49,16 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     mac: _Bytes32
 
 
+class Renewal(msgspec.Struct, frozen=True, array_like=True, tag="renew"):
+    """To get the same certificate with new dates."""
+
+    certificate_der: Annotated[bytes, msgspec.Meta(min_length=1, max_length=CERTIFICATE_SIZE_BYTES_MAX)]
+    proof: _Bytes64
+
+
 class Reply(msgspec.Struct, frozen=True, array_like=True):
-    """``reason`` is "" for yes, else unknown, wrong, expired, used, malformed or failed, and the rest is empty."""
+    """``reason`` is an ``admittance.Answer``, or malformed or failed: "" is yes, and else the rest is empty. A renewal brings no
+    root."""
 
     reason: Annotated[str, msgspec.Meta(max_length=64)]
     certificate_der: Annotated[bytes, msgspec.Meta(max_length=CERTIFICATE_SIZE_BYTES_MAX)] = b""
@@ -54,15 +67,17 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 _request_decoder = msgspec.msgpack.Decoder(Request)
+_renewal_decoder = msgspec.msgpack.Decoder(Renewal)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
-def decode_request_untrusted(data: bytes) -> Request:
+def decode_request_untrusted(data: bytes) -> Request | Renewal:
     """Raises ``UntrustedBytes``."""
     if len(data) > REQUEST_SIZE_BYTES_MAX:
         raise UntrustedBytes(f"enrolment request: {len(data)} bytes; at most {REQUEST_SIZE_BYTES_MAX} are read")
     try:
-        return _request_decoder.decode(data)
+        # 0xa5 is MessagePack's text of five bytes; a request to join has bytes there.
+        return (_renewal_decoder if data[1:7] == b"\xa5renew" else _request_decoder).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UntrustedBytes(f"enrolment request: {error}") from None
 
@@ -84,131 +99,22 @@ def statement(token_id: bytes, fleet: str, public_key: bytes) -> bytes:
 
 def mac(secret: bytes, stated: bytes, proof: bytes) -> bytes:
     """32 bytes that only a holder of the token can make."""
-    return hmac.digest(secret, separated(PROOF_DOMAIN, stated + proof), "sha256")
+    covered = b"pcm_p2p\0" + bytes([len(PROOF_DOMAIN)]) + PROOF_DOMAIN + stated + proof
+    return hmac.digest(secret, covered, "sha256")
 
 
-async def send(stream: trio.abc.SendStream, data: bytes) -> None:
-    """Send one message. The deadline is the caller's."""
-    await stream.send_all(len(data).to_bytes(4, "little") + data)
+def joining(token: Token, public_key: bytes, sign: Sign) -> bytes:
+    """The encoded request to join with ``token``; ``public_key`` is raw, 32 bytes."""
+    stated = statement(token.token_id, token.fleet, public_key)
+    proof = sign(PROOF_DOMAIN, stated)
+    return msgspec.msgpack.encode(Request(token.token_id, public_key, proof, mac(token.secret, stated, proof)))
 
 
-async def receive(stream: trio.abc.ReceiveStream, size_bytes_max: int) -> bytes:
-    """Receive one message. Raises ``TransferError`` if it is too long or cut off. The deadline is the caller's."""
-    size_bytes = int.from_bytes(await _receive_exactly(stream, 4), "little")
-    if size_bytes > size_bytes_max:
-        raise TransferError(f"a message of {size_bytes} bytes; at most {size_bytes_max} are read")
-    return await _receive_exactly(stream, size_bytes)
+def renewing(fleet: str, certificate_der: bytes, sign: Sign) -> bytes:
+    """The encoded request of a member for the same certificate with new dates."""
+    return msgspec.msgpack.encode(Renewal(certificate_der, sign(RENEWAL_DOMAIN, renewed(fleet, certificate_der))))
 
 
-async def _receive_exactly(stream: trio.abc.ReceiveStream, size_bytes: int) -> bytes:
-    received = bytearray()
-    while len(received) < size_bytes:
-        piece = await stream.receive_some(size_bytes - len(received))
-        if not piece:
-            raise TransferError("the connection ended before the message did")
-        received += piece
-    return bytes(received)
-
-
-_REFUSALS = {
-    "unknown": ("does not know this token", "Ask for a new token, made in the fleet folder of this desk."),
-    "wrong": (
-        "refuses this token: its secret is not the right one",
-        "Copy the whole line again, or ask for a new token.",
-    ),
-    "expired": ("says that this token has expired", "Ask for a new token."),
-    "used": (
-        "says that this token was used as often as it may be",
-        "Ask for a new token; if nobody else should have had this one, find out who joined with it.",
-    ),
-}
-
-
-async def ask_desk(token: Token, key: Ed25519PrivateKey, now: datetime) -> Reply:
-    """Go to the token's desk with ``key`` and bring back its yes, of which nothing but the sender is verified yet.
-
-    ``now`` is the device's time. Raises ``InputError`` (no certificate in the token), ``TrustError`` (not the desk, refused,
-    wrong clock) or ``TransferError`` (not reached in ``EXCHANGE_TIMEOUT_S``, no answer), each with its remedy.
-    """
-    host, port = endpoint_untrusted(token.desk)
-    stated = statement(token.token_id, token.fleet, key.public_key().public_bytes_raw())
-    proof = key.sign(separated(PROOF_DOMAIN, stated))
-    request = Request(token.token_id, key.public_key().public_bytes_raw(), proof, mac(token.secret, stated, proof))
-    unreachable = "Check the address in the token, the network, and that 'pcm-p2p enroll desk' runs there; then repeat."
-    context = _joining_context(token)
-    tls: trio.SSLStream[trio.SocketStream] | None = None
-    try:
-        with trio.fail_after(EXCHANGE_TIMEOUT_S):
-            tcp = await trio.open_tcp_stream(host, port)
-            tls = trio.SSLStream(tcp, context, https_compatible=True)
-            await tls.do_handshake()
-            _check_desk(token, tls.getpeercert(binary_form=True) or b"", now)
-            await send(tls, msgspec.msgpack.encode(request))
-            reply = decode_reply_untrusted(await receive(tls, REPLY_SIZE_BYTES_MAX))
-    except trio.TooSlowError:
-        raise TransferError(
-            f"the desk at {token.desk} did not answer within {EXCHANGE_TIMEOUT_S:.0f} s", remedy=unreachable
-        ) from None
-    except (OSError, UnicodeError, trio.BrokenResourceError) as error:  # UnicodeError: a host that no name can have
-        cause = error.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise _not_the_desk(token, cause, now) from None
-        reason = str(cause if isinstance(cause, ssl.SSLError) else error) or "the connection broke"
-        raise TransferError(f"the desk at {token.desk} cannot be reached: {reason}", remedy=unreachable) from None
-    except (TransferError, UntrustedBytes) as error:
-        raise TransferError(f"the desk at {token.desk} gave no answer: {error}", remedy=unreachable) from None
-    finally:
-        if tls is not None:
-            await trio.aclose_forcefully(tls)
-    if reply.reason in _REFUSALS:
-        what, remedy = _REFUSALS[reply.reason]
-        raise TrustError(f"the desk at {token.desk} {what}", remedy=remedy)
-    if reply.reason:
-        raise TransferError(
-            f"the desk at {token.desk} could not answer: {reply.reason!r}",
-            remedy="Look into the log of the desk, then repeat this command.",
-        )
-    return reply
-
-
-def _joining_context(token: Token) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    try:
-        context.load_verify_locations(cadata=token.authority_der)
-    except (ssl.SSLError, ValueError):
-        raise InputError("the token holds no certificate", remedy="Ask for a new token.") from None
-    return context
-
-
-def _check_desk(token: Token, certificate_der: bytes, now: datetime) -> None:
-    """TLS has verified who issued it. Any member's certificate would pass that: only one in role ``desk`` is the desk's."""
-    try:
-        desk = peer_identity_untrusted(certificate_der)
-    except UntrustedBytes as error:
-        raise TrustError(f"{token.desk} is not a desk: {error}", remedy="Ask for a new token.") from None
-    if desk.role != "desk" or desk.fleet != token.fleet:
-        raise TrustError(
-            f"{token.desk} is not the desk of this fleet, but a {desk.role} of fleet {desk.fleet}",
-            remedy="Tell the fleet's owner: somebody answers in the place of the desk.",
-        )
-    if not desk.not_before <= now <= desk.not_after:
-        raise _wrong_clock(now)
-
-
-def _not_the_desk(token: Token, error: ssl.SSLCertVerificationError, now: datetime) -> TrustError:
-    if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:
-        return _wrong_clock(now)
-    return TrustError(
-        f"{token.desk} is not the desk that this token is for: {error.verify_message}",
-        remedy="Check the address in the token; if it is right, somebody answers in the place of the desk.",
-    )
-
-
-def _wrong_clock(now: datetime) -> TrustError:
-    return TrustError(
-        f"by this device's clock it is {now:%Y-%m-%d %H:%M} UTC, and the desk's certificate is not valid then",
-        remedy="Set the clock of this device and repeat; if it is right, look at the clock of the desk.",
-    )
+def renewed(fleet: str, certificate_der: bytes) -> bytes:
+    """What the proof of a renewal covers. ``fleet`` is 32 hex digits."""
+    return bytes.fromhex(fleet) + certificate_der

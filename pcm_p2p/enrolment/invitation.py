@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pcm_p2p.enrolment.token import (
     EnrolledRole,
     Token,
-    TokenFolder,
     TokenRecord,
     check_endpoints,
     decode_token_untrusted,
 )
+from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import check_name
 from pcm_p2p.trust.identity import (
@@ -28,12 +27,6 @@ from pcm_p2p.trust.identity import (
 if TYPE_CHECKING:
     from pcm_p2p.authority.repository import FleetFolder
 
-log = logging.getLogger(__name__)
-
-EXCHANGES_MAX = 32
-"""Choice: joins at one time; a further one is closed at once and repeats."""
-DESK_DAYS = 3_650
-"""The desk's own certificate lasts as long as the authority's beside it, so that a desk that is never restarted goes on."""
 LIFETIME_MAX = timedelta(days=366)
 
 
@@ -47,8 +40,12 @@ def create_token(
     lifetime: timedelta = timedelta(hours=24),
     origins: Sequence[str] = (),
     seeds: Sequence[str] = (),
+    approval: bool = False,
 ) -> Token:
-    """Make a token and record it for the desk, which may be at work. Raises ``InputError`` that names the option."""
+    """Make a token and record it for the desk, which may be at work. ``approval``: a person lets each device in.
+
+    Raises ``InputError`` that names the option.
+    """
     check_endpoints((desk,), "desk")
     check_endpoints(seeds, "seed")
     for url in origins:
@@ -92,6 +89,7 @@ def create_token(
         role=token.role,
         site=site,
         root_version=root_version,
+        approval=approval,
     )
     TokenFolder(folder.path / "enrolment" / "tokens").put(token.token_id, record)
     return token

@@ -1,8 +1,11 @@
-"""Tokens: the line that invites devices, and what the desk remembers about it.
+"""Tokens: the line that invites devices, and what the desk remembers about it. Pure; the records rest in ``token_folder``.
 
 The line holds all that a device needs to reach the desk and to know that it is the right one: the authority's certificate and
 the hash of the TUF root. Its secret is worth as many enrolments as the desk's record says, until it expires. The line is as
 good as a password; the record is as good as the line, hence both files are the owner's only.
+
+A token that asks for *approval* may lie in an image that many devices start from: holding it is worth a place in a queue, and a
+person lets each device in.
 
     pcm1.<base64url, no padding, of a MessagePack array>
 """
@@ -13,20 +16,16 @@ import base64
 import binascii
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, StorageError, UntrustedBytes
+from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX
 
 PREFIX = "pcm1."
 LINE_LENGTH_MAX = 8_192
 """A token with one origin and one seed has about 800 characters; this leaves room for a long list of mirrors."""
-RECORD_SIZE_BYTES_MAX = 16 << 20
-"""100,000 uses (the most that the command line allows) of 67 bytes each, twice over."""
 EXPIRES_MS_MAX = 253_402_300_799_000
 """The end of the year 9999, which is as far as ``datetime`` goes."""
 
@@ -100,7 +99,8 @@ def endpoint_untrusted(text: str) -> tuple[str, int]:
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the desk knows about a token. ``spent`` are the public keys, in hex, that were certified for it, oldest first.
 
-    ``root_version`` is the root that the token pins: newer ones may have been signed since.
+    ``root_version`` is the root that the token pins: newer ones may have been signed since. ``approval``: a person lets each
+    device in.
     """
 
     secret: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -111,37 +111,19 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root_version: Annotated[int, msgspec.Meta(ge=1)]
     spent: tuple[str, ...] = ()
     schema: Literal["pcm.token/1"] = "pcm.token/1"
+    approval: bool = False
 
+    @property
+    def uses_left(self) -> int:
+        return max(0, self.uses_max - len(self.spent))
 
-_record_decoder = msgspec.json.Decoder(TokenRecord)
-
-
-class TokenFolder:
-    """The records, one file per token. Each change is on disk when the call returns. One writer at a time: the desk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def put(self, token_id: bytes, record: TokenRecord) -> None:
-        """Raises ``OSError``."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(self._file(token_id), msgspec.json.encode(record) + b"\n", mode=0o600)
-
-    def get(self, token_id: bytes) -> TokenRecord | None:
-        """None for a token that this desk never made. Raises ``StorageError`` for a record that cannot be read."""
-        path = self._file(token_id)
-        try:
-            with path.open("rb") as file:
-                return _record_decoder.decode(file.read(RECORD_SIZE_BYTES_MAX))
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StorageError(
-                f"{path}: cannot be used: {error}", remedy="Remove the file and make a new token."
-            ) from None
-
-    def _file(self, token_id: bytes) -> Path:
-        return self.path / f"{token_id.hex()}.json"
+    def state(self, now_ms: int, *, revoked: bool) -> Literal["open", "used up", "expired", "revoked"]:
+        """What it is worth at present."""
+        if revoked:
+            return "revoked"
+        if now_ms >= self.expires_ms:
+            return "expired"
+        return "open" if self.uses_left else "used up"
 
 
 def check_endpoints(texts: Sequence[str], what: str) -> None:

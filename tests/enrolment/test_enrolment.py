@@ -25,13 +25,14 @@ from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.config import load_config
 from pcm_p2p.enrolment import desk as desk_module
-from pcm_p2p.enrolment import introduction
+from pcm_p2p.enrolment import errand, introduction
 from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.enrolment.first_settings import settings_text
 from pcm_p2p.enrolment.introduction import Request, decode_reply_untrusted, decode_request_untrusted
 from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.join import Joined, join
-from pcm_p2p.enrolment.token import LINE_LENGTH_MAX, Token, TokenFolder, decode_token_untrusted
+from pcm_p2p.enrolment.token import LINE_LENGTH_MAX, Token, decode_token_untrusted
+from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.errors import InputError, StorageError, TransferError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust import identity
@@ -330,7 +331,7 @@ async def test_a_desk_that_talks_nonsense_gave_no_answer(fleet: FleetFolder, tmp
 
 
 async def test_a_silent_desk_is_given_up(fleet: FleetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(introduction, "EXCHANGE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(errand, "EXCHANGE_TIMEOUT_S", 0.2)
     async with impostor(None) as address:
         with pytest.raises(TransferError, match="did not answer"):
             await joins(tmp_path / "state", create_token(fleet, desk=address))
@@ -373,9 +374,9 @@ async def test_noise_at_the_desk_is_answered_or_closed_and_the_desk_goes_on(flee
                 continue
             if heard is None:
                 with pytest.raises((TransferError, trio.BrokenResourceError)):
-                    await introduction.receive(stream, 4_096)
+                    await errand.receive(stream, 4_096)
             else:
-                assert decode_reply_untrusted(await introduction.receive(stream, 4_096)).reason == heard
+                assert decode_reply_untrusted(await errand.receive(stream, 4_096)).reason == heard
             await trio.aclose_forcefully(stream)
         tcp = await trio.open_tcp_stream("127.0.0.1", port)
         await tcp.send_all(b"GET / HTTP/1.0\r\n\r\n")
