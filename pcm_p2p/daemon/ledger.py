@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
-from pcm_p2p.durable import write_atomic
+from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import UntrustedBytes
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Ledger:
         path = folder / f"{manifest.counter:020d}-{manifest.manifest_id.hex()}.manifest"
         if path.exists():
             return
+        sweep_temporaries(folder)
         write_atomic(path, manifest.encoded)
         for old in _kept_in(folder)[:-KEPT_PER_RELEASE]:
             with contextlib.suppress(OSError):

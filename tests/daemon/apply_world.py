@@ -45,7 +45,7 @@ from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import TrustClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apply"))
-from apply_kit import HAS_DPKG, Artifacts, tar_of  # noqa: E402 - a module of another room's tests
+from apply_kit import HAS_DPKG, Artifacts, tar_of
 
 __all__ = ["HAS_DPKG", "ApplyWorld", "Liar", "tar_of"]
 
