@@ -6,9 +6,10 @@ Root version 1 is signed by those whose root keys are made on this machine. Wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]
@@ -38,8 +39,10 @@ def first_root(
     *,
     preset: keyfile.Preset,
     now: datetime,
+    fields: Mapping[str, str] = MappingProxyType({}),
 ) -> Metadata[Root]:
-    """Make key files below ``keys`` and root version 1, signed with the root keys that were made.
+    """Make key files below ``keys`` and root version 1, signed with the root keys that were made. ``fields`` are further things
+    that it says.
 
     ``founders`` were checked. Raises ``InputError`` as ``keyfile.create`` does.
     """
@@ -70,7 +73,7 @@ def first_root(
         keys={key.keyid: key for role in holders.values() for key in role},
         roles={role: Role([key.keyid for key in members], thresholds[role]) for role, members in holders.items()},
         consistent_snapshot=True,
-        unrecognized_fields={FLEET_FIELD: fleet},
+        unrecognized_fields={FLEET_FIELD: fleet, **fields},
     )
     complaints = lint_root(root, fleet)
     if complaints:

@@ -10,10 +10,13 @@ from typing import Any
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
+from pcm_p2p.authority.audit_journal import AuditJournal
+from pcm_p2p.authority.audit_log import is_volume
 from pcm_p2p.authority.fleet_documents import FleetDocuments
 from pcm_p2p.authority.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.release_list import COUNTERS, counters_gone
+from pcm_p2p.authority.site_folder import site_complaints
 from pcm_p2p.authority.target_files import TargetFiles
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError
@@ -97,12 +100,15 @@ class StagingArea(FleetDocuments):
             return  # nothing new: the signatures on it stay
         working.version = 1 + (published.signed.version if published is not None else 0)
         working.expires = whole_seconds(self.wall_clock() + _lifetime(role))
-        complaints = complaints_about(role, working, self.fleet_id)
+        complaints = (*complaints_about(role, working, self.fleet_id), *site_complaints(self.path, role, working))
         if complaints:
             raise InputError(complaints[0])
         if published is not None and not renew and _says_the_same(working, published.signed):
             self.remove_proposal(role)
             return
+        if role == TARGETS:
+            embedded = AuditJournal(self.path, self.wall_clock).embedded()
+            working.targets.update({path: self.files.store(path, data) for path, data in embedded.items()})
         write_atomic(self.path / "proposal" / f"{role}.json", Metadata(working).to_bytes())
 
     def renew_unsigned(self) -> None:
@@ -125,6 +131,10 @@ class StagingArea(FleetDocuments):
         above = "root" if role == TARGETS else TARGETS
         delegator = self._names(role, proposed=only is None or above in only)
         return (delegator,) if delegator is not None else ()
+
+    def all_namers(self, role: str) -> tuple[delegating.Delegator, ...]:
+        """Everybody whose keys have a part in a proposal, whether what it rests on is published with it or before it."""
+        return (*self.namers(role), *self.namers(role, ()))
 
     def _names(self, role: str, *, proposed: bool = True) -> delegating.Delegator | None:
         """The delegator of ``role`` where it names anybody: one whose delegation is to go does not sign any more."""
@@ -151,7 +161,9 @@ def keyids_of(delegator: delegating.Delegator, role: str) -> tuple[str, ...]:
 
 
 def _says_the_same(one: Targets, other: Targets) -> bool:
-    return bool(one.targets == other.targets and one.delegations == other.delegations)
+    """The audit log is no reason to propose anything: it grows with every signature."""
+    listed = [{path: info for path, info in side.targets.items() if not is_volume(path)} for side in (one, other)]
+    return bool(listed[0] == listed[1] and one.delegations == other.delegations)
 
 
 def _lifetime(role: str) -> timedelta:

@@ -8,11 +8,14 @@ module         what it does
 =============  ================================================================================================
 service        takes the state folder, runs the node, ends it on a signal
 node           builds every room once, wires them, runs them in one nursery, and shuts them down in order
+admission      whose certificates may speak with this device now: authorities and deny list of the trusted view
 surroundings   what the signed fleet document says: collectors, and to whom reports are sealed
 neighbours     the overlay as swarm, trust and compliance want to see it
 follower       keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
 documents      the documents of a trusted view, decoded, and what of them does not read
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
+site_repository  the repository with which the device's own site acts alone, followed beside the fleet's
+site_segments  segments of the site's own releases, from a folder or a web server in the office
 rebuilder      base chunks that the office lacks, made out of installed files
 keepsakes      real bytes to roll back to, from the chunks of what was applied
 apply_client   who makes changes: the applier in this process, or the apply service over its socket
@@ -44,6 +47,7 @@ device. Before a change, the package that it replaces is gathered from neighbour
 it, is in ``caretaker``.
 
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``,
-``uptime.json``.
+``uptime.json``,
+``denied.json``.
 A second daemon on the same folder is refused by a lock on ``run/lock``.
 """

@@ -27,6 +27,8 @@ FIRST_WAIT_S = 10.0
 """Choice: a neighbour that asked the origin has the answer, and has told us, well within this."""
 BACK_OFF_S_MIN = 2.0
 BACK_OFF_S_MAX = 300.0
+SEEK_MAX = 8
+"""Choice: what that many do not have comes with the next change of the fleet."""
 
 
 class Neighbours(Protocol):
@@ -77,6 +79,22 @@ class Follower:
         """Pull and verify what a neighbour has; how it ended."""
         return (await self._ask(self._neighbours.metadata_source(device), device.short)).kind
 
+    async def ask(self, source: MetadataSource) -> Ending:
+        """Pull and verify what stands at first hand, asked for by name; how it ended."""
+        return (await self._ask(source, source.name, first_hand=True)).kind
+
+    async def seek(self) -> None:
+        """Something is wanted that was not before, without anything newer to hear of: ask the origin and then neighbours, until
+        one has all of it."""
+        sources = [self._origin] if self._origin is not None else []
+        sources += [self._neighbours.metadata_source(device) for device in self._neighbours.site_peers()]
+        for source in sources[:SEEK_MAX]:
+            if (await self._ask(source, "origin" if source is self._origin else source.name)).kind in (
+                "good",
+                "unchanged",
+            ):
+                return
+
     async def run(self) -> None:
         """Poll the origin when it is this device's turn, until cancelled."""
         if self._origin is None:
@@ -87,16 +105,16 @@ class Follower:
             now = trio.current_time()
             if self._is_due(now, start):
                 self._polled_period = self._period()
-                self._note(await self._ask(self._origin, "origin"))
+                self._note(await self._ask(self._origin, "origin", first_hand=True))
             else:
                 await trio.sleep(self._pause_s(now, start))
 
-    async def _ask(self, source: MetadataSource, name: str) -> Attempt:
+    async def _ask(self, source: MetadataSource, name: str, *, first_hand: bool = False) -> Attempt:
         before = self._client.view
         attempt = await self._client.attempt(source)
         if attempt.kind in ("good", "unchanged"):
             self.last_problem = ""
-        elif attempt.kind != "older" or source is self._origin:
+        elif attempt.kind != "older" or first_hand:
             # A neighbour that lags is no news. An origin that does was set back, or somebody is between us.
             self.last_problem = f"{name}: {attempt.reason or attempt.kind}"
         if attempt.view is not before:

@@ -20,6 +20,7 @@ from pcm_p2p.swarm.origin import OriginClient, OriginMissing
 from pcm_p2p.swarm.peers import ChunkNotServed, UploadRefused
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import MetadataSource, TrustClient
+from pcm_p2p.trust.site_root import PREFIX
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 from pcm_p2p.wire.messages import ChunkGet, FileGet, Message, Roster
 from pcm_p2p.wire.session import PeerRefused, PeerTooSlow, Refuse, Session, SessionClosed
@@ -60,7 +61,11 @@ class Neighbours:
         return {peer.device_id: peer.weight for peer in self._overlay.site_peers()}
 
     def metadata_source(self, device: DeviceId) -> MetadataSource:
-        return _PeerSource(self._overlay, device)
+        return self.source_below(device, "")
+
+    def source_below(self, device: DeviceId, prefix: str) -> MetadataSource:
+        """A neighbour as a source of another tree than the fleet's, whose files have ``prefix`` before their paths."""
+        return _PeerSource(self._overlay, device, prefix)
 
     # For compliance.carry
 
@@ -88,14 +93,15 @@ class Neighbours:
 class _PeerSource:
     """A neighbour as a source of metadata and targets."""
 
-    def __init__(self, overlay: Overlay, device: DeviceId) -> None:
+    def __init__(self, overlay: Overlay, device: DeviceId, prefix: str) -> None:
         self._overlay = overlay
         self._device = device
+        self._prefix = prefix
         self.name = device.hex()
 
     async def fetch(self, path: str, size_bytes_max: int) -> bytes:
         try:
-            return await self._overlay.fetch_file(self._device, path, size_bytes_max)
+            return await self._overlay.fetch_file(self._device, self._prefix + path, size_bytes_max)
         except PeerRefused as error:
             if error.reason == "missing":
                 raise SourceMissing(f"{self._device.short} has no {path}") from None
@@ -121,8 +127,11 @@ class OriginSource:
             raise SourceFailed(error.message) from None
 
 
-def serve_neighbours(overlay: Overlay, seeder: Seeder, client: TrustClient) -> None:
-    """Register what neighbours may ask of this device: chunks within the site, trusted files for everybody of the fleet."""
+def serve_neighbours(
+    overlay: Overlay, seeder: Seeder, client: TrustClient, of_site: Callable[[str], bytes | None] = lambda _: None
+) -> None:
+    """Register what neighbours may ask of this device: chunks within the site, trusted files for everybody of the fleet.
+    ``of_site`` gives a trusted file of the site's own repository, by its path with the prefix."""
 
     async def chunk(device: DeviceId, request: ChunkGet) -> bytes:
         if all(peer.device_id != device for peer in overlay.site_peers()):
@@ -133,7 +142,8 @@ def serve_neighbours(overlay: Overlay, seeder: Seeder, client: TrustClient) -> N
             raise Refuse(error.reason) from None
 
     async def file(_device: DeviceId, request: FileGet) -> bytes:
-        data = await trio.to_thread.run_sync(client.serve, request.path)
+        serve = of_site if request.path.startswith(PREFIX) else client.serve
+        data = await trio.to_thread.run_sync(serve, request.path)
         if data is None:
             raise Refuse("missing")
         return data

@@ -6,7 +6,7 @@
                              │  Digest            │ Holdings, Have, Claim …      │ RecordsPut, AcksPut, Route
                              ▼                    ▼                              ▼
                spreader ─ follower ─► client    fetcher ◄─ origin             carrier ─► outbox (node.sqlite)
-                                       │ view     │ chunks ▲ seeder              ▲
+                              site ────┤ view     │ chunks ▲ seeder              ▲
                                        ▼          ▼        │                     │
                                     steward ─► store ──► applier             reporter ◄─ prober
                                                  ▲
@@ -38,6 +38,7 @@ from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.config import Config
 from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.apply_client import make_changer, make_probes
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import serve_control
@@ -50,6 +51,8 @@ from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
+from pcm_p2p.daemon.site_repository import SiteRepository
+from pcm_p2p.daemon.site_segments import RoutedSegments, SegmentImporter, open_site_origin
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward
 from pcm_p2p.daemon.surroundings import Surroundings, fleet_document
@@ -70,15 +73,8 @@ from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.identity import (
-    DeviceIdentity,
-    PeerIdentity,
-    client_context,
-    peer_identity_untrusted,
-    server_context,
-    verified_identity_untrusted,
-)
-from pcm_p2p.wire.link import LinkSecurity
+from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.wire.messages import (
     AcksPut,
     Claim,
@@ -104,12 +100,14 @@ async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended:
     rng = Random(secrets.randbits(64))  # noqa: S311 - jitter and ties; keys come from libsodium and OpenSSL
     store = await trio.to_thread.run_sync(lambda: ChunkStore(state / "store", config.store.quota_bytes_max).open())
     facts = DeviceFacts(identity.device_id, config.device.site, config.device.labels)
+    nodes: list[_Node] = []
     client = TrustClient(
         state / "trust",
         identity.root_json,
         identity.fleet,
         wall_clock=_wall_clock,
-        wanted=manifests_to_keep(facts, _wall_clock),
+        wanted=manifests_to_keep(facts, _wall_clock, lambda: [one for node in nodes for one in node.site.policies()]),
+        standing=(*STANDING, site_root_path(config.device.site)),
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(client)
@@ -117,9 +115,13 @@ async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended:
         database = await stack.enter_async_context(open_database(sidecar, state / "node.sqlite", MIGRATIONS))
         limits = RateLimits(config.limits)
         origin = await stack.enter_async_context(_open_origin(state, config, client, limits, rng))
+        site_origin = await stack.enter_async_context(open_site_origin(state, config, limits.lan_in, rng))
         decoder = await stack.enter_async_context(Decoder())
         outbox = Outbox(database, identity.device_id)
-        node = _Node(state, config, identity, facts, limits, rng, store, client, sidecar, outbox, origin, decoder)
+        node = _Node(
+            state, config, identity, facts, limits, rng, store, client, sidecar, outbox, origin, site_origin, decoder
+        )
+        nodes.append(node)
         await node.run(ended)
 
 
@@ -154,12 +156,14 @@ class _Node:
         sidecar: Sidecar,
         outbox: Outbox,
         origin: OriginClient,
+        site_origin: OriginClient | None,
         decoder: Decoder,
     ) -> None:
         me = identity.device_id
         self.state, self.config, self.identity = state, config, identity
         self.store, self.client, self.origin = store, client, origin
-        self.surroundings = Surroundings(client, identity)
+        self.admission = Admission(identity, client, state / "denied.json")
+        self.surroundings = Surroundings(client, identity, self.admission.is_revoked)
         self.nursery: trio.Nursery | None = None
         self.uptime = Uptime(state / "uptime.json", _wall_ms)
         uptime = self.uptime.share  # the same to all neighbours, until the next start
@@ -168,10 +172,11 @@ class _Node:
             fleet=identity.fleet,
             interfaces=config.discovery.interfaces,
             listen=config.listen.addresses,
+            places=None if config.listen.addresses else lambda: [host for host, _ in self.overlay.listening],
         )
         self.overlay = Overlay(
             me,
-            LinkSecurity(server_context(identity), client_context(identity), peer_identity_untrusted, identity.fleet),
+            self.admission.security,
             OverlaySettings(
                 site=config.device.site,
                 role=config.device.role,
@@ -185,15 +190,32 @@ class _Node:
             rng=rng,
             introducer=discovery if config.discovery.mdns else None,
             roster_file=RosterFile(state / "run" / "roster.msgpack"),
+            addresses=self.surroundings.exposed_addresses,
+            revoked=self.admission.is_revoked,
             pace_in=limits.lan_in,
             pace_out=limits.lan_out,
         )
         self.neighbours = Neighbours(self.overlay, self.surroundings.collector_address)
         self.seeder = Seeder(store, upload_slots=config.limits.upload_slots)
+        self.site = SiteRepository(
+            state / "site-trust",
+            config.device.site,
+            me,
+            client,
+            self.overlay,
+            self.neighbours.source_below,
+            tree=Path(config.site.repository) if config.site.repository else None,
+            origin=OriginSource(site_origin) if site_origin is not None else None,
+            poll_s=config.site.poll_s,
+            settle_s=config.discovery.settle_s,
+            wall_s=time.time,
+            rng=rng,
+            on_change=self._site_changed,
+        )
         self.fetcher = Fetcher(
             store,
             self.neighbours,
-            origin,
+            origin if site_origin is None else RoutedSegments(origin, site_origin, self.site.manifests),
             me,
             decoder=decoder,
             weight=config.limits.wan_weight,
@@ -242,6 +264,16 @@ class _Node:
             now=client.now,
             on_change=self._release_changed,
             on_transfer=limits.follow,
+            own_site=self.site.word,
+            reaches_site_origin=site_origin is not None,
+        )
+        self.importer = SegmentImporter(
+            config.site.repository,
+            self.fetcher,
+            store,
+            decoder,
+            manifests=self.site.manifests,
+            seed=self.steward.seed,
         )
         courier_limits = CourierLimits(
             direct=config.collectors.direct, interval_ms=int(1_000 * config.collectors.interval_s)
@@ -251,7 +283,7 @@ class _Node:
             Courier(me, rng, courier_limits),
             dial=self._dial_collector,
             neighbour=self.neighbours.link,
-            verify_certificate=self._verify_certificate,
+            verify_certificate=self.admission.verify_author,
             collector_keys=self.surroundings.collector_keys,
             wall_clock_ms=_wall_ms,
         )
@@ -274,7 +306,7 @@ class _Node:
     def _wire(self) -> None:
         """Who hears what."""
         overlay = self.overlay
-        serve_neighbours(overlay, self.seeder, self.client)
+        serve_neighbours(overlay, self.seeder, self.client, self.site.serve)
         for message_type in SWARM_MESSAGES:
             overlay.register(message_type, self.fetcher.on_message)
         overlay.register(Handover, self.caretaker.on_handover)
@@ -296,6 +328,8 @@ class _Node:
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self.rebuilder.run)
             nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.site.run)
+            nursery.start_soon(self.importer.run)
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
             nursery.start_soon(self.uptime.run)
@@ -330,7 +364,9 @@ class _Node:
             config=self.config,
             overlay=self.overlay,
             client=self.client,
+            admission=self.admission,
             follower=self.follower,
+            site=self.site,
             steward=self.steward,
             fetcher=self.fetcher,
             caretaker=self.caretaker,
@@ -360,9 +396,20 @@ class _Node:
         self.carrier.peer_route(device, message)
 
     async def _trust_changed(self, digest: Digest) -> None:
+        if self.admission.changed():
+            await self.carrier.let_go([one.device_id for one in self.admission.revoked()])
         await self.spreader.own_changed(digest)
         assert self.nursery is not None
         await self.surroundings.changed(self.carrier, self.nursery)
+        self.overlay.reconsider()
+        self.site.fleet_changed()
+        self.steward.poke()
+        self.reporter.poke(assess=True)
+
+    async def _site_changed(self) -> None:
+        assert self.nursery is not None
+        self.nursery.start_soon(self.follower.seek)
+        self.importer.poke()
         self.steward.poke()
         self.reporter.poke(assess=True)
 
@@ -374,10 +421,6 @@ class _Node:
         assert self.nursery is not None
         session: Session = await self.nursery.start(self.neighbours.dial_collector, collector)
         return session
-
-    def _verify_certificate(self, certificate_der: bytes) -> PeerIdentity:
-        """Expired ones are good enough for records, which may take weeks; the collector judges their dates."""
-        return verified_identity_untrusted(certificate_der, self.identity.authorities_pem, fleet=self.identity.fleet)
 
     def _moved(self) -> Totals:
         origin = self.origin.statistics()

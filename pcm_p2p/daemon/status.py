@@ -12,11 +12,13 @@ import trio
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.config import Config
 from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import Command
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
 from pcm_p2p.daemon.reporter import Reporter, counts, full_bytes
+from pcm_p2p.daemon.site_repository import SiteRepository
 from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.errors import InputError
 from pcm_p2p.gossip.overlay import Overlay
@@ -38,7 +40,9 @@ class Status:
         config: Config,
         overlay: Overlay,
         client: TrustClient,
+        admission: Admission,
         follower: Follower,
+        site: SiteRepository,
         steward: Steward,
         fetcher: Fetcher,
         caretaker: Caretaker,
@@ -52,8 +56,9 @@ class Status:
         self._me, self._config, self._overlay, self._client = me, config, overlay, client
         self._follower, self._steward, self._fetcher, self._origin = follower, steward, fetcher, origin
         self._store, self._carrier, self._reporter, self._meter = store, carrier, reporter, meter
-        self._caretaker = caretaker
+        self._caretaker, self._admission = caretaker, admission
         self._wall_ms = wall_ms
+        self._site = site
         self._started = trio.current_time()
 
     def commands(self) -> Mapping[str, Command]:
@@ -83,6 +88,8 @@ class Status:
                 "targets": digest.targets,
                 "reason": self._follower.last_problem,
             },
+            "revocation": dict(self._admission.facts()),
+            "site_repository": self._site.facts(),
             "activation": {
                 "allowed": desired is not None and desired.changes_allowed,
                 "why_not": desired.why_not if desired is not None else "no signed policy has arrived yet",
@@ -149,7 +156,7 @@ class Status:
 
     def _problems(self, store_state: str) -> list[str]:
         """What a person should look at, most important first."""
-        found = list(self._steward.problems)
+        found = [*self._admission.problems, *self._steward.problems]
         found += [
             f"{work.assigned.name} {work.assigned.version} is {work.state}: {work.detail}"
             for work in self._steward.works.values()
@@ -161,6 +168,11 @@ class Status:
             found.append(f"no signed metadata yet: {self._follower.last_problem}")
         elif self._client.view is not None and self._client.freshness() != "fresh":
             found.append(f"signed metadata is {self._client.freshness()}: {self._follower.last_problem}")
+        site = self._site.facts()
+        if site["reason"]:
+            found.append(f"the site's own repository: {site['reason']}")
+        if site["state"] in ("stale", "frozen"):
+            found.append(f"the site's own repository is {site['state']}: its authority must publish again")
         if resting := self._origin.statistics().resting:
             found.append(f"origin: {resting}")
         found += [f"device {device.short} is banned: it {why}" for device, why in self._fetcher.blamed.items()]
