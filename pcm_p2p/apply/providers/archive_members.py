@@ -12,6 +12,7 @@ what they seem; the names after them are real entries, or links of which the sam
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import stat
 import struct
@@ -37,8 +38,8 @@ LINK_TARGET_CHARACTERS_MAX = 4_096
 """Linux PATH_MAX."""
 
 _BROKEN = (
-    tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
-    IndexError, NotImplementedError, RuntimeError, OverflowError, RecursionError,
+    tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError,
+    KeyError, IndexError, NotImplementedError, RuntimeError, OverflowError, RecursionError,
 )  # fmt: skip
 
 
@@ -76,6 +77,10 @@ def unpack_untrusted(archive: IO[bytes], folder: Path, *, unpacked_bytes_max: in
         raise
     except _BROKEN as error:
         raise UntrustedBytes(f"the archive is damaged or of no known kind: {error}") from None
+    except OSError as error:
+        if error.errno is None:  # gzip and bz2 say so of their stream; a disk gives a number
+            raise UntrustedBytes(f"the archive is damaged: {error}") from None
+        raise
     return unpacking.written_bytes
 
 
