@@ -32,7 +32,7 @@ KNOWS: dict[str, set[str]] = {
     "wire": set(),
     "policy": set(),
     "trust": {"content"},
-    "authority": {"content", "trust"},
+    "authority": {"content", "policy", "trust"},
     "enrolment": {"authority", "trust", "wire"},
     "gossip": {"wire"},
     "swarm": {"content", "wire"},

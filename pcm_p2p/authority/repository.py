@@ -50,6 +50,7 @@ from pcm_p2p.authority.release_list import (
     same_but_for_counter,
 )
 from pcm_p2p.authority.signing_key import open_signing_key
+from pcm_p2p.authority.site_policy import policy_complaints
 from pcm_p2p.authority.staging import StagingArea, complaints_about, keyids_of, system_clock
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.durable import write_atomic
@@ -394,6 +395,7 @@ class FleetFolder(StagingArea):
             signed: list[SignResult] = []
             for role, document in proposed.items():
                 refuse(complaints_about(role, document.signed, self.fleet_id))
+                refuse(policy_complaints(self, role, document.signed))
                 if any(opened.keyid in keyids_of(one, role) for one in self.all_namers(role)):
                     document.sign(opened.signer, append=True)
                     audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))

@@ -69,13 +69,12 @@ def found_site(
 
 
 def signed_root(folder: FleetFolder) -> bytes:
-    """The first root of a site's folder, to be listed by the fleet. Raises ``InputError`` if the folder is a fleet's own, and
+    """The newest root of a site's folder, to be listed by the fleet. Raises ``InputError`` if the folder is a fleet's own, and
     ``TrustError`` with names while signatures are missing."""
     if site_of(folder.path) is None:
         raise InputError("is the folder of a fleet, not of a site", path=folder.path)
-    published = folder.metadata / "1.root.json"
-    if published.exists():
-        return published.read_bytes()
+    if any(folder.metadata.glob("*.root.json")):
+        return folder.root_bytes()
     proposed = Metadata[Root].from_bytes((folder.path / "proposal" / "root.json").read_bytes())
     if is_signed(proposed):
         return proposed.to_bytes()

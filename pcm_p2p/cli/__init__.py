@@ -17,6 +17,8 @@ release_plan      ``release plan``
 release_bases     which releases deltas start from, without ``--base``
 release_progress  the bar while a release is made
 policy            ``policy check``, ``policy put``
+site_policy       ``policy allow``
+site_alone        ``site found``, ``site autonomous``
 signing           ``sign``, ``publish``
 origin            ``origin serve``
 enroll            ``enroll desk``, ``enroll token``, ``enroll list``, ``enroll revoke``, ``enroll join``

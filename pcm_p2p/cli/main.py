@@ -23,6 +23,7 @@ from pcm_p2p.cli import (
     policy,
     release,
     signing,
+    site_alone,
     store,
 )
 from pcm_p2p.errors import PcmError, exit_statuses
@@ -43,6 +44,7 @@ app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
+app.add_typer(site_alone.app, name="site")
 signing.mount(app)
 app.add_typer(origin.app, name="origin")
 app.add_typer(enroll.app, name="enroll")

@@ -9,20 +9,31 @@ import typer
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, out, print_json
+from pcm_p2p.cli.site_policy import AllowancesFile, FleetPolicies, Site, allow, judge
 
 if TYPE_CHECKING:
     from pcm_p2p.policy.document import Policy
 
 app = typer.Typer(help="Policies: what devices should be.", no_args_is_help=True)
+app.command("allow")(allow)
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="Policy files.")], json: Json = False) -> None:
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Policy files.")],
+    site: Site = "",
+    allowances: AllowancesFile = None,
+    fleet_policy: FleetPolicies = None,
+    json: Json = False,
+) -> None:
     """Read policies as a device would, and say what is wrong with them: file, line, key and remedy.
+
+    With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says.
 
     EXIT STATUS: 0 all can be used; 2 the first that cannot, with its error.
     """
     policies = [_read(path)[0] for path in files]
+    judge(zip(files, policies, strict=True), site, allowances, fleet_policy)
     facts = [
         {
             "id": policy.id,

@@ -1,4 +1,4 @@
-"""A site that acts alone, with real daemons: publish in the office while the fleet's origin is out of reach, and the office has it."""
+"""A site that acts alone, with real daemons: publish in the office with the origin out of reach, and all of the office has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import trio
 from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet, state_of
 
 from pcm_p2p.authority.founders import Founders

@@ -1,0 +1,83 @@
+"""A site's policies as the tool sees them: what devices would set aside is refused before it is signed.
+
+Judged are the policies in the document of a ``site-<site>`` role, against the allowances and the policies of the fleet that are
+in the same folder: as proposed, else as published. A device judges again, by what is published when it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tuf.api.metadata import Targets  # type: ignore[attr-defined]
+
+from pcm_p2p.authority.staging import StagingArea
+from pcm_p2p.errors import InputError
+from pcm_p2p.policy.allowance import Allowances, decode_allowances, why_beyond
+from pcm_p2p.policy.document import Policy, decode_policy
+from pcm_p2p.policy.precedence import may_meet, why_looser
+from pcm_p2p.trust.delegation import TARGETS, kind_of
+from pcm_p2p.trust.index import ALLOWANCES
+
+
+def why_refused(policy: Policy, site: str, allowances: Allowances | None, floor: Sequence[Policy]) -> tuple[str, ...]:
+    """Each sentence says why devices of ``site`` would set the policy aside; ``floor`` are the fleet's policies."""
+    return (*why_beyond(policy, site, allowances), *why_looser(policy, floor, may_meet(site)))
+
+
+def refuse_beyond(policy: Policy, site: str, allowances: Allowances | None, floor: Sequence[Policy], name: str) -> None:
+    """Raises ``InputError`` with all reasons if devices of ``site`` would set the policy aside; ``name`` is the file's."""
+    reasons = why_refused(policy, site, allowances, floor)
+    if reasons:
+        raise InputError(
+            f"is beyond what site {site} may set: {'; '.join(reasons)}",
+            path=name,
+            remedy="Change the policy, or let the fleet allow it with 'pcm-p2p policy allow'.",
+        )
+
+
+def allowances_of(folder: StagingArea) -> Allowances | None:
+    """What the fleet lets sites set, as proposed, else as published. Raises ``InputError`` if that does not read."""
+    info = folder.working(TARGETS).targets.get(ALLOWANCES)
+    return None if info is None else decode_allowances(folder.files.read(ALLOWANCES, info), ALLOWANCES)
+
+
+def fleet_policies(folder: StagingArea) -> tuple[Policy, ...]:
+    """The fleet's own policies, as proposed, else as published. Raises ``InputError`` if one does not read."""
+    return tuple(_policies(folder, folder.working(TARGETS)))
+
+
+def site_policies(folder: StagingArea) -> Iterator[tuple[str, Policy]]:
+    """The policies of all delegated sites with the site of each, as proposed, else as published."""
+    for role in folder.roles():
+        kind = kind_of(role)
+        if kind is not None and kind[0] == "site":
+            yield from ((kind[1], policy) for policy in _policies(folder, folder.working(role)))
+
+
+def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple[str, ...]:
+    """What devices would set aside of a document that a site is about to sign; nothing for other roles."""
+    kind = kind_of(role)
+    if kind is None or kind[0] != "site":
+        return ()
+    allowances, floor = allowances_of(folder), fleet_policies(folder)
+    return tuple(
+        f"policy {policy.id} of site {kind[1]}: {reason}"
+        for policy in _policies(folder, targets)
+        for reason in why_refused(policy, kind[1], allowances, floor)
+    )
+
+
+def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
+    """Policies of sites that do not fit what the fleet has proposed, for its signers to know. One sentence each."""
+    allowances, floor = allowances_of(folder), fleet_policies(folder)
+    return tuple(
+        f"policy {policy.id} of site {site} would be set aside: {reasons[0]}"
+        for site, policy in site_policies(folder)
+        if (reasons := why_refused(policy, site, allowances, floor))
+    )
+
+
+def _policies(folder: StagingArea, targets: Targets) -> Iterable[Policy]:
+    for path, info in sorted(targets.targets.items()):
+        if path.startswith("policies/") and path.endswith(".toml"):
+            yield decode_policy(folder.files.read(path, info), path)

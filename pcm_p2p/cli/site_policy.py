@@ -1,0 +1,75 @@
+"""``policy allow``, and judging a policy as a site's: what the fleet lets its sites set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.output import note, out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pcm_p2p.policy.document import Policy
+
+Site = Annotated[str, typer.Option("--site", help="Judge them as policies of this site, too.")]
+AllowancesFile = Annotated[Path | None, typer.Option("--allowances", help="The fleet's allowances, for --site.")]
+FleetPolicies = Annotated[
+    list[Path] | None, typer.Option("--fleet-policy", help="A policy of the fleet, for --site; repeat it.")
+]
+
+
+def allow(file: Annotated[Path, typer.Argument(help="The allowances, TOML.")], fleet: Fleet) -> None:
+    """Stage what sites may set by themselves: releases, modes, kinds of resources and checks, paths, limits.
+
+    The fleet's targets keys sign it. A site that it does not name has the table 'default', and without that sets nothing.
+
+    EXIT STATUS: 0; 2 the document is wrong.
+    """
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_policy import set_aside_by_change
+    from pcm_p2p.policy.allowance import decode_allowances
+    from pcm_p2p.trust.index import ALLOWANCES
+
+    data = _read(file)
+    allowances = decode_allowances(data, str(file))
+    folder = FleetFolder.open(fleet)
+    out().print(f"staged {folder.stage_file(ALLOWANCES, data)}")
+    sites = ", ".join(one.name for one in allowances.sites) or "no site"
+    out().print(
+        f"it names {sites}; others {'have the default' if allowances.default else 'may set nothing'}", markup=False
+    )
+    for sentence in set_aside_by_change(folder):
+        note(sentence)
+    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+
+
+def judge(
+    policies: Iterable[tuple[Path, Policy]], site: str, allowances: Path | None, fleet_policies: list[Path] | None
+) -> None:
+    """Refuse (``InputError``) the first policy that devices of ``site`` would set aside."""
+    from pcm_p2p.authority.site_policy import refuse_beyond
+    from pcm_p2p.errors import InputError
+    from pcm_p2p.policy.allowance import decode_allowances
+    from pcm_p2p.policy.document import decode_policy
+
+    if not site:
+        if allowances is not None or fleet_policies:
+            raise InputError("goes with --site", key="--allowances", remedy="Name the site whose policies these are.")
+        return
+    allowed = decode_allowances(_read(allowances), str(allowances)) if allowances is not None else None
+    floor = [decode_policy(_read(path), str(path)) for path in fleet_policies or ()]
+    for path, policy in policies:
+        refuse_beyond(policy, site, allowed, floor, str(path))
+
+
+def _read(path: Path) -> bytes:
+    from pcm_p2p.errors import InputError
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path, remedy="Check the path.") from None
