@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -28,7 +30,7 @@ def walk(name: str, root_threshold: int | None, release_threshold: int | None) -
         "Three people or more are best: two must sign then, so that no thief decides alone and nobody who is away stops you."
     )
     count = typer.prompt(
-        "How many people will hold keys?", type=typer_range(1, PEOPLE_MAX), default=PEOPLE_DEFAULT, err=True
+        "How many people will hold keys?", value_proc=_number(1, PEOPLE_MAX), default=PEOPLE_DEFAULT, err=True
     )
     here: list[str] = []
     carried: dict[str, list[PublicKey]] = {role: [] for role in TITLES}
@@ -49,11 +51,15 @@ def walk(name: str, root_threshold: int | None, release_threshold: int | None) -
     return name, founders
 
 
-def typer_range(least: int, most: int) -> type[int]:
-    """A whole number in bounds, as the prompt checks it."""
-    import click
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in bounds; the prompt asks again for anything else."""
 
-    return click.IntRange(least, most)  # type: ignore[return-value]  # typer's signature knows types only
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,4}", str(text).strip()) or not least <= int(text) <= most:
+            raise typer.BadParameter(f"a number from {least} to {most} is needed")
+        return int(text)
+
+    return read
 
 
 def _ask_person(number: int, here: list[str], carried: dict[str, list[PublicKey]]) -> None:
@@ -108,7 +114,7 @@ def _ask_threshold(title: str, people: int) -> int:
         f"How many of the {people} must sign a new root?"
         if title == "root"
         else f"How many of the {people} must sign releases and policies?",
-        type=typer_range(1, people),
+        value_proc=_number(1, people),
         default=suggested_threshold(people),
         err=True,
     )

@@ -9,6 +9,7 @@ import typer
 
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.key_choice import Token, chosen, secret_for
 from pcm_p2p.cli.output import Json, err, note, out, print_facts, print_json
 
 
@@ -19,7 +20,8 @@ def mount(app: typer.Typer) -> None:
 
 def sign(
     fleet: Fleet,
-    key: Annotated[Path | None, typer.Option("--key", help="Key file; without it the proposal is only shown.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Key file; without a key the proposal is only shown.")] = None,
+    token: Token = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask after showing what would be signed.")] = False,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
@@ -44,10 +46,11 @@ def sign(
             for line in proposal.lines():
                 err().print(line, markup=False)
             err().print()
-    if key is not None:
+    if key is not None or token is not None:
+        chosen_key = chosen(key, token, option="--key FILE")
         if not yes and not _agreed():
             raise InputError("not signed", remedy="Stage something else, or run it again; --yes asks no question.")
-        folder.sign(key, passphrase.obtain(passphrase_file, passphrase_fd, what=str(key)))
+        folder.sign(chosen_key, secret_for(chosen_key, passphrase_file, passphrase_fd))
         proposals = folder.proposals()
     if json:
         print_json([proposal.as_json() for proposal in proposals])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
+from soft_token import LIBRARY, PIN, SoftToken, needs_tokens, plugged_in
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import hardware_key
@@ -19,66 +16,12 @@ from pcm_p2p.authority.public_key import decode_public_key_untrusted, encode_pub
 from pcm_p2p.authority.signing_key import add_signature, open_signing_key
 from pcm_p2p.errors import InputError, TrustError
 
-LIBRARIES = [
-    Path(folder) / "softhsm" / "libsofthsm2.so"
-    for folder in (
-        "/usr/lib",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/local/lib",
-        "/usr/lib64",
-    )
-]
-LIBRARY = next((path for path in LIBRARIES if path.exists()), None)
-ABSENT = (
-    "python-pkcs11 is not installed: pip install 'pcm_p2p[token]'"
-    if importlib.util.find_spec("pkcs11") is None
-    else "SoftHSM is not installed: apt-get install softhsm2"
-    if LIBRARY is None or shutil.which("softhsm2-util") is None
-    else ""
-)
-with_token = [pytest.mark.token, pytest.mark.skipif(bool(ABSENT), reason=ABSENT)]
-PIN = "482913"
-
-
-@dataclass(frozen=True)
-class SoftToken:
-    """A folder of SoftHSM's tokens; ``unplug`` and ``plug`` do what hands do with others."""
-
-    folder: Path
-
-    def add(self, label: str) -> str:
-        """Initialise one more token; returns the address of its key 2."""
-        command = ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", "77777777"]
-        subprocess.run(command, check=True, capture_output=True)
-        self.notice()
-        return f"hsm:2?label={label}"
-
-    def unplug(self) -> None:
-        (self.folder / "tokens").rename(self.folder / "unplugged")
-        (self.folder / "tokens").mkdir()
-        self.notice()
-
-    def notice(self) -> None:
-        import pkcs11
-
-        pkcs11.lib(str(LIBRARY)).reinitialize()
+pytestmark = needs_tokens
 
 
 @pytest.fixture
 def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
-    (tmp_path / "tokens").mkdir()
-    (tmp_path / "softhsm.conf").write_text(
-        f"directories.tokendir = {tmp_path / 'tokens'}\nobjectstore.backend = file\nlog.level = ERROR\n"
-    )
-    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm.conf"))
-    monkeypatch.setenv("PYKCS11LIB", str(LIBRARY))
-    soft = SoftToken(tmp_path)
-    soft.notice()
-    return soft
-
-
-pytestmark = with_token
+    return plugged_in(tmp_path, monkeypatch)
 
 
 def test_a_key_made_in_a_token_signs_there_and_its_signature_is_that_of_the_listed_key(tokens: SoftToken) -> None:
