@@ -50,6 +50,8 @@ rotation              core   the keys and the threshold of a role, before and af
 expiry                core   what comes near its end, and what one absent person stops
 audit_log             core   the chain of signing acts, and its judgement
 audit_journal         shell  that chain in the fleet folder
+audit_record          shell  from a signature that was just made to its entry
+pin                   core   what a signer's machine remembers of each fleet
 site_policy           shell  what devices would set aside of a site's policies, said before it is signed
 site_folder           shell  what marks the folder of a site that acts alone, and what may be staged in it
 site_repository       shell  founding the repository of a site that acts alone, and listing its root

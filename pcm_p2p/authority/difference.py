@@ -188,7 +188,7 @@ def _role(
     field: str, role: str, old: _Tree, new: _Tree, owners_old: dict[str, str], owners_new: dict[str, str]
 ) -> Iterator[Change]:
     """One role whose description differs; at least one change."""
-    name, said = shown(role), 0
+    name, said = shown(str(role)), 0
     before, after = old.get("keyids", []), new.get("keyids", [])
     if not new:
         yield Change(field, f"- role {name}: nobody may sign it any more")
@@ -230,13 +230,13 @@ def _delegations(old: _Tree, new: _Tree) -> Iterator[Change]:
     yield from _keys("delegations.keys", old.get("keys", {}), new.get("keys", {}))
     listed = [{role["name"]: role for role in side.get("roles", [])} for side in (old, new)]
     owners = [_owners(side) for side in (old, new)]
-    for role in sorted(listed[0].keys() | listed[1].keys()):
+    for role in sorted(listed[0].keys() | listed[1].keys(), key=str):
         left, right = listed[0].get(role, {}), listed[1].get(role, {})
         if not _same(left, right):
             yield from _role(f"delegations.{role}", role, left, right, *owners)
     stay = [[role for role in side if role in listed[0] and role in listed[1]] for side in listed]
     if stay[0] != stay[1]:
-        names = [", ".join(shown(role) for role in side) for side in stay]
+        names = [", ".join(shown(str(role)) for role in side) for side in stay]
         yield Change("delegations.roles", f"~ order of delegations {names[0]} → {names[1]}")
     yield from _rest("delegations", old, new, ("keys", "roles"))
 

@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.audit_log import is_volume
 from pcm_p2p.authority.delegating import Delegator
 from pcm_p2p.authority.difference import Contents, Difference, difference, nothing_at_hand
 from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.authority.shown_text import shown
 from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.lint import owner_of
-
-_ABOVE = ("version", "expires")
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,6 @@ class TargetChange:
     size_after: int | None
     sha256_before: str | None
     sha256_after: str | None
-
-    def line(self) -> str:
-        sign = {"added": "+", "removed": "-", "changed": "~"}[self.kind]
-        if self.size_before is None:
-            size = f"{self.size_after} bytes"
-        elif self.size_after is None:
-            size = f"{self.size_before} bytes"
-        else:
-            size = f"{self.size_before} → {self.size_after} bytes"
-        return f"{sign} {self.path}  {size}  sha256 {(self.sha256_after or self.sha256_before or '')[:16]}"
 
 
 @dataclass(frozen=True)
@@ -102,11 +91,10 @@ class Proposal:
     def lines(self, contents: Contents = nothing_at_hand, *, full: bool = False) -> Iterator[str]:
         """For a person: one fact a line, cut where it is long unless ``full``."""
         yield f"{self.role} version {self.version_before} → {self.version_after}"
-        before = f"{self.expires_before:%Y-%m-%d}" if self.expires_before else "none"
-        yield f"expires {before} → {self.expires_after:%Y-%m-%d}"
-        found = self.difference(contents)
-        # Both stand above, with the versions and dates even where they stay.
-        yield from Difference(tuple(one for one in found.changes if one.field not in _ABOVE)).lines(full=full)
+        if self.expires_before == self.expires_after:
+            yield f"expires {self.expires_after:%Y-%m-%d}, as before"
+        changes = self.difference(contents).changes
+        yield from Difference(tuple(one for one in changes if one.field != "version")).lines(full=full)
         for signatures in self.signatures:
             yield signatures.line()
         yield f"digest {self.digest}"
@@ -200,7 +188,7 @@ def signatures_of(delegator: Delegator, role: str, document: Metadata[Any]) -> S
 def _changes(old: dict[str, TargetFile], new: dict[str, TargetFile]) -> Iterator[TargetChange]:
     for path in sorted(old.keys() | new.keys()):
         before, after = old.get(path), new.get(path)
-        if before == after:
+        if before == after or is_volume(path):  # the log grows with every proposal
             continue
         kind: Literal["added", "removed", "changed"] = (
             "added" if before is None else "removed" if after is None else "changed"

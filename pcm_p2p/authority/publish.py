@@ -36,7 +36,8 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority import audit_record, keyfile
+from pcm_p2p.authority.audit_journal import AuditJournal
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
 from pcm_p2p.authority.immutable_file import place_immutable
@@ -190,6 +191,7 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
     for role in reversed([role for role in folder.roles() if role in proposed]):
         file = folder.metadata / f"{proposed[role].signed.version}.{role}.json"
         write_atomic(file, proposed[role].to_bytes())
+        AuditJournal(folder.path, folder.wall_clock).forget_document(proposed[role].signed_bytes)
     return documents
 
 
@@ -246,6 +248,7 @@ def _commit_online(folder: FleetFolder, keys: OnlineKeys, documents: _Documents)
         snapshot = Metadata(Snapshot(version=version, expires=now + SNAPSHOT_LIFETIME, meta=named))
         _refuse(lint_snapshot(snapshot.signed))
         snapshot.sign(keys.snapshot)
+        audit_record.record(folder, "online", "snapshot", snapshot, snapshot.signatures, (root,))
         write_atomic(folder.metadata / f"{version}.snapshot.json", snapshot.to_bytes())
     meta = MetaFile.from_data(snapshot.signed.version, snapshot.to_bytes(), ["sha256"])
     fresh = Metadata(
@@ -258,6 +261,7 @@ def _commit_online(folder: FleetFolder, keys: OnlineKeys, documents: _Documents)
     )
     _refuse(lint_timestamp(fresh.signed))
     fresh.sign(keys.timestamp)
+    audit_record.record(folder, "online", "timestamp", fresh, fresh.signatures, (root,))
     write_atomic(folder.metadata / "timestamp.json", fresh.to_bytes())
 
 

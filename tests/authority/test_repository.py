@@ -110,7 +110,7 @@ def test_a_proposal_says_what_changes(fleet: RepositorySimulator) -> None:
     ]
     lines = list(proposal.lines())
     assert lines[0] == "targets version 1 → 2"
-    assert lines[1] == "expires 2027-03-01 → 2027-03-01"
+    assert lines[1] == "expires 2027-03-01, as before"
     assert any(line.startswith("~ policies/first.toml  12 → 13 bytes  sha256 ") for line in lines)
     assert any(line.startswith("+ policies/second.toml  12 bytes") for line in lines)
     assert any(line.startswith("- identity/ca.pem") for line in lines)

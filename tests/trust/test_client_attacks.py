@@ -227,7 +227,7 @@ def test_truncated_files(fleet: RepositorySimulator, device: TrustClient) -> Non
     before = fleet.tree()
     fleet.publish_policy("second")
     tree = fleet.tree()
-    for path in (TIMESTAMP, *(tree.keys() - before.keys())):
+    for path in (TIMESTAMP, *(path for path in tree.keys() - before.keys() if "/audit/" not in path)):
         refused(device, TreeSource(tree, replaced={path: tree[path][:-3]}), "bad")
     assert attempt(device, TreeSource(tree)).kind == "good"
 
