@@ -59,6 +59,9 @@ floor            core   versions below which nothing is accepted again
 view             shell  what a device believes now, and how fresh it is
 updater          shell  python-tuf as it is run here: limits, network, whom to blame
 tufcli           shell  the updater behind the command line of the public conformance suite
+delegates        shell  the delegated roles in a trial, each by itself
+halt             core   orders to stop, bound to the key that gave them, until a threshold lifts them
+root_chain       shell  the roots that a device keeps
 trial            shell  one attempt at a source, in a copy that is thrown away unless all of it is good
 client           shell  the device's side: attempts, the swap, serving to peers
 ===============  =====  ==================================================================================

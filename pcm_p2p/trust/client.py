@@ -38,16 +38,16 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.durable import fsync_folder, sweep_temporaries, write_atomic
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
-from pcm_p2p.trust.floor import Floor
+from pcm_p2p.trust.delegation import every_role
+from pcm_p2p.trust.floor import Floor, RoleFloor
 from pcm_p2p.trust.index import STANDING, check_tree_path, metadata_version
 from pcm_p2p.trust.lint import lint_root
+from pcm_p2p.trust.root_chain import newest_root, root_versions
 from pcm_p2p.trust.trial import (
     Refusal,
     Trial,
     Wanted,
     all_releases,
-    newest_root,
-    root_versions,
 )
 from pcm_p2p.trust.updater import Kind, SourceFailed
 from pcm_p2p.trust.view import GRACE, Freshness, State, TrustedView
@@ -110,7 +110,8 @@ class MetadataDigest(NamedTuple):
 
 class TrustClient:
     """See the module. ``wall_clock`` returns aware UTC time and may be wrong: it is never believed below the floor. ``standing``
-    are the targets outside the index that this device reads when they are there."""
+    are the targets outside the index that this device reads when they are there, ``roles`` tells the delegated roles that concern
+    it."""
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class TrustClient:
         wall_clock: Callable[[], datetime],
         wanted: Wanted = all_releases,
         standing: tuple[str, ...] = STANDING,
+        roles: Callable[[str], bool] = every_role,
         file_timeout_s: float = FILE_TIMEOUT_S,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
     ) -> None:
@@ -130,6 +132,7 @@ class TrustClient:
         self._wall_clock = wall_clock
         self._wanted = wanted
         self._standing = standing
+        self._roles = roles
         self._file_timeout_s = file_timeout_s
         self._attempt_timeout_s = attempt_timeout_s
         self._view: TrustedView | None = None
@@ -236,6 +239,7 @@ class TrustClient:
             get=lambda path, size_bytes_max: trio.from_thread.run(self._get, source, path, size_bytes_max),
             wanted=self._wanted,
             standing=self._standing,
+            roles=self._roles,
         )
         try:
             accepted = trial.run()
@@ -308,7 +312,7 @@ class TrustClient:
             return None
         if wanted is not None:
             role, version = wanted
-            if role != "timestamp" and version != getattr(view.versions, role):
+            if role != "timestamp" and version != view.version_of(role):
                 return None
             return view.metadata(f"metadata/{role}.json")
         data = _read_or_none(view.folder / path)
@@ -391,6 +395,9 @@ class TrustClient:
                 now_ms=0,
                 issued_ms=state.accepted_ms,
                 expires_ms=state.expires_ms,
+                delegated={
+                    role: RoleFloor(one.version, one.signers) for role, one in state.delegated.items() if one.version
+                },
             )
         timestamp_keys, snapshot_keys = self._online_keys()
         return floor.under(timestamp_keys, snapshot_keys).or_higher(of_view.under(timestamp_keys, snapshot_keys))

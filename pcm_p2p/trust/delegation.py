@@ -16,6 +16,7 @@ which its name tells, and nobody can be outvoted or shadowed by the order of del
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final, Literal
 
 from pcm_p2p.errors import UntrustedBytes
@@ -90,6 +91,21 @@ def role_of_path(path: str) -> str:
     elif len(parts) == 3 and parts[0] == "policies":
         role = f"site-{parts[1]}"
     return role if role == TARGETS or kind_of(role) is not None else TARGETS
+
+
+def every_role(role: str) -> bool:  # noqa: ARG001 - the shape of a choice of roles
+    """Who serves others wants all of them: collectors and relays."""
+    return True
+
+
+def roles_of_device(site: str) -> Callable[[str], bool]:
+    """The delegated roles that concern a device of ``site``: its own site's, all teams', and halts."""
+
+    def concerns(role: str) -> bool:
+        kind = kind_of(role)
+        return kind is not None and (kind[0] != "site" or kind[1] == site)
+
+    return concerns
 
 
 def title_of(role: str) -> str:

@@ -5,12 +5,16 @@ floor is kept apart (``floor.json``), only rises, and falls only with cause: whe
 alone had proved is no longer believed, or a thief's fast-forward would lock the fleet out for ever (TUF specification 5.3.11,
 "fast-forward attack recovery").
 
+Delegated roles have a floor each, under the same rule: it is of no more use once the delegation takes away a key that was behind
+it, and it falls with the snapshot's, which is what names the versions of delegated documents.
+
 ``time_ms`` is the latest moment that a signed document proved: acceptance by the wall clock, or the signed ``x-pcm-issued`` of a
 timestamp, never beyond that timestamp's own expiry. Clocks that say 1970 are thereby harmless.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -30,6 +34,13 @@ class Versions(NamedTuple):
 NOTHING = Versions(0, 0, 0, 0)
 
 
+class RoleFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a delegated role: the version that was accepted, and the ids of the keys behind it."""
+
+    version: Version
+    signers: tuple[str, ...] = ()
+
+
 class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``*_signers``: ids of the keys whose signatures stand behind the versions of that role (and the time)."""
 
@@ -40,6 +51,7 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_ms: Version = 0
     timestamp_signers: tuple[str, ...] = ()
     snapshot_signers: tuple[str, ...] = ()
+    delegated: dict[str, RoleFloor] = {}
 
     @property
     def versions(self) -> Versions:
@@ -54,6 +66,7 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         now_ms: int,
         issued_ms: int,
         expires_ms: int,
+        delegated: Mapping[str, RoleFloor] | None = None,
     ) -> Floor:
         """After accepting ``versions``. ``now_ms`` is the device's clock (0: unknown), ``issued_ms`` what was signed."""
         proved_ms = min(max(now_ms, issued_ms), expires_ms)
@@ -65,7 +78,13 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max(self.time_ms, proved_ms),
             timestamp_signers,
             snapshot_signers,
+            {**self.delegated, **(delegated or {})},
         )
+
+    def role(self, role: str, keyids: frozenset[str]) -> int:
+        """The version of a delegated role below which nothing is accepted, where these keys may sign for it now."""
+        floor = self.delegated.get(role)
+        return floor.version if floor is not None and set(floor.signers) <= keyids else 0
 
     def or_higher(self, other: Floor) -> Floor:
         """The higher of both, each role with the signers of the side that is higher (``other``'s where both are equal)."""
@@ -79,13 +98,17 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max(self.time_ms, other.time_ms),
             timestamp.timestamp_signers,
             snapshot.snapshot_signers,
+            {
+                role: max((one for one in (self.delegated.get(role), other.delegated.get(role)) if one), key=_version)
+                for role in sorted({*self.delegated, *other.delegated})
+            },
         )
 
     def under(self, timestamp_keys: frozenset[str], snapshot_keys: frozenset[str]) -> Floor:
         """What is left when only these online keys are believed.
 
         A timestamp key that went takes the timestamp's floor and the time with it. A snapshot key that went takes the floors of
-        snapshot and targets with it, and the timestamp's, since that had to refer to it.
+        snapshot, targets and delegated roles with it, and the timestamp's, since that had to refer to it.
         """
         timestamp_gone = not set(self.timestamp_signers) <= timestamp_keys
         snapshot_gone = not set(self.snapshot_signers) <= snapshot_keys
@@ -95,7 +118,7 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if timestamp_gone:
             floor = msgspec.structs.replace(floor, time_ms=0)
         if snapshot_gone:
-            floor = msgspec.structs.replace(floor, snapshot=0, targets=0, snapshot_signers=())
+            floor = msgspec.structs.replace(floor, snapshot=0, targets=0, snapshot_signers=(), delegated={})
         return floor
 
     def below(self, versions: Versions) -> str:
@@ -105,3 +128,7 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if offered < floor:
                 return f"{role} version {offered} is below {floor}, which was accepted before"
         return ""
+
+
+def _version(floor: RoleFloor) -> int:
+    return floor.version

@@ -10,6 +10,7 @@ Steps, in this order::
     forks    no other document with a version that is trusted already
     targets  index, standing documents, policies, wanted manifests: taken over from the current generation where equal,
              else fetched; each is verified by length and SHA-256 by python-tuf
+    roles    the delegated ones that concern this device, each by itself (``delegates``)
     state    ``state.json`` of the new generation
 """
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,10 +35,14 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # typ
 from tuf.ngclient import Updater  # type: ignore[attr-defined]
 
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import PcmError
+from pcm_p2p.errors import PcmError, UntrustedBytes
+from pcm_p2p.trust.delegates import Delegates, Unusable
+from pcm_p2p.trust.delegation import TARGETS, every_role, role_of_path
 from pcm_p2p.trust.floor import Floor, Versions
+from pcm_p2p.trust.halt import NOTHING_LIFTED, Lifted, decode_lifted_untrusted
 from pcm_p2p.trust.index import (
     INDEX,
+    LIFTED,
     STANDING,
     Index,
     check_target_path,
@@ -48,11 +52,13 @@ from pcm_p2p.trust.index import (
     target_size_bytes_max,
 )
 from pcm_p2p.trust.lint import lint_root, lint_snapshot, lint_targets, lint_timestamp, lint_version
+from pcm_p2p.trust.root_chain import newest_root, root_versions
 from pcm_p2p.trust.updater import ANSWERED, Kind, new_updater, verdict
 from pcm_p2p.trust.view import Kept, State, TrustedView
 
 Wanted = Callable[[Index, Mapping[str, bytes]], Collection[str]]
-"""Which releases of the index to fetch, given the index and the bytes of all policies and standing documents by path."""
+"""Which releases of the index to fetch, given what all roles list as one index, and the bytes of all policies, halts and standing
+documents by path."""
 
 _EVIDENCE_FILES_MAX = 32
 
@@ -97,6 +103,7 @@ class Trial:
     get: Callable[[str, int], bytes]
     wanted: Wanted = all_releases
     standing: tuple[str, ...] = STANDING
+    roles: Callable[[str], bool] = every_role
     _offered: dict[str, bytes] = field(default_factory=dict)
 
     def run(self) -> Accepted:
@@ -123,7 +130,12 @@ class Trial:
         cache.mkdir(mode=0o700, parents=True)
         (self.staging / "metadata").mkdir()
         (self.staging / "targets").mkdir()
-        for role in ("timestamp", "snapshot", "targets"):
+        for role in (
+            "timestamp",
+            "snapshot",
+            "targets",
+            *(self.current.state.delegated if self.current is not None else ()),
+        ):
             # A damaged file is as good as none: the floor stands without it.
             if self.current is not None and (data := self.current.metadata(f"metadata/{role}.json")) is not None:
                 (cache / f"{role}.json").write_bytes(data)
@@ -147,10 +159,14 @@ class Trial:
         digest = hashlib.sha256(timestamp.signed_bytes).hexdigest()
         floor = self._check_floor(root, versions)
         self._check_forks(floor, {"timestamp": timestamp, "snapshot": snapshot, "targets": targets})
-        if self._is_current(versions, digest):
+        roles = self._roles_of(targets.signed, snapshot.signed)
+        if self._is_current(versions, digest, roles):
             assert self.current is not None
             return Accepted(self.current.state, floor, unchanged=True)
-        kept = self._bring_targets(updater)
+        kept, delegates = self._bring_targets(updater, targets.signed, snapshot.signed, floor, roles)
+        if self._is_same(versions, digest, kept, delegates):
+            assert self.current is not None
+            return Accepted(self.current.state, floor, unchanged=True)
         expires = min(document.expires for document in (root, timestamp.signed, snapshot.signed, targets.signed))
         state = State(
             schema="pcm.trusted/1",
@@ -164,8 +180,9 @@ class Trial:
             accepted_ms=_ms(self.now),
             timestamp_signers=_signers(root, "timestamp", timestamp),
             snapshot_signers=_signers(root, "snapshot", snapshot),
-            metadata=self._take_metadata(cache),
+            metadata=self._take_metadata(cache, delegates),
             kept=kept,
+            delegated=delegates.delegates,
         )
         raised = floor.raised(
             versions,
@@ -174,11 +191,13 @@ class Trial:
             now_ms=_ms(self.now),
             issued_ms=_issued_ms(timestamp.signed),
             expires_ms=_ms(timestamp.signed.expires),
+            delegated=delegates.floors,
         )
         self._keep_roots()
         for leftover in ("cache", "downloads"):
             shutil.rmtree(self.staging / leftover, ignore_errors=True)
-        return Accepted(state, raised)
+        remark = "; ".join(f"{role}: {one.problem}" for role, one in sorted(state.delegated.items()) if one.problem)
+        return Accepted(state, raised, remark=remark)
 
     def _lint(self, timestamp: Timestamp, snapshot: Snapshot, targets: Targets) -> None:
         """Every root on the way, too: what is accepted is kept and handed to others."""
@@ -230,12 +249,35 @@ class Trial:
                 "bad", f"another {role} with version {theirs.signed.version} than the trusted one (kept as evidence)"
             )
 
-    def _is_current(self, versions: Versions, digest: str) -> bool:
+    def _roles_of(self, targets: Targets, snapshot: Snapshot) -> tuple[str, ...]:
+        """The delegated roles that concern this device, sorted: those that published, and those that once did."""
+        named = (targets.delegations.roles or {}) if targets.delegations is not None else {}
+        return tuple(
+            role
+            for role in sorted(named)
+            if self.roles(role) and (f"{role}.json" in snapshot.meta or role in self.floor.delegated)
+        )
+
+    def _is_same(self, versions: Versions, digest: str, kept: dict[str, Kept], delegates: Delegates) -> bool:
+        """Whether asking again brought nothing that was not there."""
         current = self.current
         return (
             current is not None
             and current.versions == versions
             and current.state.timestamp_sha256 == digest
+            and current.state.kept == kept
+            and current.state.delegated == delegates.delegates
+            and current.whole()
+        )
+
+    def _is_current(self, versions: Versions, digest: str, roles: tuple[str, ...]) -> bool:
+        current = self.current
+        return (
+            current is not None
+            and current.versions == versions
+            and current.state.timestamp_sha256 == digest
+            and set(current.state.delegated) == set(roles)
+            and current.settled
             and current.whole()
             and self._has_wanted(current)
         )
@@ -243,7 +285,7 @@ class Trial:
     def _has_wanted(self, current: TrustedView) -> bool:
         """Whether what is wanted today is kept: a device that was given another label needs other manifests."""
         try:
-            index = current.index()
+            index = current.listing().index(self.fleet)
             documents = {path: current.read(path) for path in (*self.standing, *index.policies) if path in current.kept}
         except PcmError:
             return False
@@ -255,7 +297,9 @@ class Trial:
         except PcmError as error:
             raise Refusal("incomplete", f"this device cannot tell what it needs: {error.message}") from None
 
-    def _bring_targets(self, updater: Updater) -> dict[str, Kept]:
+    def _bring_targets(
+        self, updater: Updater, targets: Targets, snapshot: Snapshot, floor: Floor, roles: tuple[str, ...]
+    ) -> tuple[dict[str, Kept], Delegates]:
         kept: dict[str, Kept] = {}
         documents: dict[str, bytes] = {}
         index = decode_index_untrusted(self._bring(updater, INDEX, kept, required=True))
@@ -265,9 +309,42 @@ class Trial:
             data = self._bring(updater, path, kept, required=path in index.policies)
             if path in kept:
                 documents[path] = data
-        for path in self._choose(index, documents):
-            self._bring(updater, path, kept, required=True)
-        return kept
+        delegates = Delegates(
+            self.staging,
+            updater,
+            targets,
+            snapshot,
+            current=self.current,
+            floor=floor,
+            fleet=self.fleet,
+            reference_time=self.reference_time,
+            lifted=_lifted(documents),
+            bring=lambda path, into: self._bring_delegated(updater, path, into),
+            keep_evidence=self._keep_evidence,
+        )
+        delegates.take(roles)
+        policies, releases = list(index.policies), list(index.releases)
+        for _, taken in sorted(delegates.taken.items()):
+            kept |= taken.kept
+            documents |= taken.documents
+            policies += taken.index.policies
+            releases += taken.index.releases
+        everything = Index("pcm.index/1", self.fleet, tuple(policies), tuple(releases))
+        for path in self._choose(everything, documents):
+            if (role := role_of_path(path)) == TARGETS:
+                self._bring(updater, path, kept, required=True)
+                continue
+            try:
+                delegates.bring(path, kept)
+            except (*ANSWERED, Unusable) as error:
+                delegates.drop(role, f"{path} could not be had: {error}")
+        return kept, delegates
+
+    def _bring_delegated(self, updater: Updater, path: str, kept: dict[str, Kept]) -> bytes:
+        try:
+            return self._bring(updater, path, kept, required=True)
+        except Refusal as refusal:
+            raise Unusable(refusal.reason) from None
 
     def _bring(self, updater: Updater, path: str, kept: dict[str, Kept], *, required: bool) -> bytes:
         """One target into the staged generation; its bytes. Absent and not required: empty bytes, not kept."""
@@ -299,10 +376,13 @@ class Trial:
         place.write_bytes(data)
         return True
 
-    def _take_metadata(self, cache: Path) -> dict[str, str]:
+    def _take_metadata(self, cache: Path, delegates: Delegates) -> dict[str, str]:
         """The verified documents into the generation; SHA-256 by name."""
         digests = {}
-        for role in ("timestamp", "snapshot", "targets"):
+        for role in delegates.taken:
+            name = f"metadata/{role}.json"
+            digests[name] = hashlib.sha256((self.staging / name).read_bytes()).hexdigest()
+        for role in ("root", "timestamp", "snapshot", "targets"):
             data = (cache / f"{role}.json").read_bytes()
             name = f"metadata/{role}.json"
             (self.staging / name).write_bytes(data)
@@ -376,24 +456,10 @@ class Trial:
                     write_atomic(file, document.to_bytes())
 
 
-def newest_root(roots: Path, bootstrap: bytes) -> bytes:
-    """The newest root that is kept and reads, else the pinned one."""
-    with contextlib.suppress(OSError, RepositoryError, ValueError, TypeError):
-        data = (roots / f"{max(root_versions(roots))}.root.json").read_bytes()
-        Metadata[Root].from_bytes(data)
-        return data
-    return bootstrap
-
-
-def root_versions(folder: Path) -> set[int]:
-    """Versions of the ``N.root.json`` in a folder."""
-    with contextlib.suppress(OSError):
-        return {
-            int(name.removesuffix(".root.json"))
-            for name in os.listdir(folder)  # noqa: PTH208 - names only
-            if name.endswith(".root.json") and name.removesuffix(".root.json").isdigit()
-        }
-    return set()
+def _lifted(documents: Mapping[str, bytes]) -> Lifted:
+    with contextlib.suppress(UntrustedBytes, KeyError):
+        return decode_lifted_untrusted(documents[LIFTED])
+    return NOTHING_LIFTED
 
 
 def _signers(root: Root, role: str, document: Metadata[Any]) -> tuple[str, ...]:

@@ -1,8 +1,12 @@
 """What a device trusts at present: one *generation* on its own disk, complete, verified once, never changed.
 
-``generations/<n>/`` holds ``metadata/{timestamp,snapshot,targets}.json`` as verified, ``targets/<folder>/<sha256>.<name>`` and
-``state.json``, which repeats versions, expiry and the SHA-256 of every file, so that a torn file is found out. A view does
-not ask whether it is fresh before it answers: what was accepted stays readable, and ``freshness`` says how old it is.
+``generations/<n>/`` holds ``metadata/{root,timestamp,snapshot,targets,<role>}.json`` as verified,
+``targets/<folder>/<sha256>.<name>`` and ``state.json``, which repeats versions, expiry and the SHA-256 of every file, so that
+a torn file is found out. A view does not ask whether it is fresh before it answers: what was accepted stays readable, and
+``freshness`` says how old it is.
+
+Delegated roles stand beside the four top-level documents: each with the version that is held, and the one that the snapshot
+lists. Where the two differ, the role's last good documents stay in force, and ``problems`` says why.
 """
 
 from __future__ import annotations
@@ -13,13 +17,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
-from pcm_p2p.trust.floor import Versions
-from pcm_p2p.trust.index import INDEX, Index, check_target_path, decode_index_untrusted, target_file
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, title_of
+from pcm_p2p.trust.floor import Version, Versions
+from pcm_p2p.trust.halt import (
+    NOTHING_LIFTED,
+    Halt,
+    Holders,
+    InForce,
+    Lifted,
+    decode_halt_untrusted,
+    decode_lifted_untrusted,
+    in_force,
+)
+from pcm_p2p.trust.index import LIFTED, Index, check_target_path, decode_index_untrusted, target_file
 
 Freshness = Literal["fresh", "stale", "frozen"]
 
@@ -35,6 +51,46 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     length: int
     sha256: _Sha256
+
+
+class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A delegated role: the version that is held (0: none), the one that the snapshot lists (0: none), its end in ms since
+    1970, and the ids of the keys that signed."""
+
+    version: Version
+    listed: Version
+    expires_ms: int = 0
+    signers: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether what is listed is what is held: asking again would bring nothing else."""
+        return self.version == self.listed
+
+
+class Listed(NamedTuple):
+    """A published target, and the role that signed it."""
+
+    path: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What all roles publish, the fleet's own first, then each delegated role by name."""
+
+    policies: tuple[Listed, ...] = ()
+    releases: tuple[Listed, ...] = ()
+
+    def index(self, fleet_id: str) -> Index:
+        """The same as one index, for whoever chooses by path; the role of a path is told by its name."""
+        return Index(
+            "pcm.index/1",
+            fleet_id,
+            tuple(one.path for one in self.policies),
+            tuple(one.path for one in self.releases),
+        )
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +109,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_signers: tuple[str, ...]
     metadata: dict[str, _Sha256]
     kept: dict[str, Kept]
+    delegated: dict[str, Delegate] = {}
 
 
 @dataclass(frozen=True)
@@ -81,6 +138,13 @@ class TrustedView:
     def versions(self) -> Versions:
         return Versions(self.state.root, self.state.timestamp, self.state.snapshot, self.state.targets)
 
+    def version_of(self, role: str) -> int:
+        """The version that is held of a role, top-level or delegated; 0: none."""
+        if role in Versions._fields:
+            return int(getattr(self.state, role))
+        delegate = self.state.delegated.get(role)
+        return delegate.version if delegate is not None else 0
+
     @property
     def timestamp_sha256(self) -> bytes:
         """SHA-256 of the signed part of the timestamp: equal for all who trust the same state."""
@@ -103,9 +167,72 @@ class TrustedView:
         """Target paths that can be read here, sorted."""
         return tuple(sorted(self.state.kept))
 
-    def index(self) -> Index:
-        """The signed list of what is published (more than is kept here). Raises ``StorageError`` if it is damaged."""
-        return decode_index_untrusted(self.read(INDEX))
+    def index(self, role: str = TARGETS) -> Index:
+        """What a role publishes (more than is kept here). Raises ``StorageError`` if it is damaged, ``TrustError`` if absent."""
+        return decode_index_untrusted(self.read(index_of(role)), role)
+
+    def roles(self) -> tuple[str, ...]:
+        """Roles whose documents are held: ``targets``, then the delegated ones by name."""
+        return (TARGETS, *sorted(role for role, delegate in self.state.delegated.items() if delegate.version))
+
+    def listing(self) -> Listing:
+        """What all held roles publish. Raises as ``index``."""
+        indexes = {role: self.index(role) for role in self.roles()}
+        return Listing(
+            tuple(Listed(path, role) for role, index in indexes.items() for path in index.policies),
+            tuple(Listed(path, role) for role, index in indexes.items() for path in index.releases),
+        )
+
+    def problems(self, now: datetime) -> tuple[str, ...]:
+        """What is wrong with delegated roles: each a sentence that names site or team."""
+        found = []
+        for role, delegate in sorted(self.state.delegated.items()):
+            problem = delegate.problem
+            if not problem and delegate.version and delegate.expires_ms <= now.timestamp() * 1_000:
+                end = datetime.fromtimestamp(delegate.expires_ms / 1_000, UTC)
+                problem = (
+                    f"what it signed expired on {end:%Y-%m-%d}; it stays in force, and nothing new is taken from it"
+                )
+            if problem:
+                found.append(f"{title_of(role)}: {problem}")
+        return tuple(found)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every delegated role that concerns this device is held as it is listed."""
+        return all(delegate.settled for delegate in self.state.delegated.values())
+
+    @property
+    def halts_known(self) -> bool:
+        """Whether the newest list of halts is held: while it is not, nothing new may be applied."""
+        halt = self.state.delegated.get(HALT)
+        return halt is None or halt.settled
+
+    def halts(self) -> tuple[InForce, ...]:
+        """The halts that count, oldest first. Raises ``StorageError`` where the disk lost a document that is kept."""
+        if not (self.state.delegated.get(HALT) or Delegate(0, 0)).version:
+            return ()
+        halts: list[Halt] = []
+        for path in self.index(HALT).halts:
+            with contextlib.suppress(UntrustedBytes):  # one that does not read was nobody's order
+                halts.append(decode_halt_untrusted(self.read(path), path))
+        return in_force(halts, self._holders(), self.lifted(), self.fleet_id)
+
+    def lifted(self) -> Lifted:
+        """The halts that a threshold lifted. One that does not read lifts nothing."""
+        if LIFTED in self.kept:
+            with contextlib.suppress(UntrustedBytes):
+                return decode_lifted_untrusted(self.read(LIFTED))
+        return NOTHING_LIFTED
+
+    def _holders(self) -> Holders:
+        root, targets = self.metadata("metadata/root.json"), self.metadata("metadata/targets.json")
+        if root is None or targets is None:
+            raise StorageError(
+                f"{self.folder} is damaged: it lost the keys that halts are checked with",
+                remedy="It is fetched again with the next attempt.",
+            )
+        return Holders.of(Metadata[Root].from_bytes(root).signed, Metadata[Targets].from_bytes(targets).signed)
 
     def file_of(self, path: str) -> Path:
         """The file of a kept target; its bytes are checked by ``read`` only. Raises ``TrustError`` if it is not kept."""
@@ -134,12 +261,13 @@ class TrustedView:
         """Whether the metadata is as verified and every kept target there with its length; what is not is fetched again."""
         with contextlib.suppress(OSError):
             return all(self.file_of(path).stat().st_size == kept.length for path, kept in self.kept.items()) and all(
-                self.metadata(name) is not None for name in METADATA_FILES
+                self.metadata(name) is not None
+                for name in (*METADATA_FILES, *self.state.metadata, "metadata/root.json")
             )
         return False
 
     def metadata(self, name: str) -> bytes | None:
-        """The bytes of one of ``METADATA_FILES`` as they were verified; ``None`` if the file is damaged or absent."""
+        """The bytes of ``metadata/<role>.json`` as they were verified; ``None`` if the file is damaged or absent."""
         with contextlib.suppress(OSError):
             data = (self.folder / name).read_bytes()
             if hashlib.sha256(data).hexdigest() == self.state.metadata.get(name):
