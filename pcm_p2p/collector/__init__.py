@@ -37,6 +37,7 @@ moved          sums of the two above per site, release and device, kept by trigg
 moved_in_time  the same sums per site, release and ten seconds
 change         what differs between a report and the one before it: the timeline
 sighting       a device that somebody in the fleet has seen, whether or not it ever reported
+revoked        a device on the fleet's deny list, and how many of its reports were refused since
 meta           the count of archive changes (the console's event id)
 =============  ==================================================================================================
 
@@ -51,6 +52,7 @@ undecided       fresh report, none failed, at least one could not be decided (er
 unchecked       fresh report without a single decided check
 stale           it did report, but not within ``stale_after`` (6 hours: three assessment intervals, our choice)
 unknown         seen in the fleet, never reported
+revoked         on the fleet's deny list; whatever it last reported
 ==============  =================================================================================================
 
 ==============  =================================================================================================

@@ -13,7 +13,7 @@ runs ahead cannot keep a device fresh for ever.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import msgspec
@@ -66,6 +66,14 @@ class Seen(msgspec.Struct, frozen=True):
 
     device: DeviceId
     site: str
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """A device that is revoked, since when (milliseconds since 1970), and why."""
+
+    device: DeviceId
+    since_ms: int
+    reason: str
 
 
 class Database(Protocol):
@@ -130,6 +138,40 @@ class Archive:
                 await connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
 
         if rows:
+            await self._database.transaction(work)
+
+    async def revoke(self, revoked: Iterable[Revocation]) -> None:
+        """These devices are revoked, and no others. What was refused of those who stay on the list is counted on."""
+        rows = [(str(one.device), one.since_ms, one.reason) for one in revoked]
+
+        async def work(connection: aiosqlite.Connection) -> None:
+            before = await _rows(connection, "SELECT device, since_ms, reason FROM revoked", ())
+            if {tuple(row) for row in before} == set(rows):
+                return
+            await connection.execute(
+                "DELETE FROM revoked WHERE device NOT IN (SELECT value FROM json_each(?))",
+                (msgspec.json.encode([row[0] for row in rows]).decode(),),
+            )
+            await connection.executemany(
+                "INSERT INTO revoked VALUES (?,?,?,0) ON CONFLICT (device) DO UPDATE SET "
+                "since_ms = excluded.since_ms, reason = excluded.reason",
+                rows,
+            )
+            await connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+        await self._database.transaction(work)
+
+    async def refused(self, counts: Mapping[DeviceId, int]) -> None:
+        """So many reports more of these revoked devices were refused."""
+
+        async def work(connection: aiosqlite.Connection) -> None:
+            await connection.executemany(
+                "UPDATE revoked SET refused = refused + ? WHERE device = ?",
+                [(count, str(device)) for device, count in sorted(counts.items())],
+            )
+            await connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+
+        if counts:
             await self._database.transaction(work)
 
     async def sweep(self, now_ms: int) -> int:

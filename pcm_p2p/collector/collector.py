@@ -3,6 +3,9 @@
 It listens for mutual-TLS links of this fleet and speaks the same sessions as everybody else, with the role ``collector``. It
 serves one request, ``RecordsPut``, and hears ``Roster``; all other requests are refused. Who connects, and whom they name, is
 noted as seen, so that the console can draw devices that never report. It dials nobody.
+
+Whom ``LinkSecurity.verify`` refuses gets no session, and loses the one it has when ``reconsider`` is called. ``visitors`` is told
+who comes, goes and says what, so that the collector can learn of newer metadata from those who call on it.
 """
 
 from __future__ import annotations
@@ -12,14 +15,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from pcm_p2p.collector.archive import Archive, Seen
 from pcm_p2p.collector.intake import Intake
 from pcm_p2p.collector.supervisor import ConsoleSettings, supervise
-from pcm_p2p.errors import InputError, StorageError
+from pcm_p2p.errors import InputError, PcmError, StorageError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.wire.doorkeeper import Doorkeeper
 from pcm_p2p.wire.link import Link, LinkSecurity, Reception, open_listeners, serve_links
@@ -33,6 +36,7 @@ LINKS_EACH_MAX = 4
 STRANGERS_MAX = 64
 STRANGERS_EACH_MAX = 16
 """Choice: a whole office may come from one NAT address; over a satellite 16 handshakes at once are 10 a second."""
+REVOKED = "revoked"
 SWEEP_INTERVAL_S = 6 * 3_600.0
 
 _log = logging.getLogger(__name__)
@@ -50,6 +54,14 @@ class CollectorSettings:
     console: ConsoleSettings | None = None
 
 
+class Visitors(Protocol):
+    """Who wants to know of the sessions. None of these may raise."""
+
+    async def came(self, session: Session) -> None: ...
+    async def went(self, session: Session) -> None: ...
+    async def said(self, session: Session, message: Message) -> None: ...
+
+
 class Collector:
     """One collector. ``run`` in a nursery; it reports as started with the (host, port) it listens on."""
 
@@ -61,8 +73,12 @@ class Collector:
         intake: Intake,
         *,
         wall_clock_ms: Callable[[], int],
+        visitors: Visitors | None = None,
     ) -> None:
         self._settings = settings
+        self._visitors = visitors
+        self._certificates: dict[Session, bytes] = {}
+        self._nursery: trio.Nursery | None = None
         self._security = security
         self._archive = archive
         self._intake = intake
@@ -82,6 +98,7 @@ class Collector:
             ) from None
         self._port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._sweep)
             if self._settings.console is not None:
                 nursery.start_soon(supervise, self._settings.console.command())
@@ -94,7 +111,9 @@ class Collector:
         *,
         task_status: trio.TaskStatus[list[trio.SocketListener]],
     ) -> None:
-        doorkeeper = Doorkeeper(at_once_max=STRANGERS_MAX, each_at_once_max=STRANGERS_EACH_MAX, burst=200, rate_per_s=20.0)
+        doorkeeper = Doorkeeper(
+            at_once_max=STRANGERS_MAX, each_at_once_max=STRANGERS_EACH_MAX, burst=200, rate_per_s=20.0
+        )
         reception = Reception(self._security, self._use, links_max=LINKS_MAX, doorkeeper=doorkeeper)
         await serve_links(listeners, reception, task_status=task_status)
 
@@ -113,12 +132,17 @@ class Collector:
             on_message=self._hear,
             on_start=self._greet,
         )
+        self._certificates[session] = link.certificate_der
         try:
             with contextlib.suppress(SessionClosed):
                 await session.run()
         except Exception:  # a fault of ours that one device brought about must not end the sessions of all others
             _log.exception("the session with %s failed", link.device.short)
         finally:
+            del self._certificates[session]
+            with trio.CancelScope(shield=True):
+                if self._visitors is not None:
+                    await self._visitors.went(session)
             self._links[link.device] -= 1
             if not self._links[link.device]:
                 del self._links[link.device]
@@ -136,12 +160,31 @@ class Collector:
             settings.agent,
         )
 
+    def reconsider(self) -> None:
+        """Whom ``LinkSecurity.verify`` believes has changed: sessions of those it refuses now end."""
+        for session in [*self._certificates]:
+            if (refusal := self._refusal(session)) and self._nursery is not None:
+                _log.warning("ending the session with %s: %s", session.device.short, refusal)
+                self._nursery.start_soon(session.close, REVOKED)
+
+    def _refusal(self, session: Session) -> str:
+        try:
+            self._security.verify(self._certificates[session])
+        except PcmError as error:
+            return error.message
+        return ""
+
     async def _take(self, session: Session, message: Any) -> bytes:
         if session.role == "collector":
             raise Refuse("denied")
         return await self._intake.take(session.device, message)
 
     async def _greet(self, session: Session) -> None:
+        if self._refusal(session):  # revoked since its handshake
+            await session.close(REVOKED)
+            return
+        if self._visitors is not None and session.role != "collector":
+            await self._visitors.came(session)
         if session.role != "collector":
             await self._note([Seen(session.device, session.peer_hello.site)], session.device)
 
@@ -149,6 +192,8 @@ class Collector:
         if isinstance(message, Roster):
             seen = [Seen(DeviceId(entry.device), entry.site) for entry in message.entries]
             await self._note([one for one in seen if one.device != self._settings.device], session.device)
+        elif self._visitors is not None:
+            await self._visitors.said(session, message)
 
     async def _note(self, seen: list[Seen], by: DeviceId) -> None:
         try:

@@ -55,7 +55,8 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """``skew_ms``: how far the device's clock ran ahead of ours when its last report came (0 if it did not)."""
+    """``revoked_ms``: since when the device is revoked (0: it is not); ``revoked_refused`` counts its reports that were refused
+    since. ``skew_ms``: how far the device's clock ran ahead of ours when its last report came (0 if it did not)."""
 
     as_of_ms: int
     device: str
@@ -85,6 +86,9 @@ class Device(msgspec.Struct, frozen=True):
     conflicts: int
     seen_by: str
     first_seen_ms: int
+    revoked_ms: int = 0
+    revoked_reason: str = ""
+    revoked_refused: int = 0
 
 
 def device(snapshot: Snapshot, device_id: str) -> Device | None:
@@ -102,6 +106,7 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
         values,
     )
     wan, lan_in, lan_out = usage[0] if usage else (0, 0, 0)
+    revoked = snapshot.rows("SELECT since_ms, reason, refused FROM revoked WHERE device = :device", values)
     ((conflicts,),) = snapshot.rows("SELECT count(*) FROM conflict WHERE device = :device", values)
     return Device(
         as_of_ms=snapshot.as_of_ms,
@@ -159,6 +164,9 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
         conflicts=conflicts,
         seen_by=sighting[0]["seen_by"] if sighting else "",
         first_seen_ms=sighting[0]["first_seen_ms"] if sighting else 0,
+        revoked_ms=revoked[0]["since_ms"] if revoked else 0,
+        revoked_reason=revoked[0]["reason"] if revoked else "",
+        revoked_refused=revoked[0]["refused"] if revoked else 0,
     )
 
 

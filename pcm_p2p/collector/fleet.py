@@ -15,31 +15,41 @@ import msgspec
 
 from pcm_p2p.collector.snapshot import Snapshot
 
-DeviceState = Literal["compliant", "failing", "undecided", "unchecked", "stale", "unknown"]
-DEVICE_STATES: tuple[DeviceState, ...] = ("compliant", "failing", "undecided", "unchecked", "stale", "unknown")
+DeviceState = Literal["compliant", "failing", "undecided", "unchecked", "stale", "unknown", "revoked"]
+DEVICE_STATES: tuple[DeviceState, ...] = (
+    "compliant",
+    "failing",
+    "undecided",
+    "unchecked",
+    "stale",
+    "unknown",
+    "revoked",
+)
 Progress = Literal["installed", "under_way", "in_trouble", "stale"]
 PROGRESS: tuple[Progress, ...] = ("installed", "under_way", "in_trouble", "stale")
-Coverage = Literal["reporting", "stale", "unknown"]
-COVERAGE: tuple[Coverage, ...] = ("reporting", "stale", "unknown")
+Coverage = Literal["reporting", "stale", "unknown", "revoked"]
+COVERAGE: tuple[Coverage, ...] = ("reporting", "stale", "unknown", "revoked")
 
 FLEET = """
 fleet AS (
     SELECT device, site, hostname, agent_version, os, os_version, arch, created_ms, received_ms, reported_ms, carrier,
         trust_state, passed, failed, errors, not_run, not_applicable, manual,
-        CASE WHEN reported_ms < :fresh_from_ms THEN 'stale'
+        CASE WHEN device IN (SELECT device FROM revoked) THEN 'revoked'
+             WHEN reported_ms < :fresh_from_ms THEN 'stale'
              WHEN failed > 0 THEN 'failing'
              WHEN errors + not_run > 0 THEN 'undecided'
              WHEN passed > 0 THEN 'compliant'
              ELSE 'unchecked' END AS state
     FROM device
     UNION ALL
-    SELECT device, site, '', '', '', '', '', 0, 0, 0, '', '', 0, 0, 0, 0, 0, 0, 'unknown'
+    SELECT device, site, '', '', '', '', '', 0, 0, 0, '', '', 0, 0, 0, 0, 0, 0,
+        CASE WHEN device IN (SELECT device FROM revoked) THEN 'revoked' ELSE 'unknown' END
     FROM sighting WHERE NOT EXISTS (SELECT 1 FROM device d WHERE d.device = sighting.device)
 ),
 assigned AS (
     SELECT f.device, f.site, f.hostname, r.name, r.version, r.state, r.since_ms, r.detail,
         f.reported_ms, r.size_bytes, r.needed_bytes, r.wan_in_bytes, r.lan_in_bytes,
-        CASE WHEN f.state = 'stale' THEN 'stale'
+        CASE WHEN f.state IN ('stale', 'revoked') THEN 'stale'
              WHEN r.state = 'applied' THEN 'installed'
              WHEN r.state IN ('failed', 'rolled_back', 'parked') THEN 'in_trouble'
              ELSE 'under_way' END AS progress
@@ -63,7 +73,7 @@ SORTS = {
     "name": _BY_NAME,
     "site": f"site, {_BY_NAME}",
     "state": "CASE state WHEN 'failing' THEN 0 WHEN 'undecided' THEN 1 WHEN 'unknown' THEN 2 WHEN 'stale' THEN 3 "
-    f"WHEN 'unchecked' THEN 4 ELSE 5 END, failed DESC, {_BY_NAME}",
+    f"WHEN 'unchecked' THEN 4 WHEN 'revoked' THEN 6 ELSE 5 END, failed DESC, {_BY_NAME}",
     "reported": "reported_ms DESC, device",
 }
 
@@ -103,7 +113,7 @@ class DeviceFilter(msgspec.Struct, frozen=True):
         if self.trust:
             clauses.append("trust_state = :trust")
         if self.coverage == "reporting":
-            clauses.append("state NOT IN ('stale', 'unknown')")
+            clauses.append("state NOT IN ('stale', 'unknown', 'revoked')")
         elif self.coverage:
             clauses.append("state = :coverage")
         if self.release or self.progress:

@@ -100,7 +100,7 @@ def _checks(snapshot: Snapshot) -> list[CheckCount]:
         f'WITH {FLEET} SELECT policy, check_id AS "check", max(f.title) AS title, max(severity) AS severity, '
         "sum(f.state = 'fail') AS failed, sum(f.state IN ('error', 'not_run')) AS undecided, "
         "sum(f.state <> 'not_applicable') AS asked "
-        "FROM finding f JOIN fleet USING (device) WHERE fleet.state <> 'stale' GROUP BY policy, check_id "
+        "FROM finding f JOIN fleet USING (device) WHERE fleet.state NOT IN ('stale', 'revoked') GROUP BY policy, check_id "
         "HAVING failed + undecided > 0 ORDER BY CASE max(severity) WHEN 'critical' THEN 0 WHEN 'high' THEN 1 "
         "WHEN 'medium' THEN 2 ELSE 3 END, failed DESC, undecided DESC, policy, check_id LIMIT :limit",
         {"limit": CHECKS_MAX},

@@ -119,6 +119,12 @@ MIGRATIONS: tuple[str, ...] = (
         ON CONFLICT DO UPDATE SET plain = plain + excluded.plain;
     END;
     """,
+    # Who is on the fleet's deny list, as the collector last read it, and how many of their reports were refused since.
+    """
+    CREATE TABLE revoked (
+        device TEXT PRIMARY KEY, since_ms INTEGER NOT NULL, reason TEXT NOT NULL, refused INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 BUCKET_S = 10

@@ -15,6 +15,7 @@ follower       keeps the trusted metadata fresh: asks neighbours that have news,
 documents      the documents of a trusted view, decoded, and what of them does not read
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
 site_repository  the repository with which the device's own site acts alone, followed beside the fleet's
+site_folder    where what is trusted of that repository lies
 site_segments  segments of the site's own releases, from a folder or a web server in the office
 rebuilder      base chunks that the office lacks, made out of installed files
 keepsakes      real bytes to roll back to, from the chunks of what was applied
@@ -22,6 +23,7 @@ apply_client   who makes changes: the applier in this process, or the apply serv
 apply_service  what must be root, in a process of its own that verifies everything again
 apply_process  the apply service as a process that ends on a signal
 apply_channel  messages and bytes between the two, with deadlines
+apply_trust    what the apply service trusts by itself, and what follows from it
 apply_settings the apply service's own settings, in a folder of root's
 adoption       how the apply service comes by its pinned root
 ledger         the manifests of what was applied, and with them the floor of release counters
@@ -37,6 +39,7 @@ status         one picture of the node for people and for the lab
 doctor         a read-only look at one device's set-up
 vicinity       looks around by mDNS for members that may relay an errand to the desk
 desk           the service that honours tokens and keeps online metadata signed
+collect_trust  what a collector believes, learned from the origin and from its visitors
 collect        the composition root of a collector
 state_lock     one program a state folder
 log            where log lines go

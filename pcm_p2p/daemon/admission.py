@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.trust.deny import SIZE_BYTES_MAX, DeniedDevice, DenyList, decode_deny_untrusted, newer
+from pcm_p2p.trust.deny import SIZE_BYTES_MAX, DeniedDevice, DenyList, Revoked, decode_deny_untrusted, newer
 from pcm_p2p.trust.identity import (
     DeviceIdentity,
     PeerIdentity,
@@ -77,11 +77,11 @@ class Admission:
     # Questions
 
     def verify(self, certificate_der: bytes) -> PeerIdentity:
-        """Whose certificate this is, if it may open or keep a session now. Raises ``UntrustedBytes``."""
+        """Whose certificate this is, if it may open or keep a session now. Raises ``UntrustedBytes`` (``Revoked``)."""
         return self._verified(certificate_der, at=self._client.now(), counted="sessions")
 
     def verify_author(self, certificate_der: bytes) -> PeerIdentity:
-        """Whose certificate this is, if records that it signed are taken. Raises ``UntrustedBytes``.
+        """Whose certificate this is, if records that it signed are taken. Raises ``UntrustedBytes`` (``Revoked``).
 
         One that has expired is good enough: a record may travel for weeks, and the collector judges its date.
         """
@@ -150,10 +150,7 @@ class Admission:
         if entry is not None:
             if counted:
                 self._refused[counted] += 1
-            raise UntrustedBytes(
-                f"certificate: device {identity.device_id.short} is revoked since {entry.since:%Y-%m-%d %H:%M} UTC: "
-                f"{entry.reason}"
-            )
+            raise Revoked(identity.device_id, entry)
         return identity
 
     def _is_news(self, view: TrustedView) -> bool:

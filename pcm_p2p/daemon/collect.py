@@ -1,17 +1,21 @@
 """The collector as a service: the composition root of ``collector``. Enrolled like a device, with the role collector.
 
-State folder: ``identity/``, ``config.toml`` (its [device] site only), ``collector/seal.key`` (opens reports),
-``collector/archive.sqlite``, ``collector/incarnation``, ``run/lock``. The console is a process of its own over the same archive,
-kept running from here.
+State folder: ``identity/``, ``config.toml`` (of it: [device] site and [origin]), ``trust/`` and ``denied.json`` (what the fleet
+signed, see ``collect_trust``), ``collector/seal.key`` (opens reports), ``collector/archive.sqlite``, ``collector/incarnation``,
+``run/lock``. The console is a process of its own over the same archive, kept running from here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import trio
 from nacl.public import PrivateKey
@@ -26,22 +30,22 @@ from pcm_p2p.collector.supervisor import ConsoleSettings
 from pcm_p2p.compliance.acknowledgement import AckEntry, Level, head_of, seal_ack
 from pcm_p2p.compliance.record import Record, open_record_untrusted, unseal_untrusted
 from pcm_p2p.compliance.report import ReportBody
-from pcm_p2p.config import load_config
+from pcm_p2p.config import Config, load_config
+from pcm_p2p.daemon.admission import Admission
+from pcm_p2p.daemon.collect_trust import CollectorTrust
+from pcm_p2p.daemon.neighbours import OriginSource
 from pcm_p2p.daemon.state_lock import lock_state
+from pcm_p2p.daemon.surroundings import fleet_document
 from pcm_p2p.database import open_database
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import TrustError
 from pcm_p2p.gossip.roster_file import next_incarnation
 from pcm_p2p.sidecar import open_sidecar
-from pcm_p2p.trust.identity import (
-    DeviceIdentity,
-    PeerIdentity,
-    client_context,
-    peer_identity_untrusted,
-    server_context,
-    verified_identity_untrusted,
-)
-from pcm_p2p.wire.link import LinkSecurity
+from pcm_p2p.swarm.origin import OriginClient
+from pcm_p2p.swarm.pace import Pace
+from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.index import Index
 
 log = logging.getLogger(__name__)
 
@@ -82,28 +86,51 @@ def run_collector(
             listen=listen,
             console=console,
         )
-        trio.run(_run, state, identity, seal_key, settings, port_file)
+        trio.run(_run, state, config, identity, seal_key, settings, port_file)
 
 
 async def _run(
-    state: Path, identity: DeviceIdentity, seal_key: PrivateKey, settings: CollectorSettings, port_file: Path | None
+    state: Path,
+    config: Config,
+    identity: DeviceIdentity,
+    seal_key: PrivateKey,
+    settings: CollectorSettings,
+    port_file: Path | None,
 ) -> None:
-    security = LinkSecurity(server_context(identity), client_context(identity), peer_identity_untrusted, identity.fleet)
     database_path = state / "collector" / "archive.sqlite"
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_sidecar() as sidecar, open_database(sidecar, database_path, MIGRATIONS) as database:
+    client = TrustClient(
+        state / "trust", identity.root_json, identity.fleet, wall_clock=lambda: datetime.now(UTC), wanted=_no_releases
+    )
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, client:
+        async with (
+            open_sidecar() as sidecar,
+            open_database(sidecar, database_path, MIGRATIONS) as database,
+            _open_origin(state, config, client) as origin,
+        ):
             archive = Archive(database)
+            admission = Admission(identity, client, state / "denied.json")
+            trust = CollectorTrust(
+                settings.device,
+                client,
+                admission,
+                archive,
+                OriginSource(origin) if origin.urls else None,
+                config.origin,
+            )
             intake = Intake(
                 archive,
                 opener(
-                    lambda data: open_record_untrusted(data, lambda der: _verified(identity, der)),
+                    lambda data: open_record_untrusted(data, trust.verify_author),
                     lambda record: _unseal(record, seal_key),
                 ),
                 lambda streams, issued_ms: _seal(identity, streams, issued_ms),
                 wall_clock_ms=_wall_ms,
             )
-            collector = Collector(settings, security, archive, intake, wall_clock_ms=_wall_ms)
+            collector = Collector(
+                settings, admission.security, archive, intake, wall_clock_ms=_wall_ms, visitors=trust.visitors
+            )
             async with trio.open_nursery() as nursery:
+                await nursery.start(trust.run, collector.reconsider)
                 host, port = await nursery.start(collector.run)
                 if port_file is not None:
                     await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{port}\n".encode())
@@ -114,9 +141,22 @@ async def _run(
                     break
 
 
-def _verified(identity: DeviceIdentity, certificate_der: bytes) -> PeerIdentity:
-    """Who signed a record. Dates are not demanded: a report may have been carried for weeks."""
-    return verified_identity_untrusted(certificate_der, identity.authorities_pem, fleet=identity.fleet)
+@contextlib.asynccontextmanager
+async def _open_origin(state: Path, config: Config, client: TrustClient) -> AsyncIterator[OriginClient]:
+    """Mirrors of the settings first, then those of the signed fleet document as it was last known."""
+    document = fleet_document(client)
+    signed = [origin.url for origin in document.origin] if document is not None else []
+    urls = list(dict.fromkeys([*config.origin.urls, *signed]))
+    rng = Random(secrets.randbits(64))  # noqa: S311 - jitter
+    async with OriginClient(
+        urls, config.origin, state / "segments", pace=Pace(0), rng=rng, agent=f"pcm-p2p/{__version__}"
+    ) as origin:
+        yield origin
+
+
+def _no_releases(_index: Index, _documents: Mapping[str, bytes]) -> tuple[str, ...]:
+    """A collector installs nothing and serves nobody."""
+    return ()
 
 
 def _unseal(record: Record, seal_key: PrivateKey) -> ReportBody:

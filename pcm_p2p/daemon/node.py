@@ -235,7 +235,9 @@ class _Node:
         )
         self.spreader = Spreader(self.overlay, self.follower.digest(), self.follower.ask_neighbour, rng=rng)
         keepsakes = Keepsakes(state / "releases", store, lambda: self.applier.receipts())  # noqa: PLW0108 - the applier comes below
-        self.applier = make_changer(state, config, client, keepsakes.previous_package, _wall_ms)
+        self.applier = make_changer(
+            state, config, client, lambda: self.site.client, keepsakes.previous_package, _wall_ms
+        )
         self.upkeep = Upkeep(store, state, self.fetcher.let_go)
         self.rebuilder = Rebuilder(
             self.fetcher, store, Path(config.apply.root), self.applier.receipts, self.neighbours.site_peers, me
@@ -420,6 +422,7 @@ class _Node:
     async def _dial_collector(self, collector: DeviceId) -> Session:
         assert self.nursery is not None
         session: Session = await self.nursery.start(self.neighbours.dial_collector, collector)
+        session.post(self.follower.digest())  # so that it can learn from this device what is newer
         return session
 
     def _moved(self) -> Totals:

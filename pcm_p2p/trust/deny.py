@@ -146,6 +146,14 @@ class DenyList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
+class Revoked(UntrustedBytes):
+    """The certificate is genuine, and its holder is on the deny list."""
+
+    def __init__(self, device: DeviceId, entry: DeniedDevice) -> None:
+        super().__init__(f"device {device.short} is revoked since {entry.since:%Y-%m-%d %H:%M} UTC: {entry.reason}")
+        self.device = device
+
+
 _decoder = msgspec.json.Decoder(DenyList)
 
 

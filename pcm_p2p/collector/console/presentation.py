@@ -11,6 +11,7 @@ LABELS = {
     "unchecked": "No checks",
     "stale": "Stale",
     "unknown": "Never reported",
+    "revoked": "Revoked",
     "reporting": "Reporting",
     "installed": "Installed",
     "under_way": "Under way",
@@ -46,7 +47,7 @@ LABELS = {
 TONES = {
     "compliant": "good", "installed": "good", "applied": "good", "pass": "good", "fresh": "good", "reporting": "good",
     "failing": "bad", "in_trouble": "bad", "fail": "bad", "failed": "bad", "parked": "bad", "rolled_back": "bad",
-    "frozen": "bad", "conflict": "bad",
+    "frozen": "bad", "conflict": "bad", "revoked": "plain",
     "undecided": "warn", "error": "warn", "not_run": "warn", "manual": "warn", "gap": "warn", "clock": "warn",
     "under_way": "busy", "wanted": "busy", "fetching": "busy", "staged": "busy", "waiting": "busy", "applying": "busy",
     "stale": "stale", "unknown": "blank", "none": "blank", "unchecked": "plain", "not_applicable": "plain",
