@@ -115,6 +115,12 @@ class Collectors(_Table, frozen=True):
     interval_s: float = 60.0  # choice: look for a route this often while something is in the outbox
 
 
+class Enrolment(_Table, frozen=True):
+    """``relay``: pass on to the desk what devices say that have no route to it; it is encrypted from them to the desk."""
+
+    relay: bool = True
+
+
 class Config(_Table, frozen=True):
     device: Device = msgspec.field(default_factory=Device)
     listen: Listen = msgspec.field(default_factory=Listen)
@@ -126,6 +132,7 @@ class Config(_Table, frozen=True):
     apply: Apply = msgspec.field(default_factory=Apply)
     assess: Assess = msgspec.field(default_factory=Assess)
     collectors: Collectors = msgspec.field(default_factory=Collectors)
+    enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
 
 
 def load_config(path: Path) -> Config:

@@ -152,7 +152,10 @@ async def _through(
             if answer != "open":
                 await trio.aclose_forcefully(tcp)
                 raise TransferError(f"{name} {MEANINGS[answer] if answer is not None else 'does not relay'}")
-            return await _exchange(tcp, f"who answers through {name}", desk, context, request, now)
+            try:
+                return await _exchange(tcp, f"who answers through {name}", desk, context, request, now)
+            except TransferError as error:
+                raise TransferError(f"through {name} came no answer: {error}") from None
     except trio.TooSlowError:
         raise TransferError(f"{name} was too slow") from None
     except (OSError, UnicodeError, trio.BrokenResourceError) as error:

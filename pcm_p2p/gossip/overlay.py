@@ -109,7 +109,9 @@ class Overlay:
         self._dialling: set[DeviceId] = set()
         self._certificates: dict[Session, bytes] = {}
         self._revoked = revoked
-        reception = Reception(security, self._use, links_max=settings.sessions_max + FOREIGN_SESSIONS_MAX)
+        reception = self.reception = Reception(
+            security, self._use, links_max=settings.sessions_max + FOREIGN_SESSIONS_MAX
+        )
         fixed = addresses is None or bool(settings.addresses)
         self._doors = Doors(
             (lambda: settings.addresses) if fixed or addresses is None else addresses,

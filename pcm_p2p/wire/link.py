@@ -13,6 +13,7 @@ first read. Hence a link is not a promise; the Hello of the session above is.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from pcm_p2p.wire.doorkeeper import Doorkeeper
 
 CONNECT_TIMEOUT_S = 5.0
 """Choice: a neighbour on a LAN answers in milliseconds or not at all."""
+TLS_HANDSHAKE = b"\x16"
+"""The first byte of every TLS connection: the type of its first record."""
 HANDSHAKE_TIMEOUT_S = 5.0
 """Choice: the whole handshake, however slowly it drips. Milliseconds on a LAN, two round trips over a satellite."""
 
@@ -127,6 +130,18 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+async def _first_byte(tcp: trio.SocketStream) -> bytes:
+    """What the other end begins with, left where it is; empty if it ended. Raises ``LinkFailed`` if nothing comes in time."""
+    with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
+        try:
+            return await tcp.socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return b""
+    host, port = tcp.socket.getpeername()[:2]
+    await trio.aclose_forcefully(tcp)
+    raise LinkFailed(f"{host}:{port}: refused: no answer in time")
+
+
 async def open_listeners(addresses: Sequence[str], port: int) -> list[trio.SocketListener]:
     """Listen on each address, all on one port; port 0 lets the system choose it. Raises ``OSError``."""
     listeners: list[trio.SocketListener] = []
@@ -146,6 +161,7 @@ class Reception:
     """Lets connections in: ``accept`` for each; ``use(link)`` runs for each that proved itself, at most ``links_max`` at once.
 
     ``use`` owns its link and must not raise; what it leaves open is closed behind it. One reception may serve several listeners.
+    ``passage(stream, host)`` gets the connections whose first byte is no TLS record's; None: they are refused like any noise.
     """
 
     def __init__(
@@ -156,6 +172,7 @@ class Reception:
         links_max: int = 1_024,
         doorkeeper: Doorkeeper | None = None,
     ) -> None:
+        self.passage: Callable[[trio.SocketStream, str], Awaitable[object]] | None = None
         self._security = security
         self._use = use
         self._links_max = links_max
@@ -175,18 +192,24 @@ class Reception:
             self._log_refusal(f"{host}: {refusal}")
             await trio.aclose_forcefully(tcp)
             return
-        proved = False
+        link = None
         try:
             if self._links >= self._links_max:
                 await trio.aclose_forcefully(tcp)
                 return
-            link = await _authenticate(tcp, self._security, dialled=False)
-            proved = True
+            passes_on = self.passage is not None and await _first_byte(tcp) not in (b"", TLS_HANDSHAKE)
+            if not passes_on:
+                link = await _authenticate(tcp, self._security, dialled=False)
         except LinkFailed as error:
             self._log_refusal(error.message)
             return
         finally:
-            self._doorkeeper.leave(host, proved=proved)
+            self._doorkeeper.leave(host, proved=link is not None)
+        if link is None:
+            if self.passage is not None:
+                await self.passage(tcp, host)
+            await trio.aclose_forcefully(tcp)
+            return
         self._links += 1
         try:
             await self._use(link)
