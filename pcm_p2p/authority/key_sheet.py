@@ -165,7 +165,7 @@ def as_text(sheet: KeySheet) -> str:
 
 
 def _text(sheet: KeySheet) -> Iterator[str]:
-    yield f"KEYS OF THE FLEET {shown(sheet.name).upper()}"
+    yield f"KEYS OF THE FLEET: {shown(sheet.name)}"
     yield "=" * WIDTH
     yield ""
     yield f"Fleet id      {sheet.fleet}"

@@ -9,7 +9,7 @@ from tuf.api.metadata import Root  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
 from pcm_p2p.authority.key_sheet import KeySheet, as_fields, as_text, key_sheet
-from pcm_p2p.authority.key_test_file import tested_holders
+from pcm_p2p.authority.key_test_file import holders_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError
@@ -29,7 +29,7 @@ def sheet_of(folder: FleetFolder) -> KeySheet:
         elif delegator is not None and (given := delegating.holders(delegator, role)) is not None:
             thresholds[role] = given[1]
     return key_sheet(
-        folder.name, folder.fleet_id, root, targets, tested_holders(folder), thresholds, made=folder.wall_clock()
+        folder.name, folder.fleet_id, root, targets, holders_of(folder), thresholds, made=folder.wall_clock()
     )
 
 

@@ -30,7 +30,7 @@ from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.delegation import HALT
 
 
-def test_key(folder: FleetFolder, key: SigningKey) -> tuple[KeyTest, ...]:
+def prove_key(folder: FleetFolder, key: SigningKey) -> tuple[KeyTest, ...]:
     """Let an opened key sign a challenge for each role that it is listed for, verify it against the listing, and record it.
 
     Raises ``InputError`` if the fleet lists this key nowhere, ``TrustError`` if what it signs is not by the listed key.
@@ -87,7 +87,7 @@ def read_tests(folder: Path) -> KeyTests:
         ) from None
 
 
-def tested_holders(folder: FleetFolder) -> tuple[Holder, ...]:
+def holders_of(folder: FleetFolder) -> tuple[Holder, ...]:
     """Every key that the fleet lists, by role, and what shows that it works. Raises ``StorageError``."""
     documents: list[Metadata[Any]] = [
         one for role in ("snapshot", "timestamp") if (one := folder.document(role)) is not None
@@ -100,7 +100,7 @@ def tested_holders(folder: FleetFolder) -> tuple[Holder, ...]:
 
 def untested(folder: FleetFolder) -> tuple[Holder, ...]:
     """Keys that have signed nothing since they are listed: nobody knows whether they would."""
-    return tuple(holder for holder in tested_holders(folder) if not holder.proven)
+    return tuple(holder for holder in holders_of(folder) if not holder.proven)
 
 
 def listed_keys(folder: FleetDocuments) -> dict[str, tuple[Key, ...]]:

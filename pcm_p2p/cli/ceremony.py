@@ -157,19 +157,19 @@ def _founders(
 def _test_keys(fleet: FleetFolder, words: Passphrase) -> None:
     """Open every key that was just made from its file, and let it sign: what cannot be opened today is no key tomorrow."""
     from pcm_p2p.authority.founding import ask
-    from pcm_p2p.authority.key_test_file import test_key
+    from pcm_p2p.authority.key_test_file import prove_key
     from pcm_p2p.authority.signing_key import open_signing_key
 
     for path in sorted((fleet.path / "keys").glob("*.key")):
-        test_key(fleet, open_signing_key(path, ask(words, path.stem)))
+        prove_key(fleet, open_signing_key(path, ask(words, path.stem)))
 
 
 def _show(fleet: FleetFolder, founders: Founders, json: bool) -> None:
-    from pcm_p2p.authority.key_test_file import tested_holders
+    from pcm_p2p.authority.key_test_file import holders_of
     from pcm_p2p.authority.proposal import signatures_of
 
     files = {path.stem: path for path in (fleet.path / "keys").glob("*.key")}
-    holders = [(holder, files.get(_stem(holder))) for holder in tested_holders(fleet)]
+    holders = [(holder, files.get(_stem(holder))) for holder in holders_of(fleet)]
     root = signatures_of(fleet.root().signed, "root", fleet.root())
     if json:
         print_json(

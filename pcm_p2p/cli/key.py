@@ -189,11 +189,11 @@ def sign_challenge(
 
     EXIT STATUS: 0; 2 the fleet does not list the key; 5 wrong passphrase or PIN, or the signature does not verify.
     """
-    from pcm_p2p.authority.key_test_file import test_key, untested
+    from pcm_p2p.authority.key_test_file import prove_key, untested
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
-    tests = test_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
+    tests = prove_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
     left = untested(folder)
     if json:
         print_json(
