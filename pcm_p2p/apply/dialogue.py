@@ -67,7 +67,9 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Offer(_Message, frozen=True, tag=1):
-    pass
+    """``site``: of the repository with which the device's site acts alone, instead of the fleet's."""
+
+    site: bool = False
 
 
 class Apply(_Message, frozen=True, tag=2):

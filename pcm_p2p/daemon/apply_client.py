@@ -111,11 +111,16 @@ class Trusted(Protocol):
 
 
 def make_changer(
-    state: Path, config: Config, trusted: Trusted, previous_package: PreviousPackage, now_ms: Callable[[], int]
+    state: Path,
+    config: Config,
+    trusted: Trusted,
+    site: Callable[[], Trusted | None],
+    previous_package: PreviousPackage,
+    now_ms: Callable[[], int],
 ) -> Changer:
-    """As the settings say."""
+    """As the settings say. ``site`` gives what is trusted of the repository with which the site acts alone."""
     if config.apply.service:
-        return RemoteApplier(Path(config.apply.service), trusted, previous_package, now_ms)
+        return RemoteApplier(Path(config.apply.service), trusted, site, previous_package, now_ms)
     return Applier(state / "apply", Path(config.apply.root), previous_package=previous_package, now_ms=now_ms)
 
 
@@ -135,13 +140,19 @@ class RemoteApplier:
     """The apply service, with the interface of ``Applier``. Receipts are those of the last answer."""
 
     def __init__(
-        self, path: Path, trusted: Trusted, previous_package: PreviousPackage, now_ms: Callable[[], int]
+        self,
+        path: Path,
+        trusted: Trusted,
+        site: Callable[[], Trusted | None],
+        previous_package: PreviousPackage,
+        now_ms: Callable[[], int],
     ) -> None:
         self._path = path
         self._trusted = trusted
+        self._site = site
         self._previous_package = previous_package
         self._now_ms = now_ms
-        self._told: tuple[object, ...] | None = None
+        self._told: dict[str, tuple[object, ...]] = {}
         self._receipts: dict[str, Receipt] = {}
         self._one_offer = trio.Lock()
 
@@ -187,14 +198,29 @@ class RemoteApplier:
     async def _tell_news(self) -> None:
         """Offer the metadata that is trusted here, if it is other than what was offered last."""
         async with self._one_offer:
-            digest = self._trusted.digest()
-            if digest == self._told:
-                return
-            learned = _expect(await self._ask(Offer(), self._bring_file, LOOK_S), Learned)
-            if learned.kind in ("good", "unchanged", "older"):
-                self._told = digest
-            else:
-                log.warning("the apply service does not follow: %s: %s", learned.kind, learned.reason)
+            await self._offer("the fleet", self._trusted)
+            if (site := self._site()) is not None:
+                try:
+                    await self._offer("the site", site)
+                except TrustError as error:  # the service does not know of it (yet): the fleet's word goes on
+                    log.warning("the apply service does not follow the site: %s", error)
+
+    async def _offer(self, whose: str, trusted: Trusted) -> None:
+        digest = trusted.digest()
+        if digest == self._told.get(whose):
+            return
+
+        async def bring(question: Question, channel: Channel) -> None:
+            data = None
+            if isinstance(question, AskFile):
+                data = await trio.to_thread.run_sync(trusted.serve, question.path)
+            await (channel.say(Lack()) if data is None else channel.give(data))
+
+        learned = _expect(await self._ask(Offer(whose == "the site"), bring, LOOK_S), Learned)
+        if learned.kind in ("good", "unchanged", "older"):
+            self._told[whose] = digest
+        else:
+            log.warning("the apply service does not follow %s: %s: %s", whose, learned.kind, learned.reason)
 
     async def _read_receipts(self) -> None:
         found: dict[str, Receipt] = {}
@@ -211,7 +237,7 @@ class RemoteApplier:
             while isinstance(said := await channel.hear(decode_said_untrusted, timeout_s=timeout_s), Question):
                 await bring(said, channel)
         if isinstance(said, Refused):
-            self._told = None  # it may have lost what it was told
+            self._told.clear()  # it may have lost what it was told
             raise _ERRORS.get(said.exit_status, PcmError)(said.message, remedy=said.remedy or None)
         return said
 
@@ -221,23 +247,17 @@ class RemoteApplier:
             with trio.fail_after(CONNECT_S):
                 stream = await trio.open_unix_socket(str(self._path))
         except (OSError, trio.TooSlowError) as error:
-            self._told = None
+            self._told.clear()
             raise ServiceUnreachable(f"the apply service does not answer on {self._path}: {_words(error)}") from None
         try:
             async with stream:
                 yield Channel(stream, size_bytes_max=ANSWER_BYTES_MAX)
         except ChannelClosed as error:
-            self._told = None
+            self._told.clear()
             raise Degraded(
                 f"the apply service ended the connection: {error.message}",
                 remedy="It is asked again; see its log with 'journalctl -u pcm-p2p-apply'.",
             ) from None
-
-    async def _bring_file(self, question: Question, channel: Channel) -> None:
-        data = None
-        if isinstance(question, AskFile):
-            data = await trio.to_thread.run_sync(self._trusted.serve, question.path)
-        await (channel.say(Lack()) if data is None else channel.give(data))
 
     async def _bring_artifact(self, question: Question, staged: StagedArtifacts, channel: Channel) -> None:
         path: Path | None = None

@@ -1,14 +1,14 @@
 """The apply service: what must be root, in a small process without network, which believes nobody.
 
 The network's daemon may be taken over without this changing: the service has a pinned root, a floor, a journal and a ledger of
-its own in a folder of root's, learns metadata through a ``TrustClient`` of its own (which verifies all of it again), decides with
+its own in a folder of root's, learns metadata through trust clients of its own (which verify all of it again), decides with
 ``policy.desired`` and ``apply.judgement`` what is due, and copies artifacts into a folder of its own while it hashes them against
 the manifest that it verified. What a hostile daemon can do is nothing, something late, or what is signed for this device now.
 
 State folder (of root, mode 0700)::
 
     apply.toml, root.json   see ``apply_settings``; written by adoption, never by the service
-    trust/                  its ``TrustClient``
+    trust/, site-trust/     what it trusts, see ``apply_trust``
     apply/                  journal, receipts, back-ups
     releases/               the ledger: floor of release counters
     staging/                bytes of the change under way
@@ -66,16 +66,13 @@ from pcm_p2p.apply.judgement import Due, NotDue, Published, PublishedArtifact, d
 from pcm_p2p.apply.step import PackageIdentity, Staged
 from pcm_p2p.compliance.facts.observation import Observation, Unknown
 from pcm_p2p.compliance.facts.prober import Prober
-from pcm_p2p.content.manifest import Manifest, decode_untrusted
+from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.apply_channel import STALL_S, Channel, ChannelClosed, uid_of_peer
 from pcm_p2p.daemon.apply_settings import ApplySettings, account, why_not_ours
-from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
+from pcm_p2p.daemon.apply_trust import ApplyTrust
 from pcm_p2p.daemon.ledger import Ledger
-from pcm_p2p.errors import DiskFull, PcmError, StorageError, TrustError, UntrustedBytes
-from pcm_p2p.policy.desired import Change, Desired, decide
-from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.floor import NOTHING
-from pcm_p2p.trust.index import release_path
+from pcm_p2p.errors import DiskFull, PcmError, StorageError, TrustError
+from pcm_p2p.policy.desired import Change, Desired
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 
 log = logging.getLogger(__name__)
@@ -116,13 +113,7 @@ class ApplyService:
         self._client_uid, _ = account(settings.client, state)
         self._root_path = Path(settings.apply.root)
         clock = wall_clock or _wall_clock
-        self._trust = TrustClient(
-            state / "trust",
-            root_json,
-            settings.device.fleet,
-            wall_clock=clock,
-            wanted=manifests_to_keep(self._facts, clock),
-        )
+        self._trust = ApplyTrust(state, root_json, settings.device.fleet, self._facts, clock)
         self._clock = clock
         self._previous: dict[PackageIdentity, Path] = {}
         self._applier = Applier(
@@ -195,7 +186,8 @@ class ApplyService:
     async def _do(self, request: Request, channel: Channel, uid: int) -> None:
         match request:
             case Offer():
-                await self._learn(channel)
+                attempt = await self._trust.attempt(_DaemonSource(channel), site=request.site)
+                await channel.say(Learned(attempt.kind, _clip(attempt.reason)))
             case Apply():
                 await self._apply(request, channel)
             case InPlace():
@@ -216,28 +208,6 @@ class ApplyService:
     def _now_ms(self) -> int:
         return int(self._clock().timestamp() * 1_000)
 
-    # Metadata
-
-    async def _learn(self, channel: Channel) -> None:
-        attempt = await self._trust.attempt(_DaemonSource(channel))
-        await channel.say(Learned(attempt.kind, _clip(attempt.reason)))
-
-    def _desired(self) -> Desired:
-        """What this device should be, by what the service trusts. Blocking. Raises ``Unwilling``, ``StorageError``."""
-        view = self._trust.view
-        if view is None:
-            raise Unwilling("the apply service has no signed metadata yet", remedy="It is offered by the daemon.")
-        documents = read_documents(view)
-        return decide(documents.policies, documents.activation, self._facts, self._trust.now(), self._trust.freshness())
-
-    def _manifest(self, subject: str, version: str) -> Manifest | None:
-        view = self._trust.view
-        try:
-            path = release_path(subject, version)
-            return decode_untrusted(view.read(path)) if view is not None and path in view.kept else None
-        except UntrustedBytes:
-            return None  # a remedy has no manifest, and one that does not read is as good as none
-
     # Changes
 
     async def _apply(self, request: Apply, channel: Channel) -> None:
@@ -246,7 +216,7 @@ class ApplyService:
         except trio.WouldBlock:
             raise Unwilling("another change is being made", remedy="It is tried again.") from None
         try:
-            manifest = await trio.to_thread.run_sync(self._manifest, request.subject, request.version)
+            manifest = await trio.to_thread.run_sync(self._trust.manifest, request.subject, request.version)
             due, _ = await trio.to_thread.run_sync(self._judge, request, manifest)
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging.mkdir(mode=0o700)
@@ -265,7 +235,7 @@ class ApplyService:
         await channel.say(Ended(outcome))
 
     def _judge(self, request: Apply, manifest: Manifest | None) -> tuple[Due, Desired]:
-        desired = self._desired()
+        desired = self._trust.desired()
         verdict = judge(
             desired,
             request.subject,
@@ -353,10 +323,10 @@ class ApplyService:
 
     async def _is_in_place(self, request: InPlace) -> bool:
         def look() -> tuple[Change, Manifest | None] | None:
-            found = find(self._desired(), request.subject, request.version, request.digest)
+            found = find(self._trust.desired(), request.subject, request.version, request.digest)
             if isinstance(found, NotDue):
                 return None
-            return found[0], self._manifest(request.subject, request.version)
+            return found[0], self._trust.manifest(request.subject, request.version)
 
         found = await trio.to_thread.run_sync(look)
         if found is None:
@@ -372,7 +342,7 @@ class ApplyService:
 
     async def _observe(self, request: Observe) -> Observed:
         """Look at what one check of the signed policies is about; nothing else is looked at."""
-        desired = await trio.to_thread.run_sync(self._desired)
+        desired = await trio.to_thread.run_sync(self._trust.desired)
         check = next((one.check for one in desired.checks if digest_of_check(one.check) == request.check), None)
         if check is None:
             raise Unwilling("no signed policy for this device has that check")
@@ -382,10 +352,9 @@ class ApplyService:
         return Observed(_seen(observation))
 
     def _standing(self) -> Standing:
-        view, device = self._trust.view, self._settings.device
-        root, timestamp, snapshot, targets = view.versions if view is not None else NOTHING
+        device, (root, timestamp, snapshot, targets) = self._settings.device, self._trust.versions
         try:
-            desired: Desired | None = self._desired()
+            desired: Desired | None = self._trust.desired()
         except PcmError:
             desired = None
         return Standing(
@@ -394,7 +363,7 @@ class ApplyService:
             site=device.site,
             labels=device.labels,
             root=self._settings.apply.root,
-            freshness=self._trust.freshness(),
+            freshness=self._trust.freshness,
             versions=(root, timestamp, snapshot, targets),
             changes_allowed=desired is not None and desired.changes_allowed,
             why_not=_clip(desired.why_not if desired is not None else "There is no signed metadata yet."),

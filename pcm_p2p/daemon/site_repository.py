@@ -7,16 +7,12 @@ devices of the site. Files are asked of neighbours as ``sites/<site>/…``. None
 
 The fleet keeps the upper hand. Where it lists another root, what was trusted of the site is dropped, and old keys of the site are
 worth nothing; where it lists none, the site's repository does not count any more. A root that the site's own chain has led to
-already changes nothing. A floor of versions outlives a change of roots as far as the online keys do (``trust.floor``), so that
-nobody who still has these can go back.
-
-Layout: ``site-trust/<16 hexadecimal digits of the root's SHA-256>/``, a folder of ``trust.client``.
+already changes nothing (``site_folder``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -26,20 +22,18 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-import msgspec
 import trio
 
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.daemon.documents import SiteWord, own_releases
 from pcm_p2p.daemon.follower import Follower
-from pcm_p2p.durable import write_atomic
+from pcm_p2p.daemon.site_folder import trusted_folder
 from pcm_p2p.errors import InputError, PcmError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.gossip.peer import PeerDown, PeerInfo, PeerUp
 from pcm_p2p.gossip.spreader import Spreader
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.trust.client import MetadataSource, TrustClient
-from pcm_p2p.trust.floor import Floor
 from pcm_p2p.trust.index import Index, check_tree_path, site_root_path
 from pcm_p2p.trust.site_root import PREFIX, decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
@@ -168,7 +162,7 @@ class SiteRepository:
             listed = await trio.to_thread.run_sync(self._listed_root, root)
             if listed is None:
                 root = None
-                await trio.to_thread.run_sync(self._forget)
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
                 await self._fleet_changed.wait()
                 continue
             root = listed
@@ -205,7 +199,7 @@ class SiteRepository:
         """One trusted set, from its root on, until cancelled."""
         repository = repository_id(self._fleet.fleet_id, self._site)
         try:
-            folder = await trio.to_thread.run_sync(self._prepare, root)
+            folder = await trio.to_thread.run_sync(trusted_folder, self._folder, root)
             client = TrustClient(
                 folder,
                 root,
@@ -269,38 +263,6 @@ class SiteRepository:
                 else:
                     pause_s = min(LOOK_S_MAX, 2 * pause_s)
             await trio.sleep(pause_s)
-
-    # The folder
-
-    def _prepare(self, root: bytes) -> Path:
-        """The folder that goes with this root. Blocking."""
-        place = self._folder / hashlib.sha256(root).hexdigest()[:16]
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = [each for each in self._folder.iterdir() if each != place]
-        if not place.exists():
-            for other in others:
-                if any(file.read_bytes() == root for file in (other / "roots").glob("*.root.json")):
-                    other.rename(place)  # the site's own chain came by this root: nothing else is new
-                    break
-            else:
-                self._begin(place, others)
-        for other in others:
-            shutil.rmtree(other, ignore_errors=True)
-        return place
-
-    def _begin(self, place: Path, others: Iterable[Path]) -> None:
-        """A new folder that knows nothing but how far the versions of the one before had come."""
-        staging = place.with_suffix(".new")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(mode=0o700)
-        for other in others:
-            with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-                floor = msgspec.json.decode((other / "floor.json").read_bytes(), type=Floor)
-                write_atomic(staging / "floor.json", msgspec.json.encode(msgspec.structs.replace(floor, root=0)))
-        staging.rename(place)
-
-    def _forget(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     # Sessions
 

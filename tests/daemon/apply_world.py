@@ -175,6 +175,7 @@ class ApplyWorld:
         return RemoteApplier(
             self.socket,
             self.daemon,
+            lambda: None,
             lambda name, version, _architecture: known.get(f"{name} {version}"),
             lambda: int(self.clock().timestamp() * 1_000),
         )

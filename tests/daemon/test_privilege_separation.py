@@ -225,7 +225,7 @@ async def test_news_go_over_once(world: ApplyWorld) -> None:
         desired, remote = await world.refresh(), world.remote()
         for _ in range(3):
             await remote.is_in_place(desired.releases[0].change, {})
-        assert service._trust.statistics() == {"good": 1}
+        assert service._trust.fleet.statistics() == {"good": 1}
 
 
 # A daemon that lies: what is not due
