@@ -27,7 +27,11 @@ PACKED_SIZE_BYTES_MAX = 240 << 10
 LEVEL = 9
 """Choice: packing runs once per report; between levels only the texts of findings would differ."""
 
+CLONES_MAX = 64
+"""Choice: more than an office sees at once; the report stays small."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_DeviceHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 ReleaseState = Literal[
     "wanted", "fetching", "staged", "waiting", "applying", "applied", "rolled_back", "parked", "failed"
 ]
@@ -88,10 +92,11 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class ReportBody(msgspec.Struct, frozen=True):
-    """``device`` is the hexadecimal id and must be that of the record's signer. ``created_ms`` is the device's clock."""
+    """``device`` is the hexadecimal id and must be that of the record's signer. ``created_ms`` is the device's clock. ``clones``
+    are ids that the device knows to be used twice; its own if its neighbours say so."""
 
     schema: Literal["pcm.report/1"]
-    device: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    device: _DeviceHex
     site: Name
     hostname: Name
     created_ms: Milliseconds
@@ -103,6 +108,7 @@ class ReportBody(msgspec.Struct, frozen=True):
     findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=16_384)] = ()
     transfer: Transfer = msgspec.field(default_factory=Transfer)
     shortened: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    clones: Annotated[tuple[_DeviceHex, ...], msgspec.Meta(max_length=CLONES_MAX)] = ()
 
     @property
     def device_id(self) -> DeviceId:

@@ -37,6 +37,8 @@ memory         gives freed memory back to the system
 control        the Unix socket on which ``status``, ``peers``, ``why``, ``assess``, ``store`` are asked (line of JSON each way)
 status         one picture of the node for people and for the lab
 doctor         a read-only look at one device's set-up
+standing       certificate, clones, and the way to the desk: wired, and answered for in status and reports
+renewal        keeps the certificate from ending
 tunnel         carries what a device without a route says to the desk, and back
 vicinity       looks around by mDNS for members that may relay an errand to the desk
 desk           the service that honours tokens and keeps online metadata signed

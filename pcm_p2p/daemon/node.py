@@ -53,6 +53,7 @@ from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
 from pcm_p2p.daemon.site_repository import SiteRepository
 from pcm_p2p.daemon.site_segments import RoutedSegments, SegmentImporter, open_site_origin
+from pcm_p2p.daemon.standing import Standing
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward
 from pcm_p2p.daemon.surroundings import Surroundings, fleet_document
@@ -303,6 +304,19 @@ class _Node:
             now=_wall_clock,
             remedy=self.steward.remedy,
         )
+        self.standing = Standing(
+            identity,
+            config,
+            state,
+            client,
+            self.admission,
+            self.surroundings,
+            self.overlay,
+            installed=self._certificate_changed,
+            report=lambda: self.reporter.poke(assess=False),
+            rng=rng,
+        )
+        self.reporter.clones, self.reporter.why_not = self.standing.clones, self.standing.why_no_report
         self._wire()
 
     def _wire(self) -> None:
@@ -332,6 +346,7 @@ class _Node:
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.site.run)
             nursery.start_soon(self.importer.run)
+            nursery.start_soon(self.standing.run)
             nursery.start_soon(self.reporter.run)
             nursery.start_soon(self.meter.run)
             nursery.start_soon(self.uptime.run)
@@ -369,6 +384,7 @@ class _Node:
             admission=self.admission,
             follower=self.follower,
             site=self.site,
+            standing=self.standing,
             steward=self.steward,
             fetcher=self.fetcher,
             caretaker=self.caretaker,
@@ -407,6 +423,12 @@ class _Node:
         self.site.fleet_changed()
         self.steward.poke()
         self.reporter.poke(assess=True)
+
+    async def _certificate_changed(self, identity: DeviceIdentity) -> None:
+        assert self.nursery is not None
+        self.surroundings.renewed(identity)
+        await self.surroundings.changed(self.carrier, self.nursery)
+        self.reporter.poke(assess=False)
 
     async def _site_changed(self) -> None:
         assert self.nursery is not None

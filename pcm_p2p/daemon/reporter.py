@@ -24,6 +24,7 @@ from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.finding import Finding
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.report import (
+    CLONES_MAX,
     SCHEMA,
     Platform,
     PolicyInForce,
@@ -81,6 +82,8 @@ class Reporter:
         self._assess_wanted = True
         self._assessing = trio.Lock()
         inspector.remember(self._load())
+        self.clones: Callable[[], tuple[str, ...]] = tuple
+        self.why_not: Callable[[], str] = str
         self.problem = ""
 
     @property
@@ -130,6 +133,9 @@ class Reporter:
             return self.findings
 
     async def _report(self) -> bool:
+        if why_not := self.why_not():
+            self.problem = why_not
+            return False
         try:
             await self._carrier.report(self.body())
         except PcmError as error:
@@ -165,6 +171,7 @@ class Reporter:
             ),
             findings=self.findings,
             transfer=Transfer(totals.wan_in_bytes, totals.lan_in_bytes, totals.lan_out_bytes),
+            clones=self.clones()[:CLONES_MAX],
         )
 
     def _load(self) -> tuple[Finding, ...]:

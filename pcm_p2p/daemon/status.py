@@ -19,6 +19,7 @@ from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
 from pcm_p2p.daemon.reporter import Reporter, counts, full_bytes
 from pcm_p2p.daemon.site_repository import SiteRepository
+from pcm_p2p.daemon.standing import Standing
 from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.errors import InputError
 from pcm_p2p.gossip.overlay import Overlay
@@ -43,6 +44,7 @@ class Status:
         admission: Admission,
         follower: Follower,
         site: SiteRepository,
+        standing: Standing,
         steward: Steward,
         fetcher: Fetcher,
         caretaker: Caretaker,
@@ -58,7 +60,7 @@ class Status:
         self._store, self._carrier, self._reporter, self._meter = store, carrier, reporter, meter
         self._caretaker, self._admission = caretaker, admission
         self._wall_ms = wall_ms
-        self._site = site
+        self._site, self._standing = site, standing
         self._started = trio.current_time()
 
     def commands(self) -> Mapping[str, Command]:
@@ -120,6 +122,7 @@ class Status:
                 "route": self._carrier.route,
             },
             "compliance": counts(self._reporter.findings),
+            **self._standing.facts(),
             "problems": self._problems(held.state),
         }
 
@@ -156,7 +159,7 @@ class Status:
 
     def _problems(self, store_state: str) -> list[str]:
         """What a person should look at, most important first."""
-        found = [*self._admission.problems, *self._steward.problems]
+        found = [*self._admission.problems, *self._standing.problems(), *self._steward.problems]
         found += [
             f"{work.assigned.name} {work.assigned.version} is {work.state}: {work.detail}"
             for work in self._steward.works.values()

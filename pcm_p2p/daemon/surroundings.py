@@ -68,6 +68,14 @@ class Surroundings:
         await trio.sleep(SEAL_RETRY_S)
         await self.changed(carrier, nursery)
 
+    def desks(self) -> list[tuple[str, int]]:
+        """Host and port of where devices enrol and renew, in this order."""
+        return [desk.endpoint for desk in self._document.desk] if self._document is not None else []
+
+    def renewed(self, identity: DeviceIdentity) -> None:
+        """This device has another certificate: records that are sealed after the next ``changed`` carry it."""
+        self._identity = identity
+
     def collector_address(self, collector: DeviceId) -> tuple[str, int] | None:
         """Host and port of a collector; None for who is none."""
         for one in self._collectors():

@@ -13,7 +13,7 @@ from random import Random
 SPREAD = 1 / 30
 """Of the life: twelve days of a year."""
 RETRY_MIN, RETRY_MAX = timedelta(minutes=2), timedelta(hours=12)
-RETRY_URGENT_MAX = timedelta(hours=1)
+RETRY_URGENT_MAX = timedelta(minutes=15)
 URGENT = 1 / 10
 """Of the life, counted from its end."""
 

@@ -35,11 +35,12 @@ _log = logging.getLogger(__name__)
 
 
 class CloneWatch:
-    """``instance`` is this process's; ``on_proof`` is called when a clone was proven, and must not raise or wait."""
+    """``instance`` is this process's; ``on_news`` is called when a clone was proven, or when this device was told that it is one
+    of two; it must not raise or wait."""
 
     def __init__(self, own: DeviceId, table: SessionTable) -> None:
         self.instance = secrets.token_bytes(16)
-        self.on_proof: Callable[[], object] = lambda: None
+        self.on_news: Callable[[], object] = lambda: None
         self._own = own
         self._table = table
         self._clones = Clones()
@@ -103,7 +104,7 @@ class CloneWatch:
         open_one = self._table.get(device)
         if open_one is not None and nursery is not None:
             nursery.start_soon(open_one.close, CLONE)
-        self.on_proof()
+        self.on_news()
 
     def _told(self, teller: DeviceId) -> None:
         before, now = self._tellers.pop(teller, None), trio.current_time()
@@ -117,6 +118,7 @@ class CloneWatch:
                 "'pcm-p2p enroll join --new-identity TOKEN'",
                 who,
             )
+            self.on_news()
 
 
 def _differ(one: Session, other: Session) -> bool:

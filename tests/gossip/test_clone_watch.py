@@ -39,7 +39,7 @@ async def test_two_devices_with_one_key_are_found_out_refused_and_told(tmp_path:
     async with fleet_in(tmp_path) as fleet:
         a = await fleet.start("a")
         proven: list[bool] = []
-        a.overlay.clones.on_proof = lambda: proven.append(True)
+        a.overlay.clones.on_news = lambda: proven.append(True)
         one = await fleet.start("b", a, wall_clock_s=clocks[0])
         await one.until_peers(1)
         await a.until_peers(1)
