@@ -39,7 +39,7 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 from pcm_p2p.durable import fsync_folder, sweep_temporaries, write_atomic
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.delegation import every_role
-from pcm_p2p.trust.floor import Floor, RoleFloor
+from pcm_p2p.trust.floor import Floor, RoleFloor, SavedFloor
 from pcm_p2p.trust.index import STANDING, check_tree_path, metadata_version
 from pcm_p2p.trust.lint import lint_root
 from pcm_p2p.trust.root_chain import newest_root, root_versions
@@ -281,7 +281,7 @@ class TrustClient:
         before, self._view = self._view, TrustedView(generation, state)
         self._floor = floor
         try:
-            write_atomic(self.folder / "floor.json", msgspec.json.encode(floor))
+            write_atomic(self.folder / "floor.json", msgspec.json.encode(SavedFloor.of(floor, self.fleet_id)))
         except OSError as error:
             log.error("trust: the floor could not be saved, and is raised by the view at the next start: %s", error)
         keep = {generation.name, before.folder.name if before else ""}
@@ -385,7 +385,9 @@ class TrustClient:
         """
         floor, of_view = Floor(), Floor()
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            floor = msgspec.json.decode((self.folder / "floor.json").read_bytes(), type=Floor)
+            saved = msgspec.json.decode((self.folder / "floor.json").read_bytes(), type=SavedFloor)
+            if saved.fleet in ("", self.fleet_id):  # else this disk was enrolled in another fleet before
+                floor = saved
         if self._view is not None:
             state = self._view.state
             of_view = of_view.raised(

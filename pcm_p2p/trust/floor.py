@@ -132,3 +132,13 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _version(floor: RoleFloor) -> int:
     return floor.version
+
+
+class SavedFloor(Floor, frozen=True, forbid_unknown_fields=True):
+    """As it rests in ``floor.json``. ``fleet``: whose versions these are; empty in files of versions that did not say so."""
+
+    fleet: str = ""
+
+    @classmethod
+    def of(cls, floor: Floor, fleet: str) -> SavedFloor:
+        return cls(**{**msgspec.structs.asdict(floor), "fleet": fleet})
