@@ -9,7 +9,7 @@ from typing import Any
 from securesystemslib.signer import Key  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import delegating
+from pcm_p2p.authority import audit_record, delegating
 from pcm_p2p.authority.fleet_documents import FleetDocuments
 from pcm_p2p.authority.key_test import (
     CHALLENGE_SIZE_BYTES,
@@ -28,6 +28,7 @@ from pcm_p2p.authority.signing_key import SigningKey
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.delegation import HALT
+from pcm_p2p.trust.lint import owner_of
 
 
 def prove_key(folder: FleetFolder, key: SigningKey) -> tuple[KeyTest, ...]:
@@ -61,15 +62,19 @@ def prove_key(folder: FleetFolder, key: SigningKey) -> tuple[KeyTest, ...]:
                 f"what the key of {key.owner} signed does not verify under the key that the fleet lists for {role}",
                 remedy="Do not rely on this key: replace it, or restore it from its backup.",
             )
-        made.append(test)
+        made.append((test, owner_of(listed)))
     with folder.locked():
-        for test in made:
-            record(folder, test)
-    return tuple(made)
+        for test, owner in made:
+            record(folder, test, owner)
+    return tuple(test for test, _ in made)
 
 
-def record(folder: FleetDocuments, test: KeyTest) -> None:
-    """Keep a test signature with the fleet. The caller holds the folder's lock."""
+def record(folder: FleetFolder, test: KeyTest, owner: str) -> None:
+    """Keep a test signature with the fleet, in the audit log first. The caller holds the folder's lock."""
+    challenge = test.challenge
+    audit_record.record_test(
+        folder, challenge.role, challenge.under, challenge.signed, challenge.keyid, owner, test.signature
+    )
     write_atomic(_file(folder.path), read_tests(folder.path).with_test(test).encoded())
 
 

@@ -401,8 +401,8 @@ def test_a_test_that_was_recorded_for_another_fleet_or_by_hand_does_not_count(wa
     foreign = make_test(msgspec.structs.replace(CHALLENGE, keyid=key.keyid), key.signer())
     mine = msgspec.structs.replace(CHALLENGE, keyid=keys["root", "bob"].keyid, fleet=waiting.fleet_id)
     with waiting.locked():
-        key_test_file.record(waiting, foreign)
-        key_test_file.record(waiting, KeyTest(mine, foreign.signature))
+        key_test_file.record(waiting, foreign, "alice")
+        key_test_file.record(waiting, KeyTest(mine, foreign.signature), "bob")
     assert {("root", "alice"), ("root", "bob")} <= {(holder.role, holder.owner) for holder in untested(waiting)}
 
 
