@@ -44,6 +44,7 @@ vicinity       looks around by mDNS for members that may relay an errand to the 
 desk           the service that honours tokens and keeps online metadata signed
 collect_trust  what a collector believes, learned from the origin and from its visitors
 collect        the composition root of a collector
+state_check    whose the state folder is, who else could write into it, who could read its keys
 state_lock     one program a state folder
 log            where log lines go
 =============  ================================================================================================

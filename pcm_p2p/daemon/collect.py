@@ -34,6 +34,7 @@ from pcm_p2p.config import Config, load_config
 from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.collect_trust import CollectorTrust
 from pcm_p2p.daemon.neighbours import OriginSource
+from pcm_p2p.daemon.state_check import check_state
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.surroundings import fleet_document
 from pcm_p2p.database import open_database
@@ -74,6 +75,7 @@ def run_collector(
     state: Path, listen: tuple[str, int], console: ConsoleSettings | None, port_file: Path | None
 ) -> None:
     """Collect until SIGTERM or SIGINT; ``console`` None: reports are taken and not shown. Raises ``PcmError`` at the start."""
+    check_state(state)
     identity = load_collector_identity(state)
     config = load_config(state / "config.toml")
     seal_key = load_or_create_seal_key(state / "collector" / "seal.key")

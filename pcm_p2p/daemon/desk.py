@@ -16,6 +16,7 @@ import trio
 from pcm_p2p.authority.founding import TIMESTAMP_LIFETIME
 from pcm_p2p.authority.publish import OnlineKeys, refresh_online
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.daemon.state_check import FLEET_PRIVATE, check_state
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.errors import InputError, PcmError
@@ -30,6 +31,7 @@ async def run_desk(
     folder: FleetFolder, passphrase: str, host: str, port: int, origin: Path | None, port_file: Path | None
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
+    check_state(folder.path, FLEET_PRIVATE)
     desk = Desk.open(folder, passphrase)
     try:
         keys = OnlineKeys.open(folder, passphrase) if origin is not None else None

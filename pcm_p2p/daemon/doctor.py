@@ -7,7 +7,6 @@ soon, ``skip`` could not be examined and says why.
 from __future__ import annotations
 
 import shutil
-import stat
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,11 +15,16 @@ from typing import Any, Literal
 
 from pcm_p2p.config import load_config
 from pcm_p2p.daemon.control import ask
+from pcm_p2p.daemon.state_check import STATE_PRIVATE, faults
 from pcm_p2p.errors import PcmError
 
 ItemState = Literal["ok", "warn", "bad", "skip"]
 CERTIFICATE_WARN_DAYS = 30
 """Choice: a month is enough for a person to act; renewal itself starts far earlier (DESIGN.md 7)."""
+
+
+FAULTS_MAX = 8
+"""Choice: who has more to mend sees the rest at the next look."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Item:
 
 def examine(state: Path) -> list[Item]:
     """Every item, in the order in which a person would fix them."""
-    items = [_folder(state), _settings(state), *_identity(state), _disk(state)]
+    items = [*_folder(state), _settings(state), *_identity(state), _disk(state)]
     try:
         facts = ask(state, "status", timeout_s=5.0)
     except PcmError as error:
@@ -44,15 +48,18 @@ def examine(state: Path) -> list[Item]:
     return [*items, Item("daemon", "ok", f"answers, up {facts['uptime_s']:.0f} s"), *_asked(facts)]
 
 
-def _folder(state: Path) -> Item:
+def _folder(state: Path) -> list[Item]:
+    """As the daemon looks at it when it starts, for the user whose folder it is."""
     if not state.is_dir():
-        return Item(
-            "state folder", "bad", f"{state} is not a folder", "Enrol with 'pcm-p2p enroll join TOKEN --state DIR'."
-        )
-    mode = stat.S_IMODE(state.stat().st_mode)
-    if mode & 0o022:
-        return Item("state folder", "bad", f"{state} can be written by others ({mode:o})", f"chmod go-w {state}")
-    return Item("state folder", "ok", str(state))
+        return [
+            Item(
+                "state folder", "bad", f"{state} is not a folder", "Enrol with 'pcm-p2p enroll join TOKEN --state DIR'."
+            )
+        ]
+    found = list(faults(state, STATE_PRIVATE, uid=state.stat().st_uid))[:FAULTS_MAX]
+    return [Item("state folder", "bad", f"{one.path}: {one.what}", one.remedy) for one in found] or [
+        Item("state folder", "ok", str(state))
+    ]
 
 
 def _settings(state: Path) -> Item:
@@ -71,10 +78,6 @@ def _identity(state: Path) -> list[Item]:
         identity = DeviceIdentity.load(folder)
     except (PcmError, OSError) as error:
         return [Item("identity", "bad", str(error), "Enrol again with a new token.")]
-    key = folder / "device.key"
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & 0o077:
-        return [Item("identity", "bad", f"{key} can be read by others ({mode:o})", f"chmod 600 {key}")]
     days = (identity.not_after - datetime.now(UTC)).days
     text = f"{identity.role} {identity.device_id.short}, certificate valid for {days} more days"
     if days < 0:

@@ -11,6 +11,7 @@ import trio
 from pcm_p2p.config import Config, load_config
 from pcm_p2p.daemon.log import configure
 from pcm_p2p.daemon.node import run_node
+from pcm_p2p.daemon.state_check import check_state
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.errors import InputError
 from pcm_p2p.trust.identity import DeviceIdentity
@@ -27,6 +28,7 @@ def run_daemon(state: Path, *, json_log: bool = False, verbose: bool = False) ->
             path=state / "config.toml",
             remedy=f"Enrol this device first: 'pcm-p2p enroll join TOKEN --state {state}'.",
         )
+    check_state(state)
     config = load_config(state / "config.toml")
     identity = DeviceIdentity.load(state / "identity")
     with lock_state(state):
