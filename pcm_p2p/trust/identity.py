@@ -353,24 +353,30 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def server_context(identity: DeviceIdentity) -> ssl.SSLContext:
-    """For accepting members: TLS 1.3 only, the peer's certificate required, no tickets: each connection proves itself."""
+def server_context(identity: DeviceIdentity, authorities_pem: bytes | None = None) -> ssl.SSLContext:
+    """For accepting members: TLS 1.3 only, the peer's certificate required, no tickets: each connection proves itself.
+
+    ``authorities_pem``: whose certificates count; None: those of the enrolment; empty: nobody's.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
-    return _members_only(context, identity)
+    return _members_only(context, identity, authorities_pem)
 
 
-def client_context(identity: DeviceIdentity) -> ssl.SSLContext:
+def client_context(identity: DeviceIdentity, authorities_pem: bytes | None = None) -> ssl.SSLContext:
     """For dialling members. Names are not host names here: who answered is read from its certificate afterwards."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    return _members_only(context, identity)
+    return _members_only(context, identity, authorities_pem)
 
 
-def _members_only(context: ssl.SSLContext, identity: DeviceIdentity) -> ssl.SSLContext:
+def _members_only(context: ssl.SSLContext, identity: DeviceIdentity, authorities_pem: bytes | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_verify_locations(cadata=identity.authorities_pem.decode("ascii"))
+    context.options |= ssl.OP_NO_TICKET
+    believed = identity.authorities_pem if authorities_pem is None else authorities_pem
+    if believed:
+        context.load_verify_locations(cadata=believed.decode("ascii"))
     context.load_cert_chain(os.fspath(identity.folder / "device.crt"), os.fspath(identity.folder / "device.key"))
     return context
