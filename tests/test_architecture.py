@@ -76,7 +76,7 @@ CORES = {
     *("authority.founders", "authority.key_sheet", "authority.key_test"),
     *("authority.delegating", "authority.difference", "authority.document_difference", "authority.shown_text"),
     *("authority.audit_log", "authority.bundle", "authority.expiry", "authority.rotation", "authority.signature_file"),
-    "authority.pin",
+    *("authority.carried_proposal", "authority.pin"),
     *("enrolment.admittance", "enrolment.device_code", "enrolment.introduction", "enrolment.passage"),
     *("enrolment.renewal_times", "enrolment.token"),
     *("gossip.beacon", "gossip.clones", "gossip.exposure", "gossip.membership", "gossip.peer", "gossip.spread"),

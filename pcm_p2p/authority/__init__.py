@@ -46,12 +46,16 @@ document_difference   core   what changes inside one target: a release, a text
 shown_text            core   foreign text on a screen that it cannot paint
 bundle                core   a proposal in one file, all of it checked against what is signed
 signature_file        core   a detached signature, and why one is refused
+carried_proposal      core   what a bundle proposes, as it is read and signed
+carrying              shell  proposals and signatures as files, out of a fleet folder and in
 rotation              core   the keys and the threshold of a role, before and after
 expiry                core   what comes near its end, and what one absent person stops
 audit_log             core   the chain of signing acts, and its judgement
 audit_journal         shell  that chain in the fleet folder
 audit_record          shell  from a signature that was just made to its entry
+auditing              shell  verifying a log against a fleet folder or a published tree
 pin                   core   what a signer's machine remembers of each fleet
+pin_file              shell  the file in which it remembers
 site_policy           shell  what devices would set aside of a site's policies, said before it is signed
 site_folder           shell  what marks the folder of a site that acts alone, and what may be staged in it
 site_repository       shell  founding the repository of a site that acts alone, and listing its root

@@ -62,6 +62,10 @@ def text_lines(before: bytes | None, after: bytes | None, *, json: bool = False)
     # A line feed alone ends a line: other "line ends" of Unicode are characters, and are shown as such.
     old_lines = old.split("\n") if before is not None else []
     new_lines = new.split("\n") if after is not None else []
+    sides = [lines for lines in (old_lines, new_lines) if lines]
+    if all(lines[-1] == "" for lines in sides):  # the line feed at the end is shown where one side alone has it
+        for lines in sides:
+            lines.pop()
     start = 0
     while start < min(len(old_lines), len(new_lines)) and old_lines[start] == new_lines[start]:
         start += 1
@@ -77,6 +81,8 @@ def text_lines(before: bytes | None, after: bytes | None, *, json: bool = False)
     # The first two lines name files; skipped by their place, since a line of the document could look the same.
     for line in itertools.islice(difflib.unified_diff(old_part, new_part, n=CONTEXT_LINES, lineterm=""), 2, None):
         if line.startswith("@@"):
+            if before is None or after is None:
+                continue
             numbers = [int(word.split(",")[0][1:]) for word in line.split()[1:3]]
             yield f"@@ line {max(1, numbers[0] + start)} → {max(1, numbers[1] + start)}"
         else:

@@ -63,7 +63,7 @@ class Holders:
         return replace(self, keys=tuple(key for key in self.keys if key is not gone))._possible()
 
     def replaced(self, owner: str, key: Key) -> Self:
-        """``owner``'s new key in place of the old one. Raises ``InputError`` for a key of another person, or one that is there."""
+        """``owner``'s new key in place of the old one. Raises ``InputError`` for another person's key, or one that is there."""
         gone = self.key_of(owner)
         if owner_of(key) != owner:
             raise InputError(

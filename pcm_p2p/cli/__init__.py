@@ -19,7 +19,9 @@ release_progress  the bar while a release is made
 policy            ``policy check``, ``policy put``
 site_policy       ``policy allow``
 site_alone        ``site found``, ``site autonomous``
-signing           ``sign``, ``publish``
+signing           ``sign``, ``merge``, ``publish``
+proposal          ``proposal show``, ``proposal export``, ``proposal import``, ``proposal discard``
+audit             ``audit verify``, ``audit show``
 origin            ``origin serve``
 enroll            ``enroll desk``, ``enroll token``, ``enroll list``, ``enroll revoke``, ``enroll join``
 enroll_queue      ``enroll pending``, ``enroll approve``, ``enroll deny``

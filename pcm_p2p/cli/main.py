@@ -10,6 +10,7 @@ import typer
 from pcm_p2p import __version__
 from pcm_p2p.cli import (
     apply_service,
+    audit,
     ceremony,
     collector,
     device,
@@ -21,6 +22,7 @@ from pcm_p2p.cli import (
     node,
     origin,
     policy,
+    proposal,
     release,
     signing,
     site_alone,
@@ -45,7 +47,9 @@ app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
 app.add_typer(site_alone.app, name="site")
+app.add_typer(proposal.app, name="proposal")
 signing.mount(app)
+app.add_typer(audit.app, name="audit")
 app.add_typer(origin.app, name="origin")
 app.add_typer(enroll.app, name="enroll")
 app.add_typer(device.app, name="device")

@@ -1,65 +1,190 @@
-"""``sign``, ``publish``: from a proposal to what devices believe."""
+"""``sign``, ``merge``, ``publish``: from a proposal to what devices believe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.key_choice import Token, chosen, secret_for
+from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
 from pcm_p2p.cli.output import Json, err, note, out, print_facts, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pcm_p2p.authority.difference import Contents
+    from pcm_p2p.authority.proposal import Proposal
+
+Full = Annotated[bool, typer.Option("--full", help="Cut nothing, however long it is.")]
 
 
 def mount(app: typer.Typer) -> None:
-    for command in (sign, publish):
+    for command in (sign, merge, publish):
         app.command()(command)
 
 
 def sign(
-    fleet: Fleet,
-    key: Annotated[Path | None, typer.Option("--key", help="Key file; without a key the proposal is only shown.")] = None,
+    fleet: Annotated[
+        Path | None, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder with the proposal.")
+    ] = None,
+    proposal: Annotated[
+        Path | None, typer.Option("--proposal", help="A proposal that was carried here, in place of a fleet folder.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Key file; without a key the proposal is only shown.")
+    ] = None,
     token: Token = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="With --proposal: the signature file to write and carry back.")
+    ] = None,
+    pin: Annotated[
+        Path | None,
+        typer.Option("--pin", help="With --proposal: what this machine remembers of fleets; by default KEY.pin."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask after showing what would be signed.")] = False,
+    full: Full = False,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Show exactly what would be signed, then add the signature of one key.
+    """Show exactly what would be signed, then sign with one key: in the fleet folder, or a proposal that was carried here.
+
+    With --proposal no fleet folder is needed, and no network. The machine remembers what it saw of the fleet beside the key, and
+    refuses a proposal that does not follow from it.
 
     EXIT STATUS: 0; 2 nothing is proposed, the key has no part in it, or the question was answered no; 5 wrong passphrase,
-    damaged key file, or a proposal that breaks a rule.
+    damaged key file, a proposal that breaks a rule, or one that does not follow from what this machine has seen.
     """
+    from pcm_p2p.errors import InputError
+
+    if proposal is not None:
+        if to is None and (key is not None or token is not None):
+            raise InputError("--out is missing", remedy="Name the signature file to write, such as alice.sig.")
+        _sign_carried(proposal, key, token, to, pin, passphrase_file, passphrase_fd, yes=yes, full=full, json=json)
+        return
+    if fleet is None:
+        raise InputError("there is nothing to sign", remedy="Pass --fleet FOLDER, or --proposal FILE.")
+    _sign_here(fleet, key, token, passphrase_file, passphrase_fd, yes=yes, full=full, json=json)
+
+
+def _sign_here(
+    fleet: Path,
+    key: Path | None,
+    token: str | None,
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+    *,
+    yes: bool,
+    full: bool,
+    json: bool,
+) -> None:
+    from pcm_p2p.authority.carrying import contents_of
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
 
     folder = FleetFolder.open(fleet)
-    proposals = folder.proposals()
+    proposals, contents = folder.proposals(), contents_of(folder)
     if not proposals:
         raise InputError(
             "nothing is proposed", path=fleet, remedy="Stage a release, a policy or a fleet document first."
         )
     if not json:
-        for proposal in proposals:
-            for line in proposal.lines():
-                err().print(line, markup=False)
-            err().print()
+        tell(proposals, contents, full=full)
     if key is not None or token is not None:
         chosen_key = chosen(key, token, option="--key FILE")
-        if not yes and not _agreed():
-            raise InputError("not signed", remedy="Stage something else, or run it again; --yes asks no question.")
+        _ask(yes=yes)
         folder.sign(chosen_key, secret_for(chosen_key, passphrase_file, passphrase_fd))
         proposals = folder.proposals()
     if json:
-        print_json([proposal.as_json() for proposal in proposals])
+        print_json([one.as_json(contents) for one in proposals])
         return
-    for proposal in proposals:
-        for signatures in proposal.signatures:
+    for one in proposals:
+        for signatures in one.signatures:
             out().print(signatures.line(), markup=False)
-    if all(proposal.complete for proposal in proposals):
+    if all(one.complete for one in proposals):
         note("Next: 'pcm-p2p publish'.")
+
+
+def _sign_carried(
+    file: Path,
+    key: Path | None,
+    token: str | None,
+    to: Path | None,
+    pin: Path | None,
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+    *,
+    yes: bool,
+    full: bool,
+    json: bool,
+) -> None:
+    from pcm_p2p.authority import pin_file
+    from pcm_p2p.authority.carried_proposal import proposals_in, sign_each, signables_in
+    from pcm_p2p.authority.carrying import read_bundle, refuse_what_breaks_rules, write_signature_file
+    from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
+    from pcm_p2p.errors import InputError
+
+    bundle = read_bundle(file)
+    proposals = proposals_in(bundle)
+    place = pin or (key.with_name(f"{key.name}.pin") if key is not None else None)
+    if place is None and token is not None:
+        raise InputError("--pin is missing", remedy="A token has no folder: name the file that remembers the fleets.")
+    remarks = pin_file.check(place, bundle) if place is not None else ()
+    if not json:
+        err().print(f"fleet {bundle.name!r}  {bundle.fleet}", markup=False)
+        for remark in remarks:
+            err().print(f"! {remark}", markup=False)
+        err().print()
+        tell(proposals, bundle.content, full=full)
+    facts: dict[str, object] = {
+        "schema": "pcm.carried-proposal/1",
+        "fleet": bundle.fleet,
+        "name": bundle.name,
+        "remarks": list(remarks),
+        "proposals": [one.as_json(bundle.content) for one in proposals],
+    }
+    if key is not None or token is not None:
+        assert to is not None, "asked for above"
+        assert place is not None, "asked for above"
+        chosen_key = chosen(key, token, option="--key FILE")
+        refuse_what_breaks_rules(bundle)
+        _ask(yes=yes)
+        opened = open_key(chosen_key, passphrase_file, passphrase_fd)
+        signatures = sign_each(signables_in(bundle), opened.signer, opened.keyid)
+        if not signatures:
+            raise InputError(
+                f"the {opened.role} key of {opened.owner} has no part in what is proposed",
+                path=key,
+                remedy="Sign with a key of somebody who is named above.",
+            )
+        # Remembered first: a machine that forgot what it signed could be led to sign something else.
+        pin_file.remember(place, bundle, signatures)
+        write_signature_file(to, SignatureFile(SCHEMA, bundle.fleet, signatures))
+        facts["signed"] = [one.title for one in signatures]
+        if not json:
+            for one in signatures:
+                out().print(f"signed {one.title} for {one.owner}", markup=False)
+            note(f"Next: carry {to} back, and 'pcm-p2p merge {to.name} --fleet FOLDER'.")
+    if json:
+        print_json(facts)
+
+
+def tell(proposals: Iterable[Proposal], contents: Contents, *, full: bool) -> None:
+    """On standard error: what is proposed, whole documents apart by a blank line."""
+    for proposal in proposals:
+        for line in proposal.lines(contents, full=full):
+            err().print(line, markup=False, emoji=False)
+        err().print()
+
+
+def _ask(*, yes: bool) -> None:
+    from pcm_p2p.errors import InputError
+
+    if not yes and not _agreed():
+        raise InputError("not signed", remedy="Stage something else, or run it again; --yes asks no question.")
 
 
 def _agreed() -> bool:
@@ -67,6 +192,51 @@ def _agreed() -> bool:
         return typer.confirm("Sign this?", err=True)
     except typer.Abort:
         return False  # nobody is there to answer
+
+
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Signature files that were carried back, in any order.")],
+    fleet: Fleet,
+    json: Json = False,
+) -> None:
+    """Add signatures that people made elsewhere to the proposal; each is verified before it is added.
+
+    What is over other bytes, by an unknown person, there already, for another fleet or outdated is refused by name; the others
+    are merged all the same.
+
+    EXIT STATUS: 0; 2 a file is no signature file (nothing was merged); 5 one or more were refused.
+    """
+    from pcm_p2p.authority.carrying import merge as bring
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.errors import TrustError
+
+    folder = FleetFolder.open(fleet)
+    results = bring(folder, files)
+    proposals = folder.proposals()
+    refused = [one for one in results if one.refused]
+    if json:
+        print_json(
+            {
+                "schema": "pcm.merged/1",
+                "merged": [one.title for one in results if not one.refused],
+                "refused": [{"file": str(one.file), "why": one.refused} for one in refused],
+                "signatures": [standing.as_json() for one in proposals for standing in one.signatures],
+            }
+        )
+    else:
+        for one in results:
+            if not one.refused:
+                out().print(f"merged {one.title}", markup=False)
+        for proposal in proposals:
+            for standing in proposal.signatures:
+                out().print(standing.line(), markup=False)
+        if proposals and all(one.complete for one in proposals):
+            note("Next: 'pcm-p2p publish'.")
+    if refused:
+        raise TrustError(
+            "\n".join(f"refused: {one.refused} ({one.file})" for one in refused),
+            remedy="Let who is named sign what is proposed now: 'pcm-p2p proposal export', then 'sign --proposal'.",
+        )
 
 
 def publish(
