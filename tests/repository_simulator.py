@@ -188,6 +188,36 @@ class RepositorySimulator:
         path = self.fleet.path / "keys" / f"{role}-{number}.key"
         return keyfile.create(path, PASSPHRASE, role, "publisher", preset="lab")
 
+    # Delegations
+
+    def delegate(self, role: str, *owners: str, threshold: int = 1) -> None:
+        """Propose ``role`` with a key for each owner (made where absent), sign and publish. Sites may observe."""
+        keys = [self.delegate_key(role, owner).key for owner in owners]
+        self.fleet.delegate(role, keys, threshold)
+        self.fleet.stage_file("fleet/allowances.toml", b'schema = "pcm.allowances/1"\n[default]\n')
+        self.sign()
+        if self.fleet.proposed_of(role) is not None:
+            self.sign(*owners, role=role)
+        self.publish()
+
+    def delegate_key(self, role: str, owner: str) -> keyfile.PublicKeyFile:
+        path = self.key_path(role, owner)
+        return (
+            keyfile.read_public(path) if path.exists() else keyfile.create(path, PASSPHRASE, role, owner, preset="lab")
+        )
+
+    def publish_site_policy(self, site: str, name: str, *owners: str, version: int = 1) -> None:
+        """A site's own policy, signed by its own keys alone."""
+        role = f"site-{site}"
+        self.fleet.stage_policy(name, site_policy(site, name, version), role)
+        self.sign(*owners, role=role)
+        self.publish()
+
+    def delegated(self, role: str) -> Metadata[Targets]:
+        document = self.fleet.delegated(role)
+        assert document is not None
+        return document
+
     def tree(self) -> Tree:
         """The origin tree of this moment."""
         return {
@@ -226,6 +256,23 @@ class RepositorySimulator:
             document.sign(self.signer("targets", owner), append=True)
         return document
 
+    def signed_delegated(
+        self,
+        role: str,
+        edit: Callable[[Targets], None],
+        *owners: str,
+        version_step: int = 1,
+        keys_of: str | None = None,
+    ) -> Metadata[Targets]:
+        """The published document of ``role`` after ``edit``, signed by ``owners`` with keys of it (or ``keys_of``)."""
+        targets = self.delegated(role).signed
+        targets.version += version_step
+        edit(targets)
+        document = Metadata(targets)
+        for owner in owners:
+            document.sign(self.signer(keys_of or role, owner), append=True)
+        return document
+
     def stolen(
         self,
         *,
@@ -235,6 +282,7 @@ class RepositorySimulator:
         lifetime: timedelta = timedelta(days=7),
         issued: datetime | None = None,
         keys: OnlineKeys | None = None,
+        delegated: Mapping[str, Metadata[Targets]] | None = None,
         snapshot_edit: Callable[[Snapshot], None] | None = None,
         timestamp_edit: Callable[[Timestamp], None] | None = None,
     ) -> Tree:
@@ -250,8 +298,12 @@ class RepositorySimulator:
         tree[f"metadata/{version}.targets.json"] = body
         number = snapshot.signed.version + 1 if snapshot_version is None else snapshot_version
         expires = self.clock.now + lifetime
-        meta = MetaFile.from_data(version, body, ["sha256"])
-        forged_snapshot = Metadata(Snapshot(version=number, expires=expires, meta={"targets.json": meta}))
+        meta = {**snapshot.signed.meta, "targets.json": MetaFile.from_data(version, body, ["sha256"])}
+        for role, document in (delegated or {}).items():
+            data = document.to_bytes()
+            tree[f"metadata/{document.signed.version}.{role}.json"] = data
+            meta[f"{role}.json"] = MetaFile.from_data(document.signed.version, data, ["sha256"])
+        forged_snapshot = Metadata(Snapshot(version=number, expires=expires, meta=meta))
         if snapshot_edit is not None:
             snapshot_edit(forged_snapshot.signed)
         forged_snapshot.sign(keys.snapshot)
@@ -269,6 +321,11 @@ class RepositorySimulator:
         forged.sign(keys.timestamp)
         tree["metadata/timestamp.json"] = forged.to_bytes()
         return tree
+
+
+def site_policy(site: str, name: str, version: int = 1) -> bytes:
+    """A policy that any site may set, since it only observes."""
+    return f'schema = "pcm.policy/1"\nid = "{site}-{name}"\nversion = {version}\n'.encode()
 
 
 def with_target(tree: Tree, document: Metadata[Targets], path: str, data: bytes) -> Tree:

@@ -394,9 +394,9 @@ class FleetFolder(StagingArea):
                 raise InputError("nothing is proposed", path=self.path, remedy="Stage a change first.")
             signed: list[SignResult] = []
             for role, document in proposed.items():
-                refuse(complaints_about(role, document.signed, self.fleet_id))
-                refuse(policy_complaints(self, role, document.signed))
                 if any(opened.keyid in keyids_of(one, role) for one in self.all_namers(role)):
+                    refuse(complaints_about(role, document.signed, self.fleet_id))
+                    refuse(policy_complaints(self, role, document.signed))
                     document.sign(opened.signer, append=True)
                     audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))
                     write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())

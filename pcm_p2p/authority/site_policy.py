@@ -42,8 +42,8 @@ def allowances_of(folder: StagingArea) -> Allowances | None:
 
 
 def fleet_policies(folder: StagingArea) -> tuple[Policy, ...]:
-    """The fleet's own policies, as proposed, else as published. Raises ``InputError`` if one does not read."""
-    return tuple(_policies(folder, folder.working(TARGETS)))
+    """The fleet's own policies, as proposed, else as published. One that does not read is passed over, as devices do."""
+    return tuple(_policies(folder, folder.working(TARGETS), passing_over=True))
 
 
 def site_policies(folder: StagingArea) -> Iterator[tuple[str, Policy]]:
@@ -77,7 +77,11 @@ def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
     )
 
 
-def _policies(folder: StagingArea, targets: Targets) -> Iterable[Policy]:
+def _policies(folder: StagingArea, targets: Targets, *, passing_over: bool = False) -> Iterable[Policy]:
     for path, info in sorted(targets.targets.items()):
         if path.startswith("policies/") and path.endswith(".toml"):
-            yield decode_policy(folder.files.read(path, info), path)
+            try:
+                yield decode_policy(folder.files.read(path, info), path)
+            except InputError:
+                if not passing_over:
+                    raise

@@ -39,8 +39,13 @@ class StagingArea(FleetDocuments):
         self.files = TargetFiles(path)
 
     def working(self, role: str) -> Targets:
-        """A copy of what is proposed for a role that lists targets, else of what is published, else empty."""
-        base = self.proposed_of(role) or self.document(role)
+        """A copy of what is proposed for a role that lists targets, else of what is published, else empty.
+
+        Of a role that was revoked and is delegated again nothing stays: its new holders begin anew.
+        """
+        base = self.proposed_of(role)
+        if base is None and (role == TARGETS or self._names(role, proposed=False) is not None):
+            base = self.document(role)
         if base is not None:
             return Targets.from_dict(base.signed.to_dict())
         return Targets(version=1, expires=whole_seconds(self.wall_clock()))

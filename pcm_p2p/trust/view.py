@@ -66,7 +66,7 @@ class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def settled(self) -> bool:
         """Whether what is listed is what is held: asking again would bring nothing else."""
-        return self.version == self.listed
+        return self.version == self.listed and not self.problem
 
 
 class Listed(NamedTuple):
