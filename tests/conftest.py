@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from repository_simulator import RepositorySimulator
+from repository_simulator import Clock, RepositorySimulator
 
 
 @pytest.fixture
@@ -24,3 +25,15 @@ def first_fleet(tmp_path_factory: pytest.TempPathFactory) -> RepositorySimulator
 def fleet(first_fleet: RepositorySimulator, tmp_path: Path) -> RepositorySimulator:
     """A fleet of one person that published one policy."""
     return first_fleet.copied_to(tmp_path)
+
+
+@pytest.fixture
+def fleet_of_today(first_fleet: RepositorySimulator, tmp_path: Path) -> RepositorySimulator:
+    """The same, by the clock of the system, with which TLS compares certificates."""
+    copy = first_fleet.copied_to(tmp_path)
+    copy.clock = Clock(datetime.now(UTC).replace(microsecond=0))
+    copy.fleet.wall_clock = copy.clock
+    copy.fleet.renew()
+    copy.sign()
+    copy.publish()
+    return copy

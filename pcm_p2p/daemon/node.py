@@ -416,6 +416,7 @@ class _Node:
     async def _trust_changed(self, digest: Digest) -> None:
         if self.admission.changed():
             await self.carrier.let_go([one.device_id for one in self.admission.revoked()])
+            self.standing.renewal.look_again()
         await self.spreader.own_changed(digest)
         assert self.nursery is not None
         await self.surroundings.changed(self.carrier, self.nursery)

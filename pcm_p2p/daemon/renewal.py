@@ -1,8 +1,9 @@
 """Renewal: keeps the certificate of this device, or collector, from ending.
 
-Due at two thirds of its life (``enrolment.renewal_times``). The way is that of an enrolment: the desk directly, else through
-neighbours, whose addresses are known even to a device whose certificate has ended and whom they refuse otherwise. The new
-certificate is written atomically; then ``installed`` puts it to use without a restart. Sessions that are open go on.
+Due at two thirds of its life (``enrolment.renewal_times``), and soon after another authority certifies (``look_again``). The way is
+that of an enrolment: the desk directly, else through neighbours, whose addresses are known even to a device whose certificate
+has ended and whom they refuse otherwise. The new certificate is written atomically; then ``installed`` puts it to use without a
+restart. Sessions that are open go on.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pcm_p2p.enrolment.errand import LookAround
 from pcm_p2p.enrolment.renew import renew
 from pcm_p2p.enrolment.renewal_times import due, retry
 from pcm_p2p.errors import PcmError, TrustError
-from pcm_p2p.trust.identity import DeviceIdentity, peer_identity_untrusted
+from pcm_p2p.trust.identity import DeviceIdentity, is_certified_by_first_untrusted, peer_identity_untrusted
 
 LOOK_S = 3_600.0
 """Choice: clocks are set and laptops sleep, so the time is looked at at least this often."""
+NEW_AUTHORITY_S = 3_600.0
+"""Choice: when another authority certifies, a fleet renews within an hour of having read of it, not at once."""
 START_S_MIN, START_S_MAX = 0.5, 5.0
 """Choice: after a start, so that neighbours are known and an office that is switched on together does not come at once."""
 
@@ -57,6 +60,7 @@ class Renewal:
         self._installed = installed
         self._rng = rng
         self._failures = 0
+        self._again = trio.Event()
         self._not_before, self._due = self._dates()
 
     def facts(self) -> dict[str, Any]:
@@ -79,13 +83,25 @@ class Renewal:
             ]
         return [f"the certificate could not be renewed: {self.problem}"] if self.problem else []
 
+    def look_again(self) -> None:
+        """Another authority may certify now: a certificate of the one before it ends when that one is retired."""
+        pem = self._authorities_pem()
+        if pem and not is_certified_by_first_untrusted(self.identity.certificate_der, pem):
+            soon = self._now() + timedelta(seconds=self._rng.uniform(0.5, 1.0) * NEW_AUTHORITY_S)
+            if soon < self._due:
+                self._due = soon
+                self._again.set()
+
     async def run(self) -> None:
         """Renew in time, until cancelled."""
         await trio.sleep(self._rng.uniform(START_S_MIN, START_S_MAX))
+        self.look_again()
         while True:
             wait_s = (self._due - self._now()).total_seconds()
             if wait_s > 0:
-                await trio.sleep(min(wait_s, LOOK_S))
+                self._again = trio.Event()
+                with trio.move_on_after(min(wait_s, LOOK_S)):
+                    await self._again.wait()
                 continue
             await trio.sleep(await self.attempt())
 
@@ -104,6 +120,7 @@ class Renewal:
             return self._failed(error)
         self.identity, self._failures, self.problem = identity, 0, ""
         self._not_before, self._due = self._dates()
+        self.look_again()
         way = f"through {brought.through}" if brought.through else f"at {brought.address}"
         log.info("the certificate was renewed %s and is good until %s", way, identity.not_after.date())
         await self._installed(identity)

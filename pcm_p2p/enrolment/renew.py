@@ -62,7 +62,7 @@ async def renew(
     if answer:
         raise TransferError(f"the desk at {at} could not answer: {answer!r}", remedy="Look into the log of the desk.")
     _check(identity, brought.reply.certificate_der, authorities_pem, at, now)
-    renewed = await trio.to_thread.run_sync(_install, identity, brought.reply.certificate_der)
+    renewed = await trio.to_thread.run_sync(_install, identity, brought.reply.certificate_der, authorities_pem)
     return renewed, brought
 
 
@@ -83,12 +83,16 @@ def _check(identity: DeviceIdentity, certificate_der: bytes, authorities_pem: by
         )
 
 
-def _install(identity: DeviceIdentity, certificate_der: bytes) -> DeviceIdentity:
+def _install(identity: DeviceIdentity, certificate_der: bytes, authorities_pem: bytes) -> DeviceIdentity:
+    """The certificate may be of another authority than the one before: at every moment the file of authorities has the issuer of
+    the certificate that is there."""
     pem = x509.load_der_x509_certificate(certificate_der).public_bytes(serialization.Encoding.PEM)
     busy = StorageError(f"{identity.folder}: a join is at work", remedy="It renews the certificate, too.")
     try:
         with held(identity.folder / ".lock", busy):
+            write_atomic(identity.folder / "ca.crt", authorities_pem + identity.authorities_pem)
             write_atomic(identity.folder / "device.crt", pem)
+            write_atomic(identity.folder / "ca.crt", authorities_pem)
     except OSError as error:
         raise StorageError(
             f"{identity.folder}: the new certificate cannot be written: {error.strerror}",

@@ -166,6 +166,13 @@ def verified_identity_untrusted(
     return identity
 
 
+def is_certified_by_first_untrusted(der: bytes, authorities_pem: bytes) -> bool:
+    """Whether the first of ``authorities_pem``, the one that certifies at present, issued this certificate. Raises
+    ``UntrustedBytes``."""
+    first, *_ = authorities_untrusted(authorities_pem)
+    return _issued_by(_parse_untrusted(der), first)
+
+
 def _parse_untrusted(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_SIZE_BYTES_MAX:
         raise UntrustedBytes(f"certificate: {len(der)} bytes; at most {CERTIFICATE_SIZE_BYTES_MAX} are read")

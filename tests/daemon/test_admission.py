@@ -7,15 +7,13 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from random import Random
 from socket import socketpair
 from typing import Any
 
 import pytest
 import trio
-from repository_simulator import PASSPHRASE, Clock, RepositorySimulator, TreeSource
+from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource
 
 from pcm_p2p.authority import ca_folder
 from pcm_p2p.authority.fleet_ca import FleetCA
@@ -41,17 +39,9 @@ def _quick_disk(quick_disk: None) -> None:
     pass
 
 
-@pytest.fixture
-def fleet(first_fleet: Fleet, tmp_path: Path) -> Fleet:
-    """Of this day: TLS compares certificates with the clock of the system."""
-    copy = first_fleet.copied_to(tmp_path)
-    copy.clock = Clock(datetime.now(UTC).replace(microsecond=0))
-    copy.fleet.wall_clock = copy.clock
-    copy.fleet.stage_fleet_document()
-    copy.fleet.renew()
-    copy.sign()
-    copy.publish()
-    return copy
+@pytest.fixture(name="fleet")
+def _fleet(fleet_of_today: Fleet) -> Fleet:
+    return fleet_of_today
 
 
 class Member:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import nacl.utils
 import pytest
 import trio
 from nacl.public import PrivateKey
-from repository_simulator import PASSPHRASE, Clock, RepositorySimulator, TreeSource
+from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.revocation import change_deny_list
@@ -58,16 +57,9 @@ def _quick_disk(quick_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect_trust, "COUNT_INTERVAL_S", 0.05)
 
 
-@pytest.fixture
-def fleet(first_fleet: Fleet, tmp_path: Path) -> Fleet:
-    """Of this day: TLS compares certificates with the clock of the system."""
-    copy = first_fleet.copied_to(tmp_path)
-    copy.clock = Clock(datetime.now(UTC).replace(microsecond=0))
-    copy.fleet.wall_clock = copy.clock
-    copy.fleet.renew()
-    copy.sign()
-    copy.publish()
-    return copy
+@pytest.fixture(name="fleet")
+def _fleet(fleet_of_today: Fleet) -> Fleet:
+    return fleet_of_today
 
 
 class Device:
