@@ -1,0 +1,183 @@
+"""A device under two kinds of fire: a carrier that changes files, and a signer whose documents are signed and strange.
+
+Input: one byte that chooses the document, then the document (carrier: as served; signer: its signed part in JSON). Both drive
+``TrustClient`` as the daemon does. What must hold besides the absence of crashes is checked here, with ``AssertionError``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import trio
+from repository_simulator import RepositorySimulator, Tree, TreeSource
+from securesystemslib.formats import encode_canonical
+from tuf.api.metadata import Metadata
+
+from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.updater import Kind
+
+FILES = (
+    *("metadata/2.root.json", "metadata/timestamp.json", "metadata/2.snapshot.json", "metadata/2.targets.json"),
+    *("index.json", "policies/second.toml", "fleet/fleet.toml"),
+)
+SIGNED = ("root", "timestamp", "snapshot", "targets")
+KINDS = frozenset(get_args(Kind))
+
+
+class Device:
+    """Trusts version 1 of a fleet that has published version 2, and forgets every success."""
+
+    def __init__(self) -> None:
+        # Nothing here survives the process, and a flush costs more than everything else.
+        os.fsync = lambda descriptor: None  # type: ignore[assignment]
+        memory = Path("/dev/shm")
+        self.folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+        self.fleet = RepositorySimulator(self.folder)
+        with self.fleet.client() as client:
+            assert trio.run(client.attempt, self.fleet.source()).kind == "good"
+        shutil.copytree(self.folder / "device", self.folder / "saved")
+        self.fleet.publish_policy("second")
+        self.fleet.publish_root(lambda root: None)
+        self.tree = self.fleet.tree()
+        targets = self.fleet.newest_targets()
+        self.contents = {path: self.tree[self.path(path)] for path in targets.signed.targets}
+        self.documents = {role: self.tree[self.path(f"metadata/2.{role}.json")] for role in ("snapshot", "targets")}
+        self.documents["timestamp"] = self.tree["metadata/timestamp.json"]
+        self.client: TrustClient = self.fleet.client()
+        self.client.open()
+        self.first = self.client.digest()
+
+    def close(self) -> None:
+        self.client.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def path(self, file: str) -> str:
+        """Where the tree carries ``file`` of ``FILES``."""
+        if file.startswith("metadata/"):
+            return file
+        info = self.fleet.newest_targets().signed.targets[file]
+        folder, slash, name = file.rpartition("/")
+        return f"targets/{folder}{slash}{info.hashes['sha256']}.{name}"
+
+    def offer(self, tree: Tree, *, genuine: bool = False) -> None:
+        """One attempt. What was trusted stays trusted unless it is good; ``genuine``: good can only be what the fleet signed."""
+        result = trio.run(self.client.attempt, TreeSource(tree))
+        assert result.kind in KINDS, result
+        assert self.client.view is not None, "the last known good is gone"
+        if result.kind == "good":
+            self._check_whole(genuine)
+            self._forget()
+        elif self.client.digest()[1:] != self.first[1:]:  # the chain of roots may grow
+            raise AssertionError(f"{result.kind}, and something else is trusted")
+        if any((self.folder / "device" / "roots").glob("[2-9].root.json")):
+            self._forget()
+
+    def _check_whole(self, genuine: bool) -> None:
+        view = self.client.view
+        assert view is not None
+        contents = {path: view.read(path) for path in view.paths()}
+        if not genuine:
+            return
+        assert contents.items() <= self.contents.items(), "a changed target was accepted"
+        for role in ("timestamp", "snapshot", "targets"):
+            ours, theirs = (
+                Metadata[Any].from_bytes(data)
+                for data in (self.documents[role], view.metadata(f"metadata/{role}.json"))
+            )
+            assert ours.signed_bytes == theirs.signed_bytes, f"a changed {role} was accepted"
+
+    def _forget(self) -> None:
+        self.client.close()
+        shutil.rmtree(self.folder / "device")
+        shutil.copytree(self.folder / "saved", self.folder / "device")
+        self.client = self.fleet.client()
+        self.client.open()
+
+
+@cache
+def device() -> Device:
+    return Device()
+
+
+def carried(data: bytes) -> None:
+    """A carrier serves ``data[1:]`` in place of one file. Only a document with the genuine signed part can be accepted."""
+    here = device()
+    path = here.path(FILES[data[0] % len(FILES)] if data else FILES[0])
+    here.offer({**here.tree, path: data[1:]}, genuine=True)
+
+
+def carried_samples() -> list[bytes]:
+    return [bytes([number]) + device().tree[device().path(file)] for number, file in enumerate(FILES)]
+
+
+def signed(data: bytes) -> None:
+    """Whoever holds the keys signs the document in ``data[1:]``: refused or usable, never half of it."""
+    here = device()
+    role = SIGNED[data[0] % 4] if data else "timestamp"
+    try:
+        document = json.loads(data[1:])
+        body = _signed_by(document, role)
+    except (ValueError, TypeError, RecursionError, AttributeError):
+        return  # not to be signed canonically: what a carrier could serve is the other decoder's business
+    here.offer(_tree_with(role, document, body))
+
+
+def signed_samples() -> list[bytes]:
+    paths = {role: device().path(f"metadata/2.{role}.json") for role in SIGNED if role != "timestamp"}
+    paths["timestamp"] = "metadata/timestamp.json"
+    documents = [json.loads(device().tree[paths[role]])["signed"] for role in SIGNED]
+    return [bytes([number]) + json.dumps(document).encode() for number, document in enumerate(documents)]
+
+
+def _signed_by(document: Any, role: str) -> bytes:
+    """``document`` with a signature over its canonical form, as its bytes on a server."""
+    fleet = device().fleet
+    signer = {
+        "timestamp": fleet.keys.timestamp, "snapshot": fleet.keys.snapshot,
+        "root": _key("root"), "targets": _key("targets"),
+    }[role]  # fmt: skip
+    signature = signer.sign(str(encode_canonical(document)).encode()).to_dict()
+    return json.dumps({"signatures": [signature], "signed": document}).encode()
+
+
+@cache
+def _key(role: str) -> Any:
+    return device().fleet.signer(role)
+
+
+def _tree_with(role: str, document: Any, body: bytes) -> Tree:
+    """The tree in which everything above ``document`` names it, all signed."""
+    here = device()
+    version = document.get("version") if isinstance(document, dict) else None
+    if role == "root":
+        return {**here.tree, "metadata/2.root.json": body}
+    if role == "timestamp":
+        return {**here.tree, "metadata/timestamp.json": body}
+    number = version if isinstance(version, int) and 0 < version < 10**9 else 9
+    try:
+        if role == "targets":
+            return here.fleet.stolen(targets=body)
+        tree = here.fleet.stolen(snapshot_version=number)
+    except (ValueError, TypeError, KeyError):
+        return {**here.tree, f"metadata/{number}.{role}.json": body}
+    return {**tree, f"metadata/{number}.snapshot.json": body, "metadata/timestamp.json": _naming(number, body)}
+
+
+def _naming(number: int, body: bytes) -> bytes:
+    """A timestamp, signed, that names this snapshot."""
+    here = device()
+    timestamp = json.loads(here.tree["metadata/timestamp.json"])["signed"]
+    timestamp["version"] += 1
+    timestamp["meta"] = {"snapshot.json": _meta(number, body)}
+    return _signed_by(timestamp, "timestamp")
+
+
+def _meta(number: int, body: bytes) -> dict[str, Any]:
+    return {"version": number, "length": len(body), "hashes": {"sha256": hashlib.sha256(body).hexdigest()}}
