@@ -84,6 +84,8 @@ def adopt(
             "settings": state / "apply.toml",
         }
     )
+    if not made.named:
+        note(f'Write service = "{socket}" below [apply] into {source / "config.toml"}, as the daemon\'s account.')
     note("Compare the root with the fleet's key sheet. Then: systemctl enable --now pcm-p2p-apply pcm-p2p")
 
 

@@ -41,16 +41,19 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Adopted:
+    """``named``: whether the daemon's settings name the service now; if not, a person has to write it there."""
+
     settings: ApplySettings
     root_sha256: str
+    named: bool
 
 
 def adopt(
     source: Path, state: Path, *, client: str, socket: Path, apply_root: str, confirmed: Confirmed | None = None
 ) -> Adopted:
-    """Write the apply service's ``state`` from the enrolled ``source``, and give ``source`` to ``client``.
+    """Write the apply service's ``state`` from the enrolled ``source``, name it there, and give ``source`` to ``client``.
 
-    May be repeated. Raises ``TrustError`` if ``source`` could have been changed by others and is not confirmed, or is not what
+    May be repeated. What was only confirmed is left as it is. Raises ``TrustError`` if ``source`` could have been changed by others and is not confirmed, or is not what
     was confirmed; ``InputError`` if the service is adopted already as something else.
     """
     said = confirmed or Confirmed()
@@ -66,12 +69,12 @@ def adopt(
         _write_once(state / PINNED_ROOT, identity.root_json, state)
         _write_once(state / SETTINGS, text.encode(), state)
         settings, _ = load_settings(state)
-        _name_service(source / "config.toml", config, socket)
-        if not doubt:
+        if not doubt:  # nothing is written, as root, into a folder in which others can put links
+            _name_service(source / "config.toml", config, socket)
             _give(source, uid, gid)
     except OSError as error:
         raise StorageError(f"{error.filename or state}: {error.strerror}", remedy="Repeat this command.") from None
-    return Adopted(settings, digest)
+    return Adopted(settings, digest, config.apply.service == str(socket) or not doubt)
 
 
 def _check(said: Confirmed, doubt: str, digest: str, identity: DeviceIdentity, config: Config) -> None:

@@ -103,9 +103,12 @@ class Split:
         await self.service.wait_ended()
 
 
+def kernel_says(process: Process) -> str:
+    return Path(f"/proc/{process.pid}/status").read_text()
+
+
 def users_of(process: Process) -> set[int]:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("Uid:"))
+    line = next(line for line in kernel_says(process).splitlines() if line.startswith("Uid:"))
     return {int(number) for number in line.split()[1:]}
 
 
@@ -139,7 +142,7 @@ async def test_a_daemon_that_is_nobody_keeps_a_device_of_roots(folder: Path) -> 
         assert split.service is not None
         assert (users_of(device.process), users_of(split.service)) == ({DAEMON_UID}, {0})
         if confined():
-            assert "Seccomp:\t2\n" in Path(f"/proc/{device.process.pid}/status").read_text(), "as in its unit"
+            assert "Seccomp:\t2\n" in kernel_says(device.process), "as in its unit"
         assert device.installed() == noise(200_000)
         assert (device.root / "opt/app").stat().st_uid == 0
         assert all(path.lstat().st_uid == DAEMON_UID for path in device.state.rglob("*"))

@@ -1,0 +1,203 @@
+"""The apply service begins to believe at one moment: while what it reads is still root's, or what a person has confirmed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.cli.main import run
+from pcm_p2p.config import load_config
+from pcm_p2p.daemon.adoption import Adopted, Confirmed, adopt
+from pcm_p2p.daemon.apply_settings import load_settings
+from pcm_p2p.errors import InputError, TrustError
+from pcm_p2p.trust.identity import DeviceIdentity, FleetRecord, load_or_create_key
+
+FLEET = "ab" * 16
+ROOT = b'{"the": "pinned root"}'
+SETTINGS = '[device]\nsite = "office"\nlabels = ["desktop"]\n'
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving folders to another user takes root")
+
+
+class Enrolled:
+    def __init__(self, folder: Path) -> None:
+        self.source, self.state, self.socket = folder / "daemon", folder / "apply", Path("/run/pcm-test/socket")
+        now = datetime.now(UTC)
+        authority = FleetCA.in_memory(FLEET, now=now)
+        key = load_or_create_key(self.source / "identity")
+        public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        certificate = authority.issue(public, "device", now=now)
+        DeviceIdentity.install(
+            self.source / "identity", certificate, authority.pem, FleetRecord(FLEET, site="office"), ROOT
+        )
+        (self.source / "config.toml").write_text(SETTINGS)
+        self.source.chmod(0o700)
+        self.device = DeviceIdentity.load(self.source / "identity").device_id.hex()
+
+    def adopt(self, confirmed: Confirmed | None = None, **options: str) -> Adopted:
+        return adopt(
+            self.source,
+            self.state,
+            client=options.get("client", "61234"),
+            socket=Path(options.get("socket", str(self.socket))),
+            apply_root="/",
+            confirmed=confirmed,
+        )
+
+
+@pytest.fixture(name="enrolled")
+def _enrolled(tmp_path: Path) -> Enrolled:
+    return Enrolled(tmp_path)
+
+
+def test_what_was_enrolled_by_root_is_adopted_and_given_to_the_daemon(enrolled: Enrolled) -> None:
+    made = enrolled.adopt()
+    settings, root = load_settings(enrolled.state)
+    assert settings == made.settings
+    assert root == ROOT
+    assert (settings.device.id, settings.device.fleet) == (enrolled.device, FLEET)
+    assert (settings.device.site, settings.device.labels) == ("office", ("desktop",))
+    assert made.root_sha256 == hashlib.sha256(ROOT).hexdigest()
+    assert load_config(enrolled.source / "config.toml").apply.service == str(enrolled.socket)
+    assert {path.lstat().st_uid for path in (enrolled.source, *enrolled.source.rglob("*"))} == {61_234}
+    assert {path.lstat().st_uid for path in (enrolled.state, *enrolled.state.rglob("*"))} == {0}
+    assert enrolled.state.stat().st_mode & 0o777 == 0o700
+
+
+def written_by_others(enrolled: Enrolled) -> None:
+    os.chown(enrolled.source / "identity/root.json", 61_234, -1)
+
+
+def open_to_all(enrolled: Enrolled) -> None:
+    (enrolled.source / "config.toml").chmod(0o666)
+
+
+def open_folder(enrolled: Enrolled) -> None:
+    (enrolled.source / "identity").chmod(0o777)
+
+
+def linked(enrolled: Enrolled) -> None:
+    path = enrolled.source / "identity/root.json"
+    path.rename(enrolled.source / "elsewhere")
+    path.symlink_to(enrolled.source / "elsewhere")
+
+
+DOUBTS: dict[str, tuple[Callable[[Enrolled], None], str]] = {
+    "belongs to another": (written_by_others, "belongs to user 61234"),
+    "others may write": (open_to_all, "can be written by others"),
+    "others may write to a folder": (open_folder, "can be written by others"),
+    "a link": (linked, "is a link"),
+}
+
+
+@pytest.mark.parametrize("row", DOUBTS)
+def test_what_others_could_have_changed_is_not_believed(enrolled: Enrolled, row: str) -> None:
+    doubt, words = DOUBTS[row]
+    doubt(enrolled)
+    with pytest.raises(TrustError, match=words) as caught:
+        enrolled.adopt()
+    assert "--root-sha256" in caught.value.remedy
+    assert not enrolled.state.exists()
+
+
+def test_what_a_person_confirms_is_adopted_and_stays_where_it_is(enrolled: Enrolled) -> None:
+    written_by_others(enrolled)
+    digest = hashlib.sha256(ROOT).hexdigest()
+    made = enrolled.adopt(Confirmed(digest, enrolled.device, "office", ("kiosk",)))
+    assert made.settings.device.labels == ("kiosk",), "labels are what the person said, not what the folder says"
+    assert (enrolled.source / "identity/fleet.json").stat().st_uid == 0
+    assert (enrolled.source / "config.toml").read_text() == SETTINGS, "root writes nothing where others can put links"
+    assert not made.named
+
+
+WRONG: dict[str, Callable[[Enrolled], Confirmed]] = {
+    "root": lambda enrolled: Confirmed("0" * 64, enrolled.device, "office"),
+    "device": lambda _: Confirmed(hashlib.sha256(ROOT).hexdigest(), "0" * 32, "office"),
+    "site": lambda enrolled: Confirmed(hashlib.sha256(ROOT).hexdigest(), enrolled.device, "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_not_what_was_confirmed_is_refused(enrolled: Enrolled, what: str) -> None:
+    written_by_others(enrolled)
+    with pytest.raises(TrustError, match=f"the {what} of this device is"):
+        enrolled.adopt(WRONG[what](enrolled))
+
+
+def test_it_may_be_repeated_but_not_for_another_device(enrolled: Enrolled, tmp_path: Path) -> None:
+    enrolled.adopt()
+    confirmed = Confirmed(hashlib.sha256(ROOT).hexdigest(), enrolled.device, "office", ("desktop",))
+    enrolled.adopt(confirmed)
+    other = Enrolled(tmp_path / "other")
+    other.state = enrolled.state
+    with pytest.raises(InputError, match="is there already and says otherwise"):
+        other.adopt()
+
+
+CONFIGS = {
+    "no table": SETTINGS,
+    "a table": SETTINGS + '[apply]\nroot = "/"\n',
+    "a table with a comment": SETTINGS + "[ apply ]  # what is changed\ninterval_s = 5.0\n\n[store]\ncopies = 2\n",
+    "the table at the beginning": '[apply]\nroot = "/"\n' + SETTINGS,
+}
+
+
+@pytest.mark.parametrize("row", CONFIGS)
+def test_the_service_is_named_in_the_daemons_settings_and_the_rest_stays(enrolled: Enrolled, row: str) -> None:
+    path = enrolled.source / "config.toml"
+    path.write_text(CONFIGS[row])
+    before = tomllib.loads(CONFIGS[row])
+    enrolled.adopt()
+    after = tomllib.loads(path.read_text())
+    assert after.pop("apply") == {**before.pop("apply", {}), "service": str(enrolled.socket)}
+    assert after == before
+
+
+def test_another_service_in_the_settings_is_not_replaced(enrolled: Enrolled) -> None:
+    (enrolled.source / "config.toml").write_text(SETTINGS + '[apply]\nservice = "/run/other"\n')
+    with pytest.raises(InputError, match="names another service"):
+        enrolled.adopt()
+
+
+def test_an_account_that_does_not_exist_is_named(enrolled: Enrolled) -> None:
+    with pytest.raises(InputError, match="no account 'nobody-of-that-name'"):
+        enrolled.adopt(client="nobody-of-that-name")
+
+
+@pytest.mark.parametrize("name", ["", "apply.toml", "root.json"])
+def test_settings_that_others_could_have_changed_are_not_used(enrolled: Enrolled, name: str) -> None:
+    enrolled.adopt()
+    path = enrolled.state / name
+    path.chmod(0o777)
+    with pytest.raises(TrustError, match="can be written by others"):
+        load_settings(enrolled.state)
+    path.chmod(0o700)
+    os.chown(path, 61_234, -1)
+    with pytest.raises(TrustError, match="belongs to user 61234"):
+        load_settings(enrolled.state)
+
+
+def test_a_service_that_was_not_adopted_says_how(enrolled: Enrolled, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["apply-service", "run", "--state", str(enrolled.state)])
+    assert ended.value.code == 2
+    assert "apply-service adopt" in capsys.readouterr().err
+
+
+def test_the_command_prints_what_it_took(enrolled: Enrolled, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["apply-service", "adopt", "--from", str(enrolled.source), "--state", str(enrolled.state)]
+    with pytest.raises(SystemExit) as ended:
+        run([*words, "--client", "61234", "--socket", "/run/pcm-test/socket"])
+    assert ended.value.code in (0, None)
+    said = capsys.readouterr()
+    assert enrolled.device in said.out
+    assert hashlib.sha256(ROOT).hexdigest() in said.out
+    assert "Compare the root" in said.err
