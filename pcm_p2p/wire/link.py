@@ -189,7 +189,7 @@ class Reception:
             return
         refusal = self._doorkeeper.enter(host, trio.current_time())
         if refusal:
-            self._log_refusal(f"{host}: {refusal}")
+            self._log_refusal(host, f"{host}: {refusal}")
             await trio.aclose_forcefully(tcp)
             return
         link = None
@@ -201,7 +201,7 @@ class Reception:
             if not passes_on:
                 link = await _authenticate(tcp, self._security, dialled=False)
         except LinkFailed as error:
-            self._log_refusal(error.message)
+            self._log_refusal(host, error.message)
             return
         finally:
             self._doorkeeper.leave(host, proved=link is not None)
@@ -217,9 +217,9 @@ class Reception:
             self._links -= 1
             await trio.aclose_forcefully(link.stream)
 
-    def _log_refusal(self, message: str) -> None:
+    def _log_refusal(self, host: str, message: str) -> None:
         """A scanner that knocks all day must not fill the log: the 1st, 10th, 100th … refusal of one host is a line."""
-        counts, host = self._refused_logged, message.split(":", 1)[0]
+        counts = self._refused_logged
         if len(counts) > 1_024:
             counts.clear()
         counts[host] = count = counts.get(host, 0) + 1
