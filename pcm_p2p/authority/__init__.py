@@ -50,6 +50,9 @@ carried_proposal      core   what a bundle proposes, as it is read and signed
 carrying              shell  proposals and signatures as files, out of a fleet folder and in
 rotation              core   the keys and the threshold of a role, before and after
 expiry                core   what comes near its end, and what one absent person stops
+people                shell  changes of the keys and thresholds of roles, proposed
+playbook              shell  what to do when something is lost or stolen
+health                shell  the findings of expiry for a fleet folder
 audit_log             core   the chain of signing acts, and its judgement
 audit_journal         shell  that chain in the fleet folder
 audit_record          shell  from a signature that was just made to its entry

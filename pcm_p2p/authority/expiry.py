@@ -111,16 +111,14 @@ def of_double_roles(roles: Iterable[Holders]) -> Iterator[Finding]:
         )
 
 
-def of_untested(roles: Iterable[Holders], seen: set[str]) -> Iterator[Finding]:
-    """Keys that never signed anything: a passphrase that nobody knows is found out when it is needed. ``seen``: key ids."""
-    for holders in roles:
-        names = [shown(owner) for key, owner in zip(holders.keys, holders.owners, strict=True) if key.keyid not in seen]
-        if names:
-            yield Finding(
-                holders.role,
-                Level.warn,
-                f"never used by {', '.join(names)}: test each with 'pcm-p2p key test KEYFILE --fleet FOLDER'",
-            )
+def of_untested(untested: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """Keys that never signed anything, as (role, owner): a passphrase that nobody knows is found out when it is needed."""
+    by_role: dict[str, list[str]] = {}
+    for role, owner in untested:
+        by_role.setdefault(role, []).append(shown(owner))
+    for role, owners in by_role.items():
+        text = f"the key of {', '.join(owners)} never signed: 'pcm-p2p key test KEYFILE --fleet FOLDER'"
+        yield Finding(role, Level.warn, text)
 
 
 def worst(findings: Iterable[Finding]) -> Level:

@@ -41,6 +41,7 @@ from pcm_p2p.authority.audit_journal import AuditJournal
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
 from pcm_p2p.authority.immutable_file import place_immutable
+from pcm_p2p.authority.people import online_key_file
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.staging import complaints_about
@@ -67,11 +68,15 @@ class OnlineKeys:
     timestamp: CryptoSigner
 
     @classmethod
-    def open(cls, folder: FleetFolder, passphrase: Passphrase) -> OnlineKeys:
-        """Raises ``InputError`` or ``TrustError`` as ``keyfile.load`` does."""
+    def open(cls, folder: FleetFolder, passphrase: Passphrase, *, proposed: bool = False) -> OnlineKeys:
+        """The keys that root names; ``proposed``: those of the proposed root, where there is one, for publishing it.
+
+        Raises ``InputError`` or ``TrustError`` as ``keyfile.load`` does.
+        """
 
         def one(role: str) -> CryptoSigner:
-            return keyfile.load(folder.path / "keys" / f"{role}.key", ask(passphrase, role)).signer()
+            file = online_key_file(folder, role, proposed=proposed)
+            return keyfile.load(file, ask(passphrase, file.stem)).signer()
 
         return cls(one("snapshot"), one("timestamp"))
 

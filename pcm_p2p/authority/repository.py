@@ -341,7 +341,8 @@ class FleetFolder(StagingArea):
                     remedy="Let its holders sign it, or begin anew in another folder.",
                 )
             root = self.root().signed
-            proposed = Root.from_dict(root.to_dict())
+            # On top of what is proposed already: two changes before a publication are one new root.
+            proposed = Root.from_dict((self.proposed_root() or self.root()).signed.to_dict())
             edit(proposed)
             proposed.version = root.version + 1
             proposed.expires = whole_seconds(self.wall_clock() + ROOT_LIFETIME)
@@ -350,9 +351,10 @@ class FleetFolder(StagingArea):
                 raise InputError(complaints[0], remedy="Correct the change of root.")
             write_atomic(self.path / "proposal" / "root.json", Metadata(proposed).to_bytes())
             published = self.targets()
-            if published is not None:
+            if published is not None or self.proposed_targets() is not None:
                 # Also where the same people may sign still: who may halt follows from root.
-                self.stage_locked(TARGETS, {}, renew=not signatures_of(proposed, TARGETS, published).complete)
+                incomplete = published is not None and not signatures_of(proposed, TARGETS, published).complete
+                self.stage_locked(TARGETS, {}, renew=incomplete)
                 self.renew_unsigned()
 
     def discard(self, *roles: str) -> None:

@@ -21,6 +21,9 @@ site_policy       ``policy allow``
 site_alone        ``site found``, ``site autonomous``
 signing           ``sign``, ``merge``, ``publish``
 proposal          ``proposal show``, ``proposal export``, ``proposal import``, ``proposal discard``
+people            ``key rotate``, ``key add``, ``key remove``, ``fleet threshold``
+recover           ``fleet recover lost-laptop``, ``lost-root-key``, ``stolen-online-key``, ``stolen-site-key``, ``lost-device``
+fleet_check       ``fleet check``
 audit             ``audit verify``, ``audit show``
 origin            ``origin serve``
 enroll            ``enroll desk``, ``enroll token``, ``enroll list``, ``enroll revoke``, ``enroll join``

@@ -60,17 +60,29 @@ def activate(
 
 
 @app.command()
-def renew(fleet: Fleet) -> None:
+def renew(
+    fleet: Fleet,
+    role: Annotated[
+        str, typer.Option(help="What to renew: root, targets, or a delegated role such as site-berlin.")
+    ] = "targets",
+) -> None:
     """Propose what is published with a new lifetime, for signing, before the signatures of people expire.
 
-    'pcm-p2p publish' warns when root or targets come near their end.
+    'pcm-p2p fleet check' says what comes near its end.
 
-    EXIT STATUS: 0; 2 nothing was published yet.
+    EXIT STATUS: 0; 2 there is no such role, or nothing of it was published yet.
     """
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.errors import InputError
 
-    FleetFolder.open(fleet).renew_targets()
-    out().print("proposed: the same content with a new lifetime")
+    folder = FleetFolder.open(fleet)
+    if role not in folder.roles():
+        raise InputError(f"there is no role {role}", path=fleet, remedy=f"There are: {', '.join(folder.roles())}.")
+    if role == "root":
+        folder.propose_root(lambda _: None)
+    else:
+        folder.renew(role)
+    out().print(f"proposed: {role} with the same content and a new lifetime", markup=False)
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
 
 

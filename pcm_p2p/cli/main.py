@@ -16,13 +16,16 @@ from pcm_p2p.cli import (
     device,
     enroll,
     fleet,
+    fleet_check,
     key,
     lab,
     new_authority,
     node,
     origin,
+    people,
     policy,
     proposal,
+    recover,
     release,
     signing,
     site_alone,
@@ -42,6 +45,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ceremony.mount(fleet.app)
+people.mount(key.app, fleet.app)
+fleet_check.mount(fleet.app)
+fleet.app.add_typer(recover.app, name="recover")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")

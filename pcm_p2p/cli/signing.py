@@ -256,7 +256,7 @@ def publish(
 
     folder = FleetFolder.open(fleet)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
-    published = bring(folder, to, OnlineKeys.open(folder, words))
+    published = bring(folder, to, OnlineKeys.open(folder, words, proposed=True))
     facts = {
         "schema": "pcm.published/1",
         "root": published.versions.root,

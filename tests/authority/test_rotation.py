@@ -114,6 +114,7 @@ def test_thresholds_that_one_absent_person_breaks_and_people_who_hold_both() -> 
 
 
 def test_keys_that_never_signed_are_named() -> None:
-    (found,) = of_untested([TWO_OF_TWO, Holders("targets", (ALICE,), 1)], {ALICE.keyid})
-    assert (found.what, found.level) == ("root", Level.warn)
-    assert found.text.startswith("never used by bob: test each with 'pcm-p2p key test")
+    (root, targets) = of_untested([("root", "alice"), ("root", "bob"), ("targets", "eve\x1b")])
+    assert (root.what, root.level) == ("root", Level.warn)
+    assert root.text.startswith("the key of alice, bob never signed: 'pcm-p2p key test")
+    assert "eve\\x1b" in targets.text
