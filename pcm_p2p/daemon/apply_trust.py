@@ -24,6 +24,7 @@ from pcm_p2p.policy.desired import Desired
 from pcm_p2p.policy.document import Policy
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import Attempt, MetadataSource, TrustClient
+from pcm_p2p.trust.delegation import roles_of_device
 from pcm_p2p.trust.floor import NOTHING, Versions
 from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.trust.site_root import decode_site_root_untrusted, repository_id
@@ -54,6 +55,7 @@ class ApplyTrust:
             wall_clock=wall_clock,
             wanted=manifests_to_keep(facts, wall_clock, lambda: self._policies_of("site repository")),
             standing=(*STANDING, self._site_path),
+            roles=roles_of_device(facts.site),
         )
 
     def __enter__(self) -> Self:

@@ -11,10 +11,11 @@ activation, authorities, roots of sites) is not looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.daemon.halted import Halted
 from pcm_p2p.errors import InputError, PcmError
 from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.allowance import Allowances, decode_allowances
@@ -22,9 +23,11 @@ from pcm_p2p.policy.desired import Desired, Freshness, decide
 from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.policy.precedence import Speaker, Spoken, Weighed, weigh
 from pcm_p2p.policy.selector import DeviceFacts
-from pcm_p2p.trust.index import ACTIVATION, ALLOWANCES, Index, release_path
+from pcm_p2p.trust.delegation import TARGETS, kind_of, role_of_path
+from pcm_p2p.trust.halt import InForce, Reach
+from pcm_p2p.trust.index import ACTIVATION, ALLOWANCES, Index, release_path, release_places
 from pcm_p2p.trust.site_root import is_own_release
-from pcm_p2p.trust.view import TrustedView
+from pcm_p2p.trust.view import Listing, TrustedView
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Documents:
     activation: Activation | None = None
     allowances: Allowances | None = None
     problems: tuple[str, ...] = ()
+    halts: tuple[InForce, ...] = ()
+    halts_known: bool = True
+    teams: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -51,18 +57,33 @@ class Documents:
         return tuple(one.policy for one in self.spoken if one.speaker == "fleet")
 
     def weighed(self, facts: DeviceFacts, freshness: Freshness) -> Weighed:
-        """The policies that count on this device. ``freshness`` is the fleet's."""
-        return weigh(self.spoken, self.allowances, facts, freshness)
+        """The policies that count on this device. ``freshness`` is the fleet's. A relay keeps those of other sites, too."""
+        heard = [one for one in self.spoken if one.site in ("", facts.site)]
+        return weigh(heard, self.allowances, facts, freshness)
 
     def desired(self, weighed: Weighed, facts: DeviceFacts, now: datetime, freshness: Freshness) -> Desired:
         """What this device should be now, by what counts on it."""
-        return decide(weighed.policies, self.activation, facts, now, freshness, weighed.standing)
+        return decide(
+            weighed.policies, self.activation, facts, now, freshness, weighed.standing, self.halted(facts.site)
+        )
+
+    def halted(self, site: str) -> Halted:
+        """What must not be applied on devices of ``site``."""
+        return Halted(site, self.halts, self.halts_known, self.teams)
 
 
 def read_documents(view: TrustedView, own: SiteWord | None = None) -> Documents:
     """Read and decode. Raises ``StorageError`` where the disk has lost a document that is kept."""
     problems: list[str] = []
-    spoken = _policies({path: view.read(path) for path in view.index().policies}, "fleet", problems)
+    listing = view.listing()
+    of_fleet = [one.path for one in listing.policies if one.role == TARGETS]
+    spoken = _policies({path: view.read(path) for path in of_fleet}, "fleet", problems)
+    for role in dict.fromkeys(one.role for one in listing.policies if one.role != TARGETS):
+        of_site = [one.path for one in listing.policies if one.role == role]
+        kind = kind_of(role)
+        site = kind[1] if kind is not None else ""
+        spoken += _policies({path: view.read(path) for path in of_site}, "site role", problems, site=site)
+    problems += _told_apart(listing)
     activation, allowances = None, None
     if ACTIVATION in view.kept:
         try:
@@ -76,7 +97,12 @@ def read_documents(view: TrustedView, own: SiteWord | None = None) -> Documents:
             problems.append(f"allowances of sites not usable: {error.message}")
     if own is not None:
         spoken += _of_site(own, problems)
-    return Documents(tuple(spoken), activation, allowances, tuple(problems))
+    halts, known = view.halts(), view.halts_known
+    if own is not None:
+        # Who signs for the site's own repository may halt on its devices, and on those only.
+        halts += tuple(InForce(one.halt, Reach(sites=frozenset({own.site}))) for one in _halts_of(own, problems))
+        known = known and own.view.halts_known
+    return Documents(tuple(spoken), activation, allowances, tuple(problems), halts, known, _teams(listing))
 
 
 def manifests_to_keep(
@@ -88,14 +114,16 @@ def manifests_to_keep(
     def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
         policies = list(others())
         for path in index.policies:
+            if role_of_path(path) not in (TARGETS, f"site-{facts.site}"):
+                continue
             try:
                 policies.append(decode_policy(documents[path], path))
             except (InputError, KeyError):
                 continue  # reported once the documents are trusted
         desired = decide(policies, None, facts, now(), "fresh")
-        published = set(index.releases)
-        paths = (release_path(release.name, release.version) for release in desired.releases)
-        return [path for path in paths if path in published]
+        places = release_places(index.releases)
+        found = (places.get((release.name, release.version), ()) for release in desired.releases)
+        return [paths[0] for paths in found if len(paths) == 1]
 
     return wanted
 
@@ -103,9 +131,10 @@ def manifests_to_keep(
 def manifest_place(view: TrustedView, own: SiteWord | None, name: str, version: str) -> tuple[TrustedView, str] | None:
     """The view that holds the manifest of a release, and its path there; None if it is not (yet) here. The fleet's comes first;
     a site brings releases of its own names only."""
+    places = release_places(view.kept).get((name, version), ())
+    if places:
+        return (view, places[0]) if len(places) == 1 else None
     path = release_path(name, version)
-    if path in view.kept:
-        return view, path
     if own is not None and is_own_release(own.site, name) and path in own.view.kept:
         return own.view, path
     return None
@@ -121,13 +150,37 @@ def sha256_by_artifact(manifest: Manifest) -> dict[str, str]:
     return {artifact.name: artifact.stored_sha256.hex() for artifact in manifest.artifacts}
 
 
+def _teams(listing: Listing) -> dict[tuple[str, str], str]:
+    """Whose a release is, by name and version, where it is a team's."""
+    places = release_places(one.path for one in listing.releases)
+    kinds = {named: kind_of(role_of_path(found[0])) for named, found in places.items() if len(found) == 1}
+    return {named: kind[1] for named, kind in kinds.items() if kind is not None}
+
+
+def _told_apart(listing: Listing) -> list[str]:
+    """A sentence for each release that two teams signed and the fleet did not."""
+    return [
+        f"release {release} {version} is signed by the teams {' and '.join(path.split('/')[1] for path in found)}: none is chosen"
+        for (release, version), found in release_places(one.path for one in listing.releases).items()
+        if len(found) > 1
+    ]
+
+
+def _halts_of(own: SiteWord, problems: list[str]) -> tuple[InForce, ...]:
+    try:
+        return own.view.halts()
+    except PcmError as error:
+        problems.append(f"the halts of site {own.site} cannot be read: {error.message}")
+        return ()
+
+
 def _policies(
-    documents: Mapping[str, bytes], speaker: Speaker, problems: list[str], *, frozen: bool = False
+    documents: Mapping[str, bytes], speaker: Speaker, problems: list[str], *, frozen: bool = False, site: str = ""
 ) -> list[Spoken]:
     spoken = []
     for path, data in documents.items():
         try:
-            spoken.append(Spoken(decode_policy(data, path), speaker, frozen))
+            spoken.append(Spoken(decode_policy(data, path), speaker, frozen, site))
         except InputError as error:
             problems.append(f"policy not usable: {error.message}")
     return spoken

@@ -74,6 +74,7 @@ from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.delegation import every_role, roles_of_device
 from pcm_p2p.trust.identity import DeviceIdentity
 from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.wire.messages import (
@@ -109,6 +110,7 @@ async def run_node(state: Path, config: Config, identity: DeviceIdentity, ended:
         wall_clock=_wall_clock,
         wanted=manifests_to_keep(facts, _wall_clock, lambda: [one for node in nodes for one in node.site.policies()]),
         standing=(*STANDING, site_root_path(config.device.site)),
+        roles=every_role if config.device.role == "relay" else roles_of_device(config.device.site),
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(client)

@@ -163,7 +163,9 @@ class Steward:
         freshness = self._client.freshness()
         weighed = documents.weighed(self._facts, freshness)
         desired = documents.desired(weighed, self._facts, self._now(), freshness)
-        self.policies, self.problems = weighed.policies, (*documents.problems, *weighed.problems, *desired.conflicts)
+        of_roles = view.problems(self._now())
+        self.problems = (*of_roles, *documents.problems, *weighed.problems, *desired.conflicts)
+        self.policies = weighed.policies
         self.desired = desired
         self._on_transfer(desired.transfer)
         await self._follow_assignments(view, own, desired)

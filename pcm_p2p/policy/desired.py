@@ -105,6 +105,14 @@ class Desired(msgspec.Struct, frozen=True):
         return next((release for release in self.releases if release.name == name), None)
 
 
+Halted = Callable[[str, str], str]
+"""Why a release (name, version) must not be applied now, in one sentence; of ``("", "")``: why nothing must be. Empty: it may."""
+
+
+def nothing_halted(release: str, version: str) -> str:  # noqa: ARG001 - the shape of Halted
+    return ""
+
+
 def decide(
     policies: Iterable[Policy],
     activation: Activation | None,
@@ -112,10 +120,12 @@ def decide(
     now: datetime,
     freshness: Freshness,
     standing: Mapping[str, Standing] | None = None,
+    halted: Halted = nothing_halted,
 ) -> Desired:
     """Decide for ``device`` at ``now`` (with offset). The order of ``policies`` does not matter. ``standing`` is by policy id, as
-    ``precedence.weigh`` gives it; a policy that it does not name is the fleet's, as fresh as ``freshness``."""
-    inactive = why_inactive(activation, device, now)
+    ``precedence.weigh`` gives it; a policy that it does not name is the fleet's, as fresh as ``freshness``. What is ``halted`` is
+    brought here and not applied."""
+    inactive = halted("", "") or why_inactive(activation, device, now)
     why_not = inactive or (FROZEN if freshness == "frozen" else "")
     of_fleet = Standing(why_not=why_not)
 
@@ -131,7 +141,7 @@ def decide(
     newest = {policy.id: policy for policy in sorted(policies, key=precedes)}  # of two editions, the later one
     applying = sorted((policy for policy in newest.values() if matches(policy.applies_to, device)), key=precedes)
     conflicts: list[str] = []
-    releases = _settle_places(_choose(applying, device, conflicts), prevented, conflicts)
+    releases = _settle_places(_choose(applying, device, conflicts), prevented, halted, conflicts)
     checks = tuple(
         AssignedCheck(
             policy.id,
@@ -188,7 +198,7 @@ def _choose(applying: list[Policy], device: DeviceFacts, conflicts: list[str]) -
 
 
 def _settle_places(
-    chosen: list[_Chosen], prevented: Callable[[Policy], str], conflicts: list[str]
+    chosen: list[_Chosen], prevented: Callable[[Policy], str], halted: Halted, conflicts: list[str]
 ) -> tuple[AssignedRelease, ...]:
     """A place on the device has one master: a release that wants a place which a stronger one holds is not applied."""
     held: dict[str, tuple[Resource, str]] = {}
@@ -196,7 +206,7 @@ def _settle_places(
     for assignment, mode, (policy, *others) in chosen:
         # One that may enforce it now suffices: what it asks for is what the others ask for, too.
         reasons = [prevented(one) for one in (policy, *others) if one.mode == mode]
-        reason = "" if "" in reasons else reasons[0]
+        reason = halted(assignment.release, assignment.version) or ("" if "" in reasons else reasons[0])
         if mode != "enforce":
             reason = f"Policy {policy.id} is in mode {mode}, which changes nothing."
         elif rival := _rival(assignment, held):

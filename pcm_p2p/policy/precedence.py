@@ -55,11 +55,13 @@ _SYSCTL_FOLDERS = (
 
 @dataclass(frozen=True)
 class Spoken:
-    """One policy and who signed it. ``frozen``: what its signer says has not been refreshed for too long."""
+    """One policy and who signed it. ``frozen``: what its signer says has not been refreshed for too long. ``site``: whose, where
+    a site's role signed it; devices of other sites do not hear it."""
 
     policy: Policy
     speaker: Speaker = "fleet"
     frozen: bool = False
+    site: str = ""
 
 
 @dataclass(frozen=True)

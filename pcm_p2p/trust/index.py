@@ -14,6 +14,7 @@ request between peers can carry.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -114,6 +115,26 @@ def release_path(release: str, version: str, team: str | None = None) -> str:
             raise UntrustedBytes(f"{what} {text!r} may not hold '@'")
     folder = f"releases/{FLEET_TEAM}/" if team is None else folder_of(team_role(team))
     return check_target_path(f"{folder}{release}@{version}.manifest")
+
+
+def release_places(releases: Iterable[str]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Where each release is listed, by name and version: at the fleet's own place, else at those of the teams.
+
+    More than one place: nobody can choose.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for path in sorted(releases):
+        folder, _, name = path.rpartition("/")
+        release, at, version = name.removesuffix(".manifest").partition("@")
+        if not at or not name.endswith(".manifest"):
+            continue
+        own = f"releases/{FLEET_TEAM}"
+        before = found.get((release, version), ())
+        if folder == own:
+            found[release, version] = (path,)
+        elif not any(one.startswith(f"{own}/") for one in before):
+            found[release, version] = (*before, path)
+    return found
 
 
 def site_root_path(site: str) -> str:

@@ -25,6 +25,7 @@ from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.desired import Change
 from pcm_p2p.policy.document import AnyCheck
 from pcm_p2p.policy.selector import DeviceFacts
+from pcm_p2p.trust.view import Listed, Listing
 
 ME = DeviceId(bytes(16))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,8 +60,16 @@ class View:
             self.files["releases/main/app@1.manifest"] = manifest
         self.kept = {path: SimpleNamespace(sha256=path) for path in self.files}
 
-    def index(self) -> Any:
-        return SimpleNamespace(policies=["policies/base.toml"], releases=["releases/main/app@1.manifest"])
+    halts_known = True
+
+    def listing(self) -> Listing:
+        return Listing((Listed("policies/base.toml", "targets"),), (Listed("releases/main/app@1.manifest", "targets"),))
+
+    def halts(self) -> tuple[()]:
+        return ()
+
+    def problems(self, now: object) -> tuple[str, ...]:
+        return ()
 
     def read(self, path: str) -> bytes:
         return self.files[path]
