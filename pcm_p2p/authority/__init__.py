@@ -36,6 +36,7 @@ key_sheet_file        shell  writing it, as text or as a page for a browser's pr
 fleet_documents       shell  the documents in the authorities' folder, and its lock
 staging               shell  from a change of targets to the proposed document of the role that signs them
 target_files          shell  files of targets and blobs in the folder
+halting               shell  one person's order to stop, and lifting it
 delegating            core   delegations as the targets carry them: sites, teams, and who may halt
 repository            shell  the authorities' folder: staging, proposals, signatures
 release_list          core   releases in a targets document, and their counters

@@ -40,6 +40,7 @@ from pcm_p2p.authority import audit_record, keyfile
 from pcm_p2p.authority.audit_journal import AuditJournal
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
+from pcm_p2p.authority.halting import refuse_dropped
 from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.authority.people import online_key_file
 from pcm_p2p.authority.proposal import signatures_of
@@ -49,7 +50,7 @@ from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.lock_file import held
-from pcm_p2p.trust.delegation import TARGETS
+from pcm_p2p.trust.delegation import HALT, TARGETS
 from pcm_p2p.trust.floor import Versions
 from pcm_p2p.trust.index import target_file
 from pcm_p2p.trust.lint import ISSUED_FIELD, lint_snapshot, lint_timestamp
@@ -191,6 +192,8 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
             _refuse_expired(role, document, now)
         if role in proposed:
             _refuse_gap(folder, role, document)
+    if HALT in proposed:
+        refuse_dropped(folder, proposed[HALT].signed, targets.signed)
     _refuse_other_signers(documents)
     # Root last: once it is here, it counts.
     for role in reversed([role for role in folder.roles() if role in proposed]):

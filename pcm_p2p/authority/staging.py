@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,9 +20,18 @@ from pcm_p2p.authority.release_list import COUNTERS, counters_gone
 from pcm_p2p.authority.site_folder import site_complaints
 from pcm_p2p.authority.target_files import TargetFiles
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError
-from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, title_of
-from pcm_p2p.trust.index import Index
+from pcm_p2p.errors import InputError, UntrustedBytes
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, role_of_path, title_of
+from pcm_p2p.trust.halt import (
+    NOTHING_LIFTED,
+    Halt,
+    Holders,
+    Lifted,
+    decode_halt_untrusted,
+    decode_lifted_untrusted,
+    orphaned,
+)
+from pcm_p2p.trust.index import LIFTED, Index
 from pcm_p2p.trust.lint import foreign_paths, lint_delegated, lint_root, lint_targets
 
 
@@ -78,7 +88,9 @@ class StagingArea(FleetDocuments):
             raise InputError(
                 f"{title_of(role)} has no delegation",
                 path=self.path,
-                remedy="Delegate to it first: 'pcm-p2p site delegate' or 'pcm-p2p team delegate'.",
+                remedy="Delegate to it first: 'pcm-p2p site delegate' or 'pcm-p2p team delegate'."
+                if role != HALT
+                else "Run 'pcm-p2p fleet renew', sign and publish: from then on one key is enough.",
             )
         working, proposed, published = self.working(role), self.proposed_of(role), self.document(role)
         for path, data in files.items():
@@ -101,6 +113,7 @@ class StagingArea(FleetDocuments):
             root = self.delegator("root")
             assert isinstance(root, Root)
             delegating.delegate_halt(root, working)
+            self._keep_halts(root, working)
         if proposed is not None and not renew and _says_the_same(working, proposed.signed):
             return  # nothing new: the signatures on it stay
         working.version = 1 + (published.signed.version if published is not None else 0)
@@ -115,6 +128,24 @@ class StagingArea(FleetDocuments):
             embedded = AuditJournal(self.path, self.wall_clock).embedded()
             working.targets.update({path: self.files.store(path, data) for path, data in embedded.items()})
         write_atomic(self.path / "proposal" / f"{role}.json", Metadata(working).to_bytes())
+
+    def _keep_halts(self, root: Root, working: Targets) -> None:
+        """Confirm the halts of people whose key is about to go: what they stopped stays stopped until it is lifted."""
+        published, halts = self.targets(), self.delegated(HALT)
+        if published is None or halts is None:
+            return
+        lifted = lifted_of(self, working)
+        orphans = orphaned(
+            halts_of(self, halts.signed),
+            Holders.of(self.root().signed, published.signed),
+            Holders.of(root, working),
+            lifted,
+        )
+        if orphans:
+            confirmed = tuple(sorted({*lifted.confirmed, *orphans}))
+            working.targets[LIFTED] = self.files.store(
+                LIFTED, Lifted("pcm.lifted/1", lifted.lifted, confirmed).encoded()
+            )
 
     def renew_unsigned(self) -> None:
         """Propose anew what the proposed delegations leave without enough signatures."""
@@ -163,6 +194,27 @@ def keyids_of(delegator: delegating.Delegator, role: str) -> tuple[str, ...]:
         return tuple(delegator.roles[role].keyids)
     found = delegating.holders(delegator, role)
     return tuple(key.keyid for key in found[0]) if found is not None else ()
+
+
+def halts_of(folder: StagingArea, targets: Targets) -> tuple[Halt, ...]:
+    """The halts that a document of the role ``halt`` lists; one that does not read is nobody's order."""
+    found = []
+    for path, info in sorted(targets.targets.items()):
+        if role_of_path(path) == HALT and path != index_of(HALT):
+            with contextlib.suppress(UntrustedBytes):
+                found.append(decode_halt_untrusted(folder.files.read(path, info), path))
+    return tuple(found)
+
+
+def lifted_of(folder: StagingArea, targets: Targets) -> Lifted:
+    """What top-level targets lift and confirm. Raises ``InputError`` if the document does not read."""
+    info = targets.targets.get(LIFTED)
+    if info is None:
+        return NOTHING_LIFTED
+    try:
+        return decode_lifted_untrusted(folder.files.read(LIFTED, info))
+    except UntrustedBytes as error:
+        raise InputError(error.message) from None
 
 
 def _says_the_same(one: Targets, other: Targets) -> bool:

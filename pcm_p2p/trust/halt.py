@@ -256,6 +256,16 @@ def in_force(halts: Iterable[Halt], holders: Holders, lifted: Lifted, fleet: str
     return tuple(sorted(found, key=lambda one: (one.halt.since, one.halt.id)))
 
 
+def orphaned(halts: Iterable[Halt], before: Holders, after: Holders, lifted: Lifted) -> tuple[str, ...]:
+    """Ids of the halts that stopped the whole fleet by a key that is named no longer: for a threshold to confirm."""
+    settled = {*lifted.lifted, *lifted.confirmed}
+    return tuple(
+        halt.id
+        for halt in halts
+        if halt.id not in settled and before.reach_of(halt).fleet and not after.reach_of(halt).fleet
+    )
+
+
 def stopping(halts: Iterable[InForce], site: str, release: str, version: str, team: str) -> Iterator[InForce]:
     """Those that stop this release on a device of ``site``. Empty ``release``: those that stop every change there."""
     for one in halts:

@@ -1,0 +1,177 @@
+"""Halting from the fleet folder: one person's order, staged and signed at once; and lifting it, which is a change of targets."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
+
+from pcm_p2p.authority import audit_record
+from pcm_p2p.authority.founding import whole_seconds
+from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.signing_key import SigningKey, add_signature
+from pcm_p2p.authority.staging import StagingArea, halts_of, keyids_of, lifted_of
+from pcm_p2p.durable import write_atomic
+from pcm_p2p.errors import InputError, TrustError
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of
+from pcm_p2p.trust.halt import (
+    HALTS_MAX,
+    REASON_LENGTH_MAX,
+    WHOLE_FLEET,
+    Halt,
+    Holders,
+    Lifted,
+    Reach,
+    decode_halt_untrusted,
+    dropped,
+)
+from pcm_p2p.trust.index import LIFTED, halt_path
+
+ID_LENGTH_MIN = 6
+"""Choice: as many digits of an id as a person types."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A halt in the folder. ``state``: ``staged`` (not published), ``in force``, ``lifting`` (to be signed) or ``lifted``."""
+
+    halt: Halt
+    reach: Reach
+    state: str
+
+
+def order(folder: FleetFolder, key: SigningKey, *, release: str = "", version: str = "", reason: str) -> Standing:
+    """Stage a halt, signed by ``key`` as its order and as the list that holds it. Empty ``release``: everything.
+
+    Raises ``InputError`` if the release is not known here, the reason cannot be shown, or the key is nobody's who may halt.
+    """
+    if not reason.strip() or len(reason) > REASON_LENGTH_MAX or not reason.isprintable():
+        raise InputError(
+            "the reason cannot be used",
+            key="--reason",
+            remedy=f"Say in at most {REASON_LENGTH_MAX} printable characters why: every device shows it.",
+        )
+    if release and not any(one.name == release and version in ("", one.version) for one in folder.releases()):
+        raise InputError(
+            f"there is no release {release} {version}".rstrip(),
+            remedy="See 'pcm-p2p release show' for those that there are.",
+        )
+    with folder.locked():
+        holders = _holders(folder)
+        if key.keyid not in holders.keys:
+            raise InputError(
+                f"the key of {key.owner} is named by no role that may halt",
+                remedy="Use the root or targets key of a person, or a key of a site or team.",
+            )
+        unsigned = Halt(
+            "pcm.halt/1",
+            secrets.token_hex(16),
+            folder.fleet_id,
+            reason.strip(),
+            key.owner or key.keyid[:8],
+            whole_seconds(folder.wall_clock()),
+            key.keyid,
+            release,
+            version,
+        )
+        halt = msgspec.structs.replace(unsigned, signature=key.signer.sign(unsigned.statement).signature)
+        path = halt_path(halt.id)
+        decode_halt_untrusted(halt.encoded(), path)
+        reach = holders.reach_of(halt)
+        if reach == Reach():
+            raise TrustError("the key did not sign the halt as it is named", remedy="Test it with 'pcm-p2p key test'.")
+        targets = folder.targets()
+        gone = lifted_of(folder, targets.signed).lifted if targets is not None else ()
+        tidied = {halt_path(one): None for one in gone if halt_path(one) in folder.working(HALT).targets}
+        if len(folder.working(HALT).targets) - len(tidied) > HALTS_MAX:
+            raise InputError(f"{HALTS_MAX} halts are in force", remedy="Lift some of them with 'pcm-p2p halt lift'.")
+        folder.stage_locked(HALT, {**tidied, path: halt.encoded()})
+        document = folder.proposed_of(HALT)
+        assert document is not None, "it was staged"
+        add_signature(document, key.signer)
+        audit_record.record(folder, "halt", HALT, document, [key.keyid], folder.all_namers(HALT))
+        write_atomic(folder.path / "proposal" / f"{HALT}.json", document.to_bytes())
+    return Standing(halt, reach, "staged")
+
+
+def lift(folder: FleetFolder, ids: Iterable[str]) -> tuple[Halt, ...]:
+    """Propose that these halts (ids, or their first digits) count no longer: for a threshold of targets to sign.
+
+    Raises ``InputError`` if an id names no halt or several.
+    """
+    known = [one.halt for one in standings(folder)]
+    chosen = []
+    for text in ids:
+        found = [halt for halt in known if len(text) >= ID_LENGTH_MIN and halt.id.startswith(text.lower())]
+        if len(found) != 1:
+            said = "names several halts" if found else "names no halt"
+            raise InputError(f"{text!r} {said}", remedy="See 'pcm-p2p halt list'; six digits of an id are enough.")
+        chosen.append(found[0])
+    with folder.locked():
+        before = lifted_of(folder, folder.working(TARGETS))
+        gone = {halt.id for halt in chosen}
+        after = Lifted(
+            "pcm.lifted/1",
+            tuple(sorted({*before.lifted, *gone})),
+            tuple(one for one in before.confirmed if one not in gone),
+        )
+        folder.stage_locked(TARGETS, {LIFTED: after.encoded()})
+    return tuple(chosen)
+
+
+def standings(folder: FleetFolder) -> tuple[Standing, ...]:
+    """All halts of the folder, oldest first, and how each stands."""
+    holders, published, targets = _holders(folder), folder.document(HALT), folder.targets()
+    there = set(published.signed.targets) if published is not None else set()
+    lifted = lifted_of(folder, targets.signed) if targets is not None else Lifted("pcm.lifted/1")
+    lifting = lifted_of(folder, folder.working(TARGETS))
+    halts = {
+        halt.id: halt
+        for one in (published, folder.proposed_of(HALT))
+        if one is not None
+        for halt in halts_of(folder, one.signed)
+    }
+    found = []
+    for halt in halts.values():
+        if halt.id in lifted.lifted:
+            state = "lifted"
+        elif halt.id in lifting.lifted:
+            state = "lifting"
+        else:
+            state = "in force" if halt_path(halt.id) in there else "staged"
+        found.append(Standing(halt, WHOLE_FLEET if halt.id in lifted.confirmed else holders.reach_of(halt), state))
+    return tuple(sorted(found, key=lambda one: (one.halt.since, one.halt.id)))
+
+
+def refuse_dropped(folder: StagingArea, offered: Targets, targets: Targets) -> None:
+    """Raises ``TrustError`` if a list of halts drops one that is published, and that ``targets`` do not lift."""
+    published = folder.delegated(HALT)
+    if published is None:
+        return
+    gone = dropped(_by_id(published), _by_id(Metadata(offered)), lifted_of(folder, targets))
+    if gone:
+        raise TrustError(
+            f"refused to publish: the list of halts drops {gone[0][:8]}, which nobody lifted",
+            remedy="Lift it with 'pcm-p2p halt lift', which takes the threshold of targets, or discard the proposal.",
+        )
+
+
+def _by_id(document: Metadata[Targets]) -> dict[str, str]:
+    return {
+        path[6:-5]: info.hashes["sha256"] for path, info in document.signed.targets.items() if path != index_of(HALT)
+    }
+
+
+def _holders(folder: StagingArea) -> Holders:
+    """Who may halt, as published; before the first publishing as proposed."""
+    root, targets = folder.root().signed, folder.targets() or folder.proposed_targets()
+    if targets is None or not keyids_of(targets.signed, HALT):
+        raise InputError(
+            "nobody is named who may halt",
+            path=folder.path,
+            remedy="Run 'pcm-p2p fleet renew', sign and publish: from then on one key is enough.",
+        )
+    return Holders.of(root, targets.signed)
