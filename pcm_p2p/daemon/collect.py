@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -34,18 +34,19 @@ from pcm_p2p.config import Config, load_config
 from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.collect_trust import CollectorTrust
 from pcm_p2p.daemon.neighbours import OriginSource
+from pcm_p2p.daemon.renewal import Renewal
 from pcm_p2p.daemon.state_check import check_state
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.daemon.surroundings import fleet_document
 from pcm_p2p.database import open_database
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import TrustError
+from pcm_p2p.errors import TrustError, UntrustedBytes
 from pcm_p2p.gossip.roster_file import next_incarnation
 from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.swarm.pace import Pace
 from pcm_p2p.trust.client import TrustClient
-from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.identity import DeviceIdentity, PeerIdentity
 from pcm_p2p.trust.index import Index
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ async def _run(
             intake = Intake(
                 archive,
                 opener(
-                    lambda data: open_record_untrusted(data, trust.verify_author),
+                    lambda data: _open_dated_untrusted(data, trust.verify_author),
                     lambda record: _unseal(record, seal_key),
                 ),
                 lambda streams, issued_ms: _seal(identity, streams, issued_ms),
@@ -133,6 +134,7 @@ async def _run(
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(trust.run, collector.reconsider)
+                nursery.start_soon(_renewal(identity, client, admission).run)
                 host, port = await nursery.start(collector.run)
                 if port_file is not None:
                     await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{port}\n".encode())
@@ -141,6 +143,46 @@ async def _run(
                     log.info("ending on %s", signal.Signals(number).name)
                     nursery.cancel_scope.cancel()
                     break
+
+
+def _renewal(identity: DeviceIdentity, client: TrustClient, admission: Admission) -> Renewal:
+    """At the desks of the fleet document, else where this collector was enrolled; it knows no neighbours to go through."""
+
+    async def installed(renewed: DeviceIdentity) -> None:
+        admission.reload(renewed)
+
+    def desks() -> list[str]:
+        document = fleet_document(client)
+        named = [desk.address for desk in document.desk] if document is not None else []
+        return list(dict.fromkeys([*named, *filter(None, [identity.record.desk])]))
+
+    return Renewal(
+        identity,
+        now=client.now,
+        desks=desks,
+        authorities_pem=lambda: admission.authorities_pem,
+        neighbours=tuple,
+        look_around=None,
+        installed=installed,
+        rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter
+    )
+
+
+def _open_dated_untrusted(data: bytes, verify_author: Callable[[bytes], PeerIdentity]) -> Record:
+    """A record as ``open_record_untrusted`` gives it, if it is not dated after the end of the certificate that it carries.
+
+    Who finds an old key and its ended certificate cannot report with them; what was signed in time may arrive late.
+    """
+    authors: list[PeerIdentity] = []
+
+    def keep(certificate_der: bytes) -> PeerIdentity:
+        authors.append(verify_author(certificate_der))
+        return authors[-1]
+
+    record = open_record_untrusted(data, keep)
+    if record.created_ms > authors[-1].not_after.timestamp() * 1_000:
+        raise UntrustedBytes("record: dated after the end of its author's certificate")
+    return record
 
 
 @contextlib.asynccontextmanager

@@ -9,18 +9,19 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pcm_p2p.config import load_config
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.daemon.state_check import STATE_PRIVATE, faults
+from pcm_p2p.enrolment.admittance import GRACE
 from pcm_p2p.errors import PcmError
 
 ItemState = Literal["ok", "warn", "bad", "skip"]
 CERTIFICATE_WARN_DAYS = 30
-"""Choice: a month is enough for a person to act; renewal itself starts far earlier (DESIGN.md 7)."""
+"""Choice: a month is enough for a person to act; renewal itself starts at two thirds of the life, 120 days before the end."""
 
 
 FAULTS_MAX = 8
@@ -78,12 +79,21 @@ def _identity(state: Path) -> list[Item]:
         identity = DeviceIdentity.load(folder)
     except (PcmError, OSError) as error:
         return [Item("identity", "bad", str(error), "Enrol again with a new token.")]
-    days = (identity.not_after - datetime.now(UTC)).days
-    text = f"{identity.role} {identity.device_id.short}, certificate valid for {days} more days"
-    if days < 0:
-        return [Item("identity", "bad", "the certificate has expired", "Enrol again with a new token.")]
-    if days < CERTIFICATE_WARN_DAYS:
-        return [Item("identity", "warn", text, "Enrol again before it expires.")]
+    left = identity.not_after - datetime.now(UTC)
+    text = f"{identity.role} {identity.device_id.short}, certificate valid for {left.days} more days"
+    if left < -GRACE:
+        ended = f"the certificate ended on {identity.not_after:%Y-%m-%d}, too long ago to be renewed"
+        return [Item("identity", "bad", ended, "Enrol again with a new token: 'pcm-p2p enroll join TOKEN'.")]
+    if left < timedelta():
+        ended = (
+            f"the certificate ended on {identity.not_after:%Y-%m-%d}; neighbours refuse this device until it is renewed"
+        )
+        way = "Give it a way to the desk or to a neighbour that has one; then the daemon renews by itself."
+        return [Item("identity", "bad", ended, way)]
+    if left.days < CERTIFICATE_WARN_DAYS:
+        return [
+            Item("identity", "warn", text, "It should have been renewed long ago: is the daemon running, and the desk?")
+        ]
     return [Item("identity", "ok", text)]
 
 
@@ -108,6 +118,8 @@ def _asked(facts: dict[str, Any]) -> list[Item]:
         items.append(Item("trust", "ok", f"fresh, timestamp {trust['timestamp']}"))
     else:
         items.append(Item("trust", "warn", f"{trust['state']}: {trust['reason']}", "Check the way to the origin."))
+    if problem := facts["certificate"]["problem"]:
+        items.append(Item("renewal", "warn", problem, "Check the [[desk]] table of fleet.toml and the way there."))
     allowed = facts["activation"]["allowed"]
     items.append(
         Item("activation", "ok", "changes are allowed")

@@ -1,9 +1,9 @@
 """Renewal: keeps the certificate of this device, or collector, from ending.
 
-Due at two thirds of its life (``enrolment.renewal_times``), and soon after another authority certifies (``look_again``). The way is
-that of an enrolment: the desk directly, else through neighbours, whose addresses are known even to a device whose certificate
-has ended and whom they refuse otherwise. The new certificate is written atomically; then ``installed`` puts it to use without a
-restart. Sessions that are open go on.
+Due at two thirds of its life (``enrolment.renewal_times``), and soon after another authority certifies (``look_again``). The
+way is that of an enrolment: the desk directly, else through neighbours, whose addresses are known even to a device whose
+certificate has ended and whom they refuse otherwise. The new certificate is written atomically; then ``installed`` puts it to
+use without a restart. Sessions that are open go on.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Renewal:
     async def run(self) -> None:
         """Renew in time, until cancelled."""
         await trio.sleep(self._rng.uniform(START_S_MIN, START_S_MAX))
-        self.look_again()
         while True:
+            self.look_again()
             wait_s = (self._due - self._now()).total_seconds()
             if wait_s > 0:
                 self._again = trio.Event()
