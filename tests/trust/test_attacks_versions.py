@@ -395,3 +395,28 @@ def test_a_pin_of_an_unrelated_fleet_over_an_old_folder_starts_clean(
         assert device.view is None
         accepted(device, other.source())
         assert device.digest()[:2] == (1, 1)
+
+
+# 10.7: clocks
+
+
+def test_a_clock_that_jumps_back_in_the_middle_of_an_attempt_unlocks_nothing(
+    fleet: RepositorySimulator, device: TrustClient
+) -> None:
+    """Expiry is compared with one moment for a whole attempt, and with no moment that is before what was proved."""
+    old = fleet.tree()
+    fleet.clock.advance(days=3)
+    fleet.publish_policy("second")
+    accepted(device, fleet.source())
+    proved = device.now()
+    ended = fleet.stolen(lifetime=timedelta(hours=1))
+    fleet.clock.advance(hours=2)
+
+    async def jump(path: str) -> None:
+        if path == TIMESTAMP:
+            fleet.clock.now -= timedelta(days=20_000)
+
+    refused(device, TreeSource(ended, before=jump), "expired")
+    assert device.now() == proved, "the clock is believed no further back than what was signed"
+    assert device.freshness() == "fresh", "nothing is given up because a clock is wrong"
+    refused(device, old, "older")
