@@ -167,6 +167,7 @@ def _file(resource: FileResource, seen: FileObserved, number: int) -> list[Step]
             previous_gid=seen.gid,
             backup=f"{number}.file" if seen.present and not same_bytes else None,
             made_folders=seen.made_folders,
+            previous_sha256=seen.sha256 if seen.present and not same_bytes else "",
         )
     ]
 

@@ -18,6 +18,7 @@ from pcm_p2p.apply.step import Staged
 from pcm_p2p.errors import ApplyError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 COPY_BYTES = 1 << 20
 
 
@@ -98,6 +99,30 @@ def lstat(folder: int, name: str) -> os.stat_result | None:
         return None
 
 
+def open_regular(folder: int, name: str, *, shown: str) -> int:
+    """``name`` in the open ``folder`` for reading, if it is a regular file. Asked of what is open, so that nothing that takes
+    the file's place meanwhile (a pipe, a device, a folder) is read. Raises ``ApplyError``, ``FileNotFoundError``."""
+    try:
+        descriptor = os.open(name, _READ, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise ApplyError(f"{shown} is a link or a device, not a file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ApplyError(f"{shown} is no regular file")
+    return descriptor
+
+
+def is_guarded(folder: int) -> bool:
+    """Whether only root (or the user of this process) can put, rename and link things in the open ``folder``.
+
+    Elsewhere a name may come to mean another file at any moment, one that is a further name of a file of root's included.
+    """
+    facts = os.fstat(folder)
+    return facts.st_uid in (0, os.geteuid()) and not facts.st_mode & 0o022
+
+
 def copy_staged(staged: Staged, target: int) -> None:
     """Copy the staged artifact into the open file ``target``; raises ``ApplyError`` unless these very bytes hash as signed."""
     with _open_staged(staged) as source:
@@ -122,12 +147,12 @@ def check_staged(staged: Staged) -> None:
 @contextlib.contextmanager
 def _open_staged(staged: Staged) -> Iterator[int]:
     try:
-        source = os.open(staged.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        source = os.open(staged.path, _READ)
     except OSError as error:
         raise ApplyError(f"the staged artifact {staged.path.name} cannot be opened: {error.strerror}") from None
     try:
-        for facts, what in ((os.fstat(source), staged.path), (staged.path.parent.stat(), staged.path.parent)):
-            if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & stat.S_IWOTH:
+        for facts, what in ((os.fstat(source), staged.path), (staged.path.parent.lstat(), staged.path.parent)):
+            if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022 or stat.S_ISLNK(facts.st_mode):
                 raise ApplyError(
                     f"{what} could be changed by other users, so its hash proves nothing",
                     remedy="Give the state folder back to the user of the daemon, with mode 0700.",

@@ -115,7 +115,10 @@ class SwitchArchive(msgspec.Struct, frozen=True, tag_field="step", tag="archive"
 
 
 class WriteFile(msgspec.Struct, frozen=True, tag_field="step", tag="file"):
-    """``sha256`` None: attributes only. ``backup`` None: the file did not exist. ``path`` is relative to the root."""
+    """``sha256`` None: attributes only. ``backup`` None: the file did not exist. ``path`` is relative to the root.
+
+    ``previous_*`` were observed of one open file; the bytes that are backed up must be those (empty: of a journal of before).
+    """
 
     path: str
     content: str | None
@@ -130,6 +133,7 @@ class WriteFile(msgspec.Struct, frozen=True, tag_field="step", tag="file"):
     previous_gid: int
     backup: str | None
     made_folders: tuple[str, ...]
+    previous_sha256: str = ""
 
     @property
     def title(self) -> str:

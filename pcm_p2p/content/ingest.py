@@ -35,6 +35,7 @@ from pcm_p2p.content.manifest import (
     ChunkerParameters,
     Form,
     Manifest,
+    check_artifact_name,
     decode_untrusted,
 )
 from pcm_p2p.content.packing import Packing, Workshop
@@ -251,9 +252,13 @@ def _check_names(files: Sequence[Path], release: str, version: str) -> None:
         check_name(release, "release")
         check_name(version, "version")
         for path in files:
-            name = check_name(artifact_name(path), "file name")
+            name = check_artifact_name(check_name(artifact_name(path), "file name")).casefold()
             if name in seen:
-                raise InputError(f"has the same name as {seen[name]}", path=path, remedy="Rename one of them.")
+                raise InputError(
+                    f"has the same name as {seen[name]}, on systems that do not tell upper from lower case at least",
+                    path=path,
+                    remedy="Rename one of them.",
+                )
             seen[name] = path
     except UntrustedBytes as error:
         raise InputError(error.message, remedy="Rename it.") from None

@@ -33,6 +33,7 @@ Invariants that ``decode_untrusted`` enforces, each with its own message:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
@@ -58,6 +59,9 @@ BASE_BYTES_MAX = 48 << 20
 with 4 MiB, 25.2 % with 8); what is more serves runs of many files. With it a decoder stays far below 256 MB."""
 BASES_MAX = 8
 ARTIFACTS_MAX = 4_096
+
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+"""Windows: with any ending, devices in every folder."""
 
 Form = Literal["deb", "tar", "zip", "exact"]
 
@@ -277,12 +281,20 @@ def _check_table(manifest: Manifest) -> None:
         raise UntrustedBytes(f"a chunk size is outside 1 … {CHUNK_SIZE_BYTES_MAX} bytes")
 
 
+def check_artifact_name(name: str) -> str:
+    """Return ``name`` if it is safe, and the same file on every system, else raise ``UntrustedBytes``."""
+    check_name(name, "artifact")
+    if _RESERVED.fullmatch(name) or name.endswith("."):
+        raise UntrustedBytes(f"artifact {name[:80]!r} has a name that some systems keep for devices, or shorten")
+    return name
+
+
 def _check_artifacts(manifest: Manifest) -> None:
     if not 1 <= len(manifest.artifacts) <= ARTIFACTS_MAX:
         raise UntrustedBytes(f"a release has 1 … {ARTIFACTS_MAX} artifacts, not {len(manifest.artifacts)}")
-    names = [check_name(artifact.name, "artifact") for artifact in manifest.artifacts]
-    if len(set(names)) != len(names):
-        raise UntrustedBytes("two artifacts have the same name")
+    names = [check_artifact_name(artifact.name) for artifact in manifest.artifacts]
+    if len({name.casefold() for name in names}) != len(names):
+        raise UntrustedBytes("two artifacts have the same name, or names that differ in upper and lower case only")
     sizes, used = manifest.sizes, set[int]()
     for artifact in manifest.artifacts:
         if len(artifact.delivered_sha256) != 32 or len(artifact.stored_sha256) != 32:

@@ -53,8 +53,8 @@ def adopt(
 ) -> Adopted:
     """Write the apply service's ``state`` from the enrolled ``source``, name it there, and give ``source`` to ``client``.
 
-    May be repeated. What was only confirmed is left as it is. Raises ``TrustError`` if ``source`` could have been changed by others and is not confirmed, or is not what
-    was confirmed; ``InputError`` if the service is adopted already as something else.
+    May be repeated. What was only confirmed is left as it is. Raises ``TrustError`` if ``source`` could have been changed by
+    others and is not confirmed, or is not what was confirmed; ``InputError`` if the service is adopted already as something else.
     """
     said = confirmed or Confirmed()
     uid, gid = account(client, state)

@@ -174,6 +174,8 @@ def test_what_the_user_got_wrong_is_said(files: list[Path], tmp_path: Path) -> N
     broken.write_bytes(files[1].read_bytes()[:-20])
     refused("at least one file", [], tmp_path)
     refused(r"other/app\.bin: has the same name as .*in/app\.bin", [*files, tmp_path / "other" / "app.bin"], tmp_path)
+    (tmp_path / "other" / "APP.bin").write_bytes(b"x")
+    refused(r"other/APP\.bin: has the same name as .*in/app\.bin", [*files, tmp_path / "other" / "APP.bin"], tmp_path)
     refused("file name '-odd name'", [tmp_path / "-odd name"], tmp_path)
     refused("absent: cannot be read: No such file", [tmp_path / "absent"], tmp_path)
     refused("other: is not a file", [tmp_path / "other"], tmp_path)

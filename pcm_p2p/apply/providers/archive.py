@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pcm_p2p.apply.plan import archive_folder
 from pcm_p2p.apply.providers.archive_members import unpack_untrusted
-from pcm_p2p.apply.root import Root, copy_staged, lstat
+from pcm_p2p.apply.root import Root, copy_staged, lstat, open_regular
 from pcm_p2p.apply.step import ArchiveObserved, Staged, SwitchArchive
 from pcm_p2p.errors import ApplyError, UntrustedBytes
 from pcm_p2p.policy.resource import ArchiveResource, below_root
@@ -133,10 +133,9 @@ def _marker(folder: int, name: str) -> str:
     except OSError:
         return ""
     try:
-        descriptor = os.open(MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=inner)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(open_regular(inner, MARKER, shown=MARKER), "rb") as file:
             return file.read(65).decode("ascii", "replace").strip()
-    except OSError:
+    except (OSError, ApplyError):
         return ""
     finally:
         os.close(inner)
@@ -151,11 +150,10 @@ def _switch(folder: int, link: str, target: str) -> None:
 
 def _sweep(folder: int, step: SwitchArchive) -> None:
     """Remove what an interrupted change of this very archive may have left."""
+    ours = ((f".{step.folder}.", ".pcm-part"), (f".{step.link}.", ".pcm-link"))
     for entry in os.listdir(folder):
-        if entry.startswith(f".{step.folder}.") and entry.endswith(".pcm-part"):
+        if any(entry.startswith(start) and entry.endswith(end) for start, end in ours):
             _remove(folder, entry)
-        elif entry.startswith(f".{step.link}.") and entry.endswith(".pcm-link"):
-            os.unlink(entry, dir_fd=folder)
 
 
 def _remove(folder: int, name: str) -> None:

@@ -11,14 +11,15 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from pcm_p2p.apply.root import COPY_BYTES, Root, copy_staged, lstat
+from pcm_p2p.apply.root import COPY_BYTES, Root, copy_staged, is_guarded, lstat, open_regular
 from pcm_p2p.apply.step import FileObserved, Staged, WriteFile
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import ApplyError
 from pcm_p2p.policy.resource import FileResource, below_root
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_SET_USER_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 class FileProvider:
@@ -48,32 +49,40 @@ class FileProvider:
                     f"{resource.path} is a {'link' if stat.S_ISLNK(facts.st_mode) else 'folder or device'}, not a file",
                     remedy="Name the real file in the policy, or remove what is there.",
                 )
-            descriptor = os.open(name, _READ, dir_fd=folder)
-            with os.fdopen(descriptor, "rb") as file:
+            descriptor = open_regular(folder, name, shown=resource.path)
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
                 facts = os.fstat(descriptor)
-                found = hashlib.file_digest(file, "sha256").hexdigest() if wanted is not None else ""
+                found = _digest(file, facts.st_size) if wanted is not None else ""
         mode = stat.S_IMODE(facts.st_mode)
         return FileObserved(True, wanted, uid, gid, found, mode, facts.st_uid, facts.st_gid)
 
     def prepare(self, step: WriteFile, backups: Path) -> None:
-        """Keep the present bytes in ``backups``, durably."""
+        """Keep the present bytes in ``backups``, durably. Raises ``ApplyError`` unless they are those that were observed: going
+        back gives them the owner and mode that were observed, too."""
         if step.backup is None:
             return
         with self._root.parent(step.path) as (folder, name):
-            source = os.open(name, _READ, dir_fd=folder)
-        with os.fdopen(source, "rb") as reader:
+            source = open_regular(folder, name, shown=f"/{step.path}")
+        digest = hashlib.sha256()
+        with os.fdopen(source, "rb", buffering=0) as reader:
             target = os.open(backups / step.backup, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(target, "wb") as writer:
-                while block := reader.read(COPY_BYTES):
+                for block in _blocks(reader, os.fstat(source).st_size):
+                    digest.update(block)
                     writer.write(block)
                 writer.flush()
                 os.fsync(target)
+        if step.previous_sha256 and digest.hexdigest() != step.previous_sha256:
+            raise ApplyError(
+                f"/{step.path} changed while the change was prepared",
+                remedy="Find out who writes to it; it is tried again.",
+            )
         fsync_folder(backups)
 
     def change(self, step: WriteFile, staged: Staged | None) -> None:
         with self._place(step, make=True) as (folder, name):
             if step.sha256 is None:
-                self._set_attributes(folder, name, step.mode, step.uid, step.gid)
+                self._set_attributes(folder, name, step.mode, step.uid, step.gid, step.path)
                 return
             uid = step.uid if step.uid is not None or not step.existed else step.previous_uid
             gid = step.gid if step.gid is not None or not step.existed else step.previous_gid
@@ -94,7 +103,8 @@ class FileProvider:
                         os.unlink(name, dir_fd=folder)
                         os.fsync(folder)
                 elif step.backup is None:
-                    self._set_attributes(folder, name, step.previous_mode, step.previous_uid, step.previous_gid)
+                    was = step.previous_mode & ~(0 if is_guarded(folder) else _SET_USER_BITS)
+                    self._set_attributes(folder, name, was, step.previous_uid, step.previous_gid, step.path)
                 else:
                     was = (step.previous_mode, step.previous_uid, step.previous_gid)
                     with (
@@ -115,7 +125,8 @@ class FileProvider:
             # What an interrupted change of this very file may have left.
             for entry in os.listdir(folder):  # noqa: PTH208 - of an open folder, which pathlib cannot list
                 if entry.startswith(f".{name}.") and entry.endswith(".pcm-tmp"):
-                    os.unlink(entry, dir_fd=folder)
+                    with contextlib.suppress(IsADirectoryError, PermissionError, FileNotFoundError):  # not ours, then
+                        os.unlink(entry, dir_fd=folder)
             yield folder, name
 
     @contextlib.contextmanager
@@ -138,12 +149,20 @@ class FileProvider:
         finally:
             os.close(descriptor)
 
-    def _set_attributes(self, folder: int, name: str, mode: int, uid: int | None, gid: int | None) -> None:
+    def _set_attributes(self, folder: int, name: str, mode: int, uid: int | None, gid: int | None, path: str) -> None:
         try:
-            descriptor = os.open(name, _READ, dir_fd=folder)
+            descriptor = open_regular(folder, name, shown=f"/{path}")
         except FileNotFoundError:
-            raise ApplyError(f"{name} does not exist, and the policy gives it no content") from None
+            raise ApplyError(f"/{path} does not exist, and the policy gives it no content") from None
         try:
+            # Whoever can write to the folder chooses which file this is, and might choose one of root's, or one of his own.
+            if not is_guarded(folder) and (os.fstat(descriptor).st_nlink > 1 or mode & _SET_USER_BITS):
+                raise ApplyError(
+                    f"/{path} is in a folder that others can write to, and "
+                    + ("is asked to run as its owner" if mode & _SET_USER_BITS else "has further names")
+                    + "; its attributes are left alone",
+                    remedy="Give the folder to root, or give the file content in the policy.",
+                )
             self._chown(descriptor, uid, gid)
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
@@ -170,7 +189,7 @@ class FileProvider:
             return int(name)
         if not self._root.is_system:
             with contextlib.suppress(FileNotFoundError), self._root.folder("etc") as folder:
-                descriptor = os.open(database, _READ, dir_fd=folder)
+                descriptor = open_regular(folder, database, shown=f"/etc/{database}")
                 with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
                     for line in file:
                         fields = line.rstrip("\n").split(":")
@@ -180,3 +199,18 @@ class FileProvider:
             return pwd.getpwnam(name).pw_uid if database == "passwd" else grp.getgrnam(name).gr_gid
         except KeyError:
             raise ApplyError(f"{path}: there is no account {name!r} on this device") from None
+
+
+def _blocks(file: IO[bytes], size_bytes: int) -> Iterator[bytes]:
+    """The bytes that the file had when it was opened: one that grows as fast as it is read must have an end, too."""
+    left = size_bytes
+    while left and (block := file.read(min(left, COPY_BYTES))):
+        left -= len(block)
+        yield block
+
+
+def _digest(file: IO[bytes], size_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(file, size_bytes):
+        digest.update(block)
+    return digest.hexdigest()
