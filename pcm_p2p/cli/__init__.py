@@ -18,6 +18,8 @@ release_bases     which releases deltas start from, without ``--base``
 release_progress  the bar while a release is made
 policy            ``policy check``, ``policy put``
 site_policy       ``policy allow``
+delegation        ``site delegate``, ``site show``, ``site revoke``, ``team delegate``, ``team show``, ``team revoke``
+halt              ``halt order``, ``halt list``, ``halt lift``
 site_alone        ``site found``, ``site autonomous``
 signing           ``sign``, ``merge``, ``publish``
 proposal          ``proposal show``, ``proposal export``, ``proposal import``, ``proposal discard``

@@ -13,10 +13,12 @@ from pcm_p2p.cli import (
     audit,
     ceremony,
     collector,
+    delegation,
     device,
     enroll,
     fleet,
     fleet_check,
+    halt,
     key,
     lab,
     new_authority,
@@ -52,7 +54,10 @@ app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
+delegation.mount(site_alone.app)
 app.add_typer(site_alone.app, name="site")
+app.add_typer(delegation.team_app, name="team")
+app.add_typer(halt.app, name="halt")
 app.add_typer(proposal.app, name="proposal")
 signing.mount(app)
 app.add_typer(audit.app, name="audit")

@@ -56,22 +56,32 @@ def check(
 
 
 @app.command()
-def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fleet) -> None:
+def put(
+    file: Annotated[Path, typer.Argument(help="A policy file.")],
+    fleet: Fleet,
+    site: Annotated[
+        str | None, typer.Option(help="The site whose own policy it is; its own keys sign it ('site delegate').")
+    ] = None,
+) -> None:
     """Stage a policy for signing, in place of the one with the same id.
 
-    EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, or it assigns an unknown release.
+    EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, or it is beyond
+    what the site may set.
     """
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_policy import allowances_of, fleet_policies, refuse_beyond
+    from pcm_p2p.cli.delegation import role_named
     from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.errors import InputError
     from pcm_p2p.policy.document import decode_policy
     from pcm_p2p.policy.fitness import why_unfit
+    from pcm_p2p.trust.delegation import TARGETS
     from pcm_p2p.trust.index import policy_path
 
-    folder = FleetFolder.open(fleet)
+    folder, role = FleetFolder.open(fleet), role_named("site", site) if site is not None else TARGETS
     policy, document = _read(file)
     try:
-        before = folder.read_target(policy_path(policy.id))
+        before = folder.read_target(policy_path(policy.id, site))
     except InputError:
         before = None
     if before is not None and before != document:
@@ -97,7 +107,9 @@ def put(file: Annotated[Path, typer.Argument(help="A policy file.")], fleet: Fle
         forms = {artifact.name: artifact.form for artifact in manifest.artifacts}
         if unfit := why_unfit(assignment.resources, forms):
             raise InputError(f"assigns {manifest.title}: {unfit}", path=file, key="assign.resource")
-    out().print(f"staged {folder.stage_policy(policy.id, document)}")
+    if site is not None:
+        refuse_beyond(policy, site, allowances_of(folder), fleet_policies(folder), str(file))
+    out().print(f"staged {folder.stage_policy(policy.id, document, role)}")
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
 
 

@@ -37,6 +37,9 @@ def add(
     ] = None,
     level: Level = 19,
     form: Annotated[FormChoice, typer.Option(help="How to undo inner compression.")] = FormChoice.auto,
+    team: Annotated[
+        str | None, typer.Option(help="The team whose release it is; its own keys sign it ('team delegate').")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Cut files into chunks and segments, with deltas from earlier versions, and stage the release for signing.
@@ -44,16 +47,19 @@ def add(
     Deltas start from the last three versions that a policy assigns, or devices report (--in-use); if there are none, from the
     last three. Stopping it loses nothing: segments that are finished are found again.
 
-    EXIT STATUS: 0; 2 a file or base cannot be used, or the version exists with other content; 6 no room on the disk.
+    EXIT STATUS: 0; 2 a file or base cannot be used, the version exists with other content, or the team signs nothing; 6 no room
+    on the disk.
     """
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.cli.delegation import role_named
     from pcm_p2p.cli.release_bases import chosen_bases
     from pcm_p2p.content.ingest import ingest
     from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.content.packing import processes_here
     from pcm_p2p.errors import InputError
+    from pcm_p2p.trust.delegation import TARGETS
 
-    folder = FleetFolder.open(fleet)
+    folder, role = FleetFolder.open(fleet), role_named("team", team) if team is not None else TARGETS
     if no_delta and base:
         raise InputError("--no-delta and --base exclude each other", remedy="Leave one of them out.")
     bases = [] if no_delta else chosen_bases(folder, name, version, base or [], in_use)
@@ -73,7 +79,7 @@ def add(
         )
     for skipped in ingested.skipped:
         note(f"No deltas from {name} {skipped.version}: {skipped.reason}.")
-    path = folder.stage_release(ingested.manifest, ingested.segments_folder)
+    path = folder.stage_release(ingested.manifest, ingested.segments_folder, role)
     staged = decode_untrusted(folder.read_target(path))  # the same content again keeps the counter that it had
     if json:
         seconds = round(time.monotonic() - begun, 3)

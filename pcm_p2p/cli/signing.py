@@ -242,32 +242,42 @@ def merge(
 def publish(
     fleet: Fleet,
     to: Annotated[Path, typer.Option("--to", help="The origin tree: a folder that a web server serves.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Take in the proposal of this role only, such as site-berlin or halt; repeat it."),
+    ] = None,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
     """Bring a signed proposal into the origin tree: content first, the timestamp last, so that a reader never sees half.
 
+    What sites, teams or one person's halt signed is taken in with --only while other proposals wait for signatures.
+
     EXIT STATUS: 0; 5 signatures are missing (their owners are named), a rule is broken, or the tree is ahead of this folder.
     """
     from pcm_p2p.authority.publish import OnlineKeys
     from pcm_p2p.authority.publish import publish as bring
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.errors import InputError
 
     folder = FleetFolder.open(fleet)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
-    published = bring(folder, to, OnlineKeys.open(folder, words, proposed=True))
+    if unknown := sorted(set(only or ()) - set(folder.roles())):
+        raise InputError(f"there is no role {unknown[0]}", key="--only", remedy=f"Roles: {', '.join(folder.roles())}.")
+    published = bring(folder, to, OnlineKeys.open(folder, words, proposed=True), only=only)
     facts = {
         "schema": "pcm.published/1",
         "root": published.versions.root,
         "timestamp": published.versions.timestamp,
         "snapshot": published.versions.snapshot,
         "targets": published.versions.targets,
+        "delegated": dict(published.delegated),
         "expires": published.expires.isoformat(),
         "segments_added": published.segments_added,
         "segment_bytes_added": published.segment_bytes_added,
         "origin": str(to),
     }
-    print_json(facts) if json else print_facts(facts)
+    print_json(facts) if json else print_facts({key: value for key, value in facts.items() if value != {}})
     for remark in published.remarks:
         note(remark)
