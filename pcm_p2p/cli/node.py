@@ -68,7 +68,8 @@ def _print_status(facts: dict[str, Any]) -> None:
             "device": f"{facts['device']}  (site {facts['site']}, {facts['role']})",
             "trust": f"{trust['state']}: root {trust['root']}, timestamp {trust['timestamp']}, targets {trust['targets']}"
             + (f"  ({trust['reason']})" if trust["reason"] else ""),
-            "certificate": f"until {facts['certificate']['ends'][:10]}, renewed {facts['certificate']['renewed'][:10]}"
+            "identity": f"certified until {facts['certificate']['ends'][:10]}, "
+            f"renewed on {facts['certificate']['renewed'][:10]}"
             + (f"  ({facts['certificate']['problem']})" if facts["certificate"]["problem"] else ""),
             "changes": "allowed"
             if facts["activation"]["allowed"]

@@ -67,6 +67,12 @@ STATUS: dict[str, Any] = {
         ],
     },
     "reports": {"outbox": 1, "acknowledged": 5, "carried": 0, "route": "none"},
+    "certificate": {
+        "ends": "2027-01-01T00:00:00+00:00",
+        "renewed": "2026-09-03T00:00:00+00:00",
+        "days_left": 99,
+        "problem": "the desk at [h]:1 is away",
+    },
     "compliance": {"pass": 3, "fail": 1, "error": 0, "not_run": 0, "not_applicable": 2, "manual": 0},
     "problems": [],
 }
@@ -160,6 +166,7 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
     for line in (
         f"device    {'ab' * 16}  (site paris, device)",
         "trust     stale: root 1, timestamp 7, targets 2  (origin: expired)",
+        "identity  certified until 2027-01-01, renewed on 2026-09-03  (the desk at [h]:1 is away)",
         "changes   not allowed: The fleet has no signed activation yet, so nothing is changed.",
         "transfer  WAN in 1 kB, LAN in 2 kB, LAN out 3 kB",
         f"cache     1.5 MB here, 4.5 MB at this site; copies of {', '.join(f'app {n} 2 (median 3)' for n in '12345')} and 2 more",
@@ -234,7 +241,7 @@ async def test_a_token_makes_a_device_and_is_used_up(cli: Command, fleet: Path, 
     state = tmp_path / "state"
     async with desk_of(fleet) as address:
         made = cli("enroll", "token", "--fleet", fleet, "--desk", address, "--site", "paris", "--json")
-        assert made.facts.keys() == {"token", "site", "role", "uses", "expires"}
+        assert made.facts.keys() == {"token", "id", "site", "role", "uses", "approval", "expires"}
         (tmp_path / "token").write_text(made.facts["token"] + "\n")
         line = ("enroll", "join", "--token-file", tmp_path / "token")
         options = ("--label", "canary", "--root", tmp_path, "--set", "listen.port=0", "--set", "device.site=lyon")
@@ -261,6 +268,7 @@ async def test_a_token_makes_a_device_and_is_used_up(cli: Command, fleet: Path, 
     table = {row[:13].strip(): row for row in examined.out.splitlines()}
     assert "An authority signs it: 'pcm-p2p fleet activate'." in table["activation"]
     assert "origin: expired" in table["trust"]
+    assert "the desk at [h]:1 is away" in table["renewal"]
     (state / "identity" / "device.key").chmod(0o644)
     examined = cli("doctor", "--state", state)
     assert "chmod 600" in examined.out
@@ -275,7 +283,7 @@ def test_the_doctor_says_how_to_begin(cli: Command, tmp_path: Path) -> None:
 def test_tokens_and_joining_refuse_what_cannot_work(cli: Command, fleet: Path, tmp_path: Path) -> None:
     token = cli("enroll", "token", "--fleet", fleet, "--desk", NOWHERE)
     assert token.out.startswith("pcm1.")
-    assert "For 1 device(s) of site default, until " in token.err
+    assert " for 1 device(s) of site default, until " in token.err
     line, state = token.out.strip(), ("--state", tmp_path / "state")
     rows: list[tuple[tuple[object, ...], int, str]] = [
         (("enroll", "token", "--fleet", fleet, "--desk", NOWHERE, "--expires", "soon"), 2, "is not a lifetime"),
@@ -288,7 +296,7 @@ def test_tokens_and_joining_refuse_what_cannot_work(cli: Command, fleet: Path, t
         (("enroll", "join", line[:-9], *state), 2, "token"),
         (("enroll", "join", line, "--set", "port", *state), 2, "is not TABLE.KEY=VALUE"),
         (("enroll", "join", line, "--set", "listen.prot=1", *state), 2, "Did you mean 'port'?"),
-        (("enroll", "join", line, *state), 7, NOWHERE),
+        (("enroll", "join", line, "--no-mdns", *state), 7, NOWHERE),
     ]
     for words, status, said in rows:
         ended = cli(*words)
