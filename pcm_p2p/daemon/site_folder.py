@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.trust.floor import Floor
+from pcm_p2p.trust.floor import SavedFloor
 
 
 def trusted_folder(folder: Path, root: bytes) -> Path:
@@ -46,6 +46,6 @@ def _begin(place: Path, others: Iterable[Path]) -> None:
     staging.mkdir(mode=0o700)
     for other in others:
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            floor = msgspec.json.decode((other / "floor.json").read_bytes(), type=Floor)
+            floor = msgspec.json.decode((other / "floor.json").read_bytes(), type=SavedFloor)
             write_atomic(staging / "floor.json", msgspec.json.encode(msgspec.structs.replace(floor, root=0)))
     staging.rename(place)
