@@ -68,7 +68,7 @@ from pcm_p2p.compliance.facts.observation import Observation, Unknown
 from pcm_p2p.compliance.facts.prober import Prober
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.apply_channel import STALL_S, Channel, ChannelClosed, uid_of_peer
-from pcm_p2p.daemon.apply_settings import ApplySettings, account, why_not_ours
+from pcm_p2p.daemon.apply_settings import ApplySettings, account, require_ours, require_ours_above
 from pcm_p2p.daemon.apply_trust import ApplyTrust
 from pcm_p2p.daemon.ledger import Ledger
 from pcm_p2p.errors import DiskFull, PcmError, StorageError, TrustError
@@ -134,11 +134,8 @@ class ApplyService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End what a crash left half made, then answer the daemon until cancelled."""
-        if complaint := why_not_ours(self._root_path):
-            raise TrustError(
-                f"the apply root {self._root_path} {complaint}",
-                remedy="Give it to root, or name another one under [apply] root in apply.toml.",
-            )
+        require_ours(self._root_path)
+        require_ours_above(self._root_path)
         with self._trust:
             shutil.rmtree(self._staging, ignore_errors=True)
             if (outcome := await self._applier.resume()) is not None:
@@ -398,10 +395,8 @@ class _DaemonSource:
 def _listening(path: Path, client_uid: int) -> Iterator[trio.socket.SocketType]:
     """The socket, which only the client (and root) can open. Raises ``TrustError`` if its folder is somebody else's."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if complaint := why_not_ours(path.parent):
-        raise TrustError(
-            f"{path.parent} {complaint}", remedy="Put the socket into a folder that only root can write to."
-        )
+    require_ours(path.parent)
+    require_ours_above(path.parent)
     path.unlink(missing_ok=True)
     plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with plain:

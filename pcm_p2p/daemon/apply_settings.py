@@ -95,6 +95,26 @@ def load_settings(state: Path) -> tuple[ApplySettings, bytes]:
         raise StorageError(f"{state / PINNED_ROOT} cannot be read: {error.strerror}") from None
 
 
+def require_ours(path: Path) -> None:
+    """Raises ``TrustError`` if somebody else than the user of this process (or root) could have changed ``path``."""
+    if complaint := why_not_ours(path):
+        raise TrustError(
+            f"{path} {complaint}", remedy=f"Look who did that, then: chown root: {path}; chmod go-w {path}"
+        )
+
+
+def require_ours_above(path: Path) -> None:
+    """Raises ``TrustError`` if somebody else could put another folder in the place of ``path``."""
+    for parent in path.absolute().parents:
+        facts = parent.stat()
+        # In a folder like /tmp, others can add names but not take away ours.
+        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX):
+            raise TrustError(
+                f"{path} lies in {parent}, which others can change",
+                remedy="Choose a place to which only root can write.",
+            )
+
+
 def why_not_ours(path: Path) -> str:
     """Why somebody else than the user of this process (or root) could have changed ``path``; empty if nobody could."""
     try:

@@ -643,6 +643,17 @@ async def test_root_of_the_device_must_be_roots(world: ApplyWorld) -> None:
     assert caught.group_contains(TrustError, match="can be written by others")
 
 
+async def test_a_root_that_others_could_replace_is_refused(world: ApplyWorld) -> None:
+    world.folder.chmod(0o777)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with world.serving():
+            pass
+    assert caught.group_contains(TrustError, match="which others can change")
+    world.folder.chmod(0o1777)
+    async with world.serving():
+        assert (world.folder / "s/socket").is_socket(), "others can add names there, and not take ours away"
+
+
 async def test_a_socket_in_a_folder_of_others_is_refused(world: ApplyWorld) -> None:
     world.socket.parent.mkdir()
     world.socket.parent.chmod(0o777)

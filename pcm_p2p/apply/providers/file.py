@@ -103,8 +103,8 @@ class FileProvider:
                         os.unlink(name, dir_fd=folder)
                         os.fsync(folder)
                 elif step.backup is None:
-                    was = step.previous_mode & ~(0 if is_guarded(folder) else _SET_USER_BITS)
-                    self._set_attributes(folder, name, was, step.previous_uid, step.previous_gid, step.path)
+                    mode = step.previous_mode & ~(0 if is_guarded(folder) else _SET_USER_BITS)
+                    self._set_attributes(folder, name, mode, step.previous_uid, step.previous_gid, step.path)
                 else:
                     was = (step.previous_mode, step.previous_uid, step.previous_gid)
                     with (
