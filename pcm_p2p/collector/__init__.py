@@ -37,6 +37,7 @@ moved          sums of the two above per site, release and device, kept by trigg
 moved_in_time  the same sums per site, release and ten seconds
 change         what differs between a report and the one before it: the timeline
 sighting       a device that somebody in the fleet has seen, whether or not it ever reported
+fork           proof on a device that a role signed one version twice
 revoked        a device on the fleet's deny list, and how many of its reports were refused since
 meta           the count of archive changes (the console's event id)
 =============  ==================================================================================================

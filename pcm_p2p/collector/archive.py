@@ -271,11 +271,15 @@ async def _put_latest(connection: aiosqlite.Connection, record: Opened) -> None:
         *count.values(),
     )  # fmt: skip
     await connection.execute(f"INSERT OR REPLACE INTO device VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
-    for table in ("device_policy", "finding", "release"):
+    for table in ("device_policy", "finding", "release", "fork"):
         await connection.execute(f"DELETE FROM {table} WHERE device = ?", (device,))  # noqa: S608
     await connection.executemany(
         "INSERT OR REPLACE INTO device_policy VALUES (?,?,?,?)",
         [(device, policy.id, policy.version, policy.mode) for policy in body.policies],
+    )
+    await connection.executemany(
+        "INSERT OR REPLACE INTO fork VALUES (?,?,?,?,?)",
+        [(device, fork.role, fork.version, " ".join(fork.digests), fork.seen_ms) for fork in body.forks],
     )
     await connection.executemany(
         "INSERT OR REPLACE INTO finding VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",

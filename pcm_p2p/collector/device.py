@@ -45,6 +45,15 @@ class PolicyOnDevice(msgspec.Struct, frozen=True):
     mode: str
 
 
+class ForkOnDevice(msgspec.Struct, frozen=True):
+    """``digests``: SHA-256 of the signed parts, with a space between."""
+
+    role: str
+    version: int
+    digests: str
+    seen_ms: int
+
+
 class Stream(msgspec.Struct, frozen=True):
     """Reports of one epoch: all up to ``contiguous`` are here; up to ``highest`` ``missing`` are not yet."""
 
@@ -86,6 +95,7 @@ class Device(msgspec.Struct, frozen=True):
     conflicts: int
     seen_by: str
     first_seen_ms: int
+    forks: list[ForkOnDevice]
     revoked_ms: int = 0
     revoked_reason: str = ""
     revoked_refused: int = 0
@@ -164,6 +174,12 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
         conflicts=conflicts,
         seen_by=sighting[0]["seen_by"] if sighting else "",
         first_seen_ms=sighting[0]["first_seen_ms"] if sighting else 0,
+        forks=structs(
+            snapshot.rows(
+                "SELECT role, version, digests, seen_ms FROM fork WHERE device = :device ORDER BY role, version", values
+            ),
+            ForkOnDevice,
+        ),
         revoked_ms=revoked[0]["since_ms"] if revoked else 0,
         revoked_reason=revoked[0]["reason"] if revoked else "",
         revoked_refused=revoked[0]["refused"] if revoked else 0,

@@ -125,6 +125,13 @@ MIGRATIONS: tuple[str, ...] = (
         device TEXT PRIMARY KEY, since_ms INTEGER NOT NULL, reason TEXT NOT NULL, refused INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    # Proof, kept on a device, that a role signed one version twice; as its latest report says.
+    """
+    CREATE TABLE fork (
+        device TEXT NOT NULL, role TEXT NOT NULL, version INTEGER NOT NULL, digests TEXT NOT NULL, seen_ms INTEGER NOT NULL,
+        PRIMARY KEY (device, role, version)
+    ) WITHOUT ROWID;
+    """,
 )
 
 BUCKET_S = 10

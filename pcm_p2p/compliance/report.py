@@ -27,10 +27,12 @@ PACKED_SIZE_BYTES_MAX = 240 << 10
 LEVEL = 9
 """Choice: packing runs once per report; between levels only the texts of findings would differ."""
 
+FORKS_MAX = 32
 CLONES_MAX = 64
 """Choice: more than an office sees at once; the report stays small."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _DeviceHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 ReleaseState = Literal[
     "wanted", "fetching", "staged", "waiting", "applying", "applied", "rolled_back", "parked", "failed"
@@ -91,6 +93,16 @@ class Transfer(msgspec.Struct, frozen=True):
     lan_out_bytes: Count = 0
 
 
+class ForkSeen(msgspec.Struct, frozen=True):
+    """Proof, kept on the device, that ``role`` signed one version twice. ``digests``: SHA-256 of the signed parts, in
+    hexadecimal."""
+
+    role: Name
+    version: Count
+    digests: Annotated[tuple[_Sha256Hex, ...], msgspec.Meta(min_length=2, max_length=32)]
+    seen_ms: Milliseconds
+
+
 class ReportBody(msgspec.Struct, frozen=True):
     """``device`` is the hexadecimal id and must be that of the record's signer. ``created_ms`` is the device's clock. ``clones``
     are ids that the device knows to be used twice; its own if its neighbours say so."""
@@ -109,6 +121,7 @@ class ReportBody(msgspec.Struct, frozen=True):
     transfer: Transfer = msgspec.field(default_factory=Transfer)
     shortened: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     clones: Annotated[tuple[_DeviceHex, ...], msgspec.Meta(max_length=CLONES_MAX)] = ()
+    forks: Annotated[tuple[ForkSeen, ...], msgspec.Meta(max_length=FORKS_MAX)] = ()
 
     @property
     def device_id(self) -> DeviceId:

@@ -75,6 +75,7 @@ from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.swarm.seeder import Seeder
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.delegation import every_role, roles_of_device
+from pcm_p2p.trust.evidence import Evidence, Fork
 from pcm_p2p.trust.identity import DeviceIdentity
 from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.wire.messages import (
@@ -166,6 +167,7 @@ class _Node:
         self.state, self.config, self.identity = state, config, identity
         self.store, self.client, self.origin = store, client, origin
         self.admission = Admission(identity, client, state / "denied.json")
+        self.evidence = [Evidence(state / folder / "evidence") for folder in ("trust", "site-trust")]
         self.surroundings = Surroundings(client, identity, self.admission.is_revoked)
         self.nursery: trio.Nursery | None = None
         self.uptime = Uptime(state / "uptime.json", _wall_ms)
@@ -319,6 +321,7 @@ class _Node:
             rng=rng,
         )
         self.reporter.clones, self.reporter.why_not = self.standing.clones, self.standing.why_no_report
+        self.reporter.forks = self.forks
         self._wire()
 
     def _wire(self) -> None:
@@ -384,6 +387,7 @@ class _Node:
             overlay=self.overlay,
             client=self.client,
             admission=self.admission,
+            forks=self.forks,
             follower=self.follower,
             site=self.site,
             standing=self.standing,
@@ -397,6 +401,10 @@ class _Node:
             meter=self.meter,
             wall_ms=_wall_ms,
         )
+
+    def forks(self) -> tuple[Fork, ...]:
+        """What this device has proof of that was signed twice: by the fleet's keys, and by those of its own site."""
+        return tuple(fork for evidence in self.evidence for fork in evidence.forks())
 
     # Inputs that concern more than one room
 

@@ -26,6 +26,7 @@ from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.report import (
     CLONES_MAX,
     SCHEMA,
+    ForkSeen,
     Platform,
     PolicyInForce,
     ReleaseStatus,
@@ -41,6 +42,7 @@ from pcm_p2p.errors import PcmError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.desired import Change
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.evidence import Fork
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Reporter:
         self._assessing = trio.Lock()
         inspector.remember(self._load())
         self.clones: Callable[[], tuple[str, ...]] = tuple
+        self.forks: Callable[[], tuple[Fork, ...]] = tuple
         self.why_not: Callable[[], str] = str
         self.problem = ""
 
@@ -172,6 +175,7 @@ class Reporter:
             findings=self.findings,
             transfer=Transfer(totals.wan_in_bytes, totals.lan_in_bytes, totals.lan_out_bytes),
             clones=self.clones()[:CLONES_MAX],
+            forks=tuple(ForkSeen(fork.role, fork.version, fork.digests, fork.seen_ms) for fork in self.forks()),
         )
 
     def _load(self) -> tuple[Finding, ...]:

@@ -27,6 +27,7 @@ from pcm_p2p.ids import DeviceId
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.evidence import Fork
 
 SCHEMA = "pcm.status/1"
 
@@ -42,6 +43,7 @@ class Status:
         overlay: Overlay,
         client: TrustClient,
         admission: Admission,
+        forks: Callable[[], tuple[Fork, ...]],
         follower: Follower,
         site: SiteRepository,
         standing: Standing,
@@ -59,6 +61,7 @@ class Status:
         self._follower, self._steward, self._fetcher, self._origin = follower, steward, fetcher, origin
         self._store, self._carrier, self._reporter, self._meter = store, carrier, reporter, meter
         self._caretaker, self._admission = caretaker, admission
+        self._forks = forks
         self._wall_ms = wall_ms
         self._site, self._standing = site, standing
         self._started = trio.current_time()
@@ -91,6 +94,7 @@ class Status:
                 "reason": self._follower.last_problem,
             },
             "revocation": dict(self._admission.facts()),
+            "forks": [asdict(fork) for fork in self._forks()],
             "site_repository": self._site.facts(),
             "activation": {
                 "allowed": desired is not None and desired.changes_allowed,
@@ -159,7 +163,8 @@ class Status:
 
     def _problems(self, store_state: str) -> list[str]:
         """What a person should look at, most important first."""
-        found = [*self._admission.problems, *self._standing.problems(), *self._steward.problems]
+        found = [f"{fork.line()}: keep the evidence and tell the fleet's owner" for fork in self._forks()]
+        found += [*self._admission.problems, *self._standing.problems(), *self._steward.problems]
         found += [
             f"{work.assigned.name} {work.assigned.version} is {work.state}: {work.detail}"
             for work in self._steward.works.values()

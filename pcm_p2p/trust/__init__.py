@@ -56,6 +56,7 @@ deny             core   devices and authorities that count no longer
 fleet_document   core   origins, collectors and sites of a fleet
 site_root        core   sites that act alone: how the fleet vouches for the root of their repository
 floor            core   versions below which nothing is accepted again
+evidence         shell  proof that a role signed one version twice
 view             shell  what a device believes now, and how fresh it is
 updater          shell  python-tuf as it is run here: limits, network, whom to blame
 tufcli           shell  the updater behind the command line of the public conformance suite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -13,12 +14,12 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.collector.archive import RETENTION_MS, SIGHTINGS_MAX, Archive, Opened, Seen
+from pcm_p2p.collector.archive import RETENTION_MS, SIGHTINGS_MAX, Archive, Opened, Revocation, Seen
 from pcm_p2p.collector.changes import changes
 from pcm_p2p.collector.schema import MIGRATIONS
 from pcm_p2p.collector.usage import Counters, Sample, differences
 from pcm_p2p.compliance.finding import Finding
-from pcm_p2p.compliance.report import ReleaseStatus, ReportBody, Transfer, Trust
+from pcm_p2p.compliance.report import ForkSeen, ReleaseStatus, ReportBody, Transfer, Trust
 from pcm_p2p.database import open_database
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.sidecar import open_sidecar
@@ -48,6 +49,7 @@ ORDER_FREE = (
     "device_policy",
     "finding",
     "release",
+    "fork",
     "usage",
     "completion",
     "change",
@@ -81,6 +83,7 @@ def opened(seq: int, *, device: DeviceId = DEVICE, epoch: int = 7, twin: bytes =
         releases=(release,),
         findings=(Finding("base", 1, "one", rng.choice(("pass", "fail", "error")), last_attempt_ms=created_ms),),
         transfer=Transfer(seq * 11, seq * 21, seq * 5),
+        forks=(ForkSeen("timestamp", seq, ("a" * 64, "b" * 64), created_ms),) if seq % 3 == 0 else (),
     )
     body = type(body)(**{name: facts.get(name, getattr(body, name)) for name in body.__struct_fields__})
     previous = bytes(32) if seq == 1 else chain_hash(device, epoch, seq - 1)
@@ -204,6 +207,25 @@ async def test_each_change_raises_the_event_count_once_and_a_repetition_does_not
         await archive.seen([Seen(OTHER, "s")], by=DEVICE, now_ms=2)
         counts.append(dump(tmp_path / "a", ("meta",))["meta"][0][1])
     assert counts == [1, 1, 2, 3, 3]
+
+
+async def test_the_list_of_the_revoked_is_the_last_one_and_what_was_refused_is_counted_on(tmp_path: Path) -> None:
+    path = tmp_path / "archive.sqlite"
+
+    def rows() -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT device, since_ms, reason, refused FROM revoked ORDER BY 1").fetchall()
+
+    async with open_sidecar() as sidecar, open_database(sidecar, path, MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.revoke([Revocation(DEVICE, 7, "lost"), Revocation(OTHER, 8, "sold")])
+        await archive.refused({DEVICE: 3, DeviceId(b"n" * 16): 9})
+        await archive.refused({DEVICE: 2})
+        assert rows() == [(str(DEVICE), 7, "lost", 5), (str(OTHER), 8, "sold", 0)]
+        await archive.revoke([Revocation(DEVICE, 7, "stolen")])
+        assert rows() == [(str(DEVICE), 7, "stolen", 5)]
+        await archive.revoke([])
+        assert rows() == []
 
 
 async def test_a_lying_roster_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -231,3 +233,23 @@ def test_every_state_that_a_report_can_hold_has_words() -> None:
     ):
         words = states[owner]["properties"][name]["enum"]
         assert set(words) <= known, (owner, words)
+
+
+async def test_pages_say_who_is_revoked_and_whose_metadata_was_signed_twice(demo_archive: Path, tmp_path: Path) -> None:
+    path, gone, forked, silent = tmp_path / "archive.sqlite", fleet()[3].device, fleet()[4].device, demo_id("silent 0")
+    with closing(sqlite3.connect(demo_archive)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+        rows = [(str(gone), 1_790_000_000_000, "stolen in <Lyon>", 4), (str(silent), 1_790_000_000_000, "lost", 0)]
+        copy.executemany("INSERT INTO revoked VALUES (?,?,?,?)", rows)
+        copy.execute("INSERT INTO fork VALUES (?,?,?,?,?)", (str(forked), "timestamp", 7, "aa bb", 1_790_000_000_000))
+        copy.commit()
+    async with signed_in(path) as client:
+        page = (await client.get(f"/devices/{gone}")).text
+        assert "<b>Revoked</b> since" in page
+        assert "stolen in &lt;Lyon&gt;" in page
+        assert "4 of its reports were refused since" in page
+        assert "<b>Revoked</b> since" in (await client.get(f"/devices/{silent}")).text
+        assert "timestamp version 7 was signed twice" in (await client.get(f"/devices/{forked}")).text
+        front = (await client.get("/")).text
+        assert "2 revoked" in front
+        assert "Metadata signed twice" in front

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -117,6 +119,30 @@ def test_error_and_not_run_are_shown_beside_the_last_verdict(snapshot: Snapshot)
     }
     assert found.counts["error"] == found.counts["not_run"] == 1
     assert sum(found.counts.values()) == len(found.findings)
+
+
+def test_a_revoked_device_is_shown_as_revoked_and_counts_nowhere_else(demo_archive: Path, tmp_path: Path) -> None:
+    """Whatever it last reported: it is neither compliant nor failing, and reports nothing any more."""
+    path = tmp_path / "archive.sqlite"
+    with closing(sqlite3.connect(demo_archive)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+        gone = [of("good"), of("failing"), str(demo_id("silent 0"))]
+        copy.executemany("INSERT INTO revoked VALUES (?, 1000, 'stolen', 4)", [(one,) for one in gone])
+        copy.execute("INSERT INTO fork VALUES (?, 'timestamp', 7, 'aa bb', 1000)", (of("stale"),))
+        copy.commit()
+    with open_snapshot(path, NOW_MS) as snapshot:
+        view = overview(snapshot)
+        assert (view.states["revoked"], view.coverage["revoked"], view.attention["fork"]) == (3, 3, 1)
+        assert sum(view.states.values()) == sum(view.coverage.values()) == view.devices
+        for one in gone:
+            shown = device(snapshot, one)
+            assert shown is not None
+            assert (shown.state, shown.revoked_reason, shown.revoked_refused) == ("revoked", "stolen", 4)
+        assert {row.device for row in devices(snapshot, DeviceFilter(state="revoked")).devices} == set(gone)
+        (row,) = devices(snapshot, DeviceFilter(attention="fork")).devices
+        forked = device(snapshot, row.device)
+        assert forked is not None
+        assert [(fork.role, fork.version, fork.digests) for fork in forked.forks] == [("timestamp", 7, "aa bb")]
 
 
 def test_what_needs_a_person_is_named(snapshot: Snapshot) -> None:
