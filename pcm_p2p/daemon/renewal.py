@@ -96,6 +96,7 @@ class Renewal:
         """Renew in time, until cancelled."""
         await trio.sleep(self._rng.uniform(START_S_MIN, START_S_MAX))
         while True:
+            await self._take_from_disk()
             self.look_again()
             wait_s = (self._due - self._now()).total_seconds()
             if wait_s > 0:
@@ -118,13 +119,24 @@ class Renewal:
             )
         except PcmError as error:
             return self._failed(error)
+        await self._use(identity, f"through {brought.through}" if brought.through else f"at {brought.address}")
+        return 0.0
+
+    async def _take_from_disk(self) -> None:
+        """Somebody may have renewed by 'enroll join'. Reads a few small files, once an hour or an attempt."""
+        try:
+            found = DeviceIdentity.load(self.identity.folder)
+        except TrustError:
+            return  # what is in memory goes on; doctor says what is wrong with the folder
+        if found.device_id == self.identity.device_id and found.certificate_der != self.identity.certificate_der:
+            await self._use(found, "by hand")
+
+    async def _use(self, identity: DeviceIdentity, how: str) -> None:
         self.identity, self._failures, self.problem = identity, 0, ""
         self._not_before, self._due = self._dates()
         self.look_again()
-        way = f"through {brought.through}" if brought.through else f"at {brought.address}"
-        log.info("the certificate was renewed %s and is good until %s", way, identity.not_after.date())
+        log.info("the certificate was renewed %s and is good until %s", how, identity.not_after.date())
         await self._installed(identity)
-        return 0.0
 
     def _failed(self, error: PcmError) -> float:
         self._failures += 1

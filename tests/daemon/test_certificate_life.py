@@ -155,6 +155,23 @@ async def test_a_laptop_that_slept_over_its_end_renews_as_soon_as_it_is_up(world
     assert world.renewal.problems() == []
 
 
+async def test_a_certificate_that_was_renewed_by_hand_is_taken_at_the_next_look(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.begin()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.renewal.run)
+        await trio.sleep(LOOK_S / 2)
+        DeviceIdentity.create(world.identity.folder, world.authority, now=BEGAN + 30 * DAY)
+        await trio.sleep(LOOK_S)
+        assert world.installed == [BEGAN + 395 * DAY]
+        (world.identity.folder / "device.crt").write_bytes(b"half of one")
+        await trio.sleep(2 * LOOK_S)
+        assert len(world.installed) == 1, "what is in memory goes on"
+        nursery.cancel_scope.cancel()
+    assert not world.asked
+
+
 async def test_a_clock_that_is_set_is_noticed_at_the_next_look(world: World, autojump_clock: Clock) -> None:
     world.begin()
     async with trio.open_nursery() as nursery:
