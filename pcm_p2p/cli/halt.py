@@ -34,7 +34,7 @@ app = typer.Typer(
 def order(
     fleet: Fleet,
     reason: Annotated[str, typer.Option(help="Why, in a sentence: every device shows it.")],
-    release: Annotated[str | None, typer.Argument(metavar="[RELEASE[@VERSION]]", help="What to stop.")] = None,
+    release: Annotated[str | None, typer.Argument(metavar="RELEASE[@VERSION]", help="What to stop.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Stop every change.")] = False,
     key: Annotated[
         Path | None, typer.Option("--key", help="Key file of a person: root, targets, or a site's or team's.")
