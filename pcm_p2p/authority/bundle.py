@@ -159,6 +159,7 @@ def _read(data: bytes, role: str) -> Metadata[Any]:
         raise UntrustedBytes(f"proposal: {role} has {len(data)} bytes")
     try:
         found = Metadata[Any].from_bytes(data)
+        found.signed_bytes  # noqa: B018 - fails for what cannot be signed, which everything after this would stumble over
     except (RepositoryError, TypeError, ValueError, RecursionError) as error:
         raise UntrustedBytes(f"proposal: {role} cannot be read: {error}") from None
     if not isinstance(found.signed, Root if kind == "root" else Targets):

@@ -20,6 +20,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 Version = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
+"""ms since 1970, to the end of the year 9999: beyond it no clock goes, and a file that says more is damaged."""
 
 
 class Versions(NamedTuple):
@@ -48,7 +50,7 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timestamp: Version = 0
     snapshot: Version = 0
     targets: Version = 0
-    time_ms: Version = 0
+    time_ms: Moment = 0
     timestamp_signers: tuple[str, ...] = ()
     snapshot_signers: tuple[str, ...] = ()
     delegated: dict[str, RoleFloor] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     DelegatedRole,
@@ -187,7 +188,10 @@ def lint_timestamp(timestamp: Timestamp) -> tuple[str, ...]:
 def _key_id(key: Key) -> str:
     """As the signing library gives it: owner and other additions are no part of it."""
     described = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
-    return hashlib.sha256(str(encode_canonical(described)).encode()).hexdigest()
+    try:
+        return hashlib.sha256(str(encode_canonical(described)).encode()).hexdigest()
+    except FormatError:  # a number with a fraction beside the key: no id belongs to that
+        return ""
 
 
 def _public_bytes(key: Key) -> bytes | None:

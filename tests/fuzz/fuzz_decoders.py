@@ -25,7 +25,18 @@ import msgspec
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fuzz_tuf import carried, carried_samples, signed, signed_samples
+from fuzz_tuf import (
+    carried,
+    carried_samples,
+    proposed,
+    proposed_samples,
+    signed,
+    signed_samples,
+    site_root,
+    site_root_samples,
+    stored,
+    stored_samples,
+)
 from fuzz_verdict import Decoder
 from nacl.public import PrivateKey
 from repository_simulator import small_manifest
@@ -47,7 +58,9 @@ from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.key_test import decode_key_tests_untrusted
 from pcm_p2p.authority.pin import decode_pin_untrusted
 from pcm_p2p.authority.signature_file import DetachedSignature, SignatureFile, decode_signature_file_untrusted
+from pcm_p2p.collector.console.events import seen_untrusted
 from pcm_p2p.collector.console.login import basic_password_untrusted, form_untrusted, next_untrusted
+from pcm_p2p.collector.console.state import number_untrusted
 from pcm_p2p.compliance.acknowledgement import AckEntry, Level, open_ack_untrusted, seal_ack
 from pcm_p2p.compliance.finding import Finding
 from pcm_p2p.compliance.handover import decode_taken_untrusted, encode_taken
@@ -64,7 +77,7 @@ from pcm_p2p.content.segment import encode_full
 from pcm_p2p.content.stored_form import detect, write_stored
 from pcm_p2p.daemon.control import _answer
 from pcm_p2p.enrolment.device_code import device_code, device_code_untrusted
-from pcm_p2p.enrolment.introduction import Reply, Request, decode_reply_untrusted, decode_request_untrusted
+from pcm_p2p.enrolment.introduction import Renewal, Reply, Request, decode_reply_untrusted, decode_request_untrusted
 from pcm_p2p.enrolment.token import Token, decode_token_untrusted, endpoint_untrusted
 from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.gossip.discovery import SERVICE, candidates_untrusted, is_nearby
@@ -401,6 +414,8 @@ def text(decode: Callable[[str], object]) -> Callable[[bytes], object]:
 def console(data: bytes) -> None:
     part = data.decode("latin-1")
     assert next_untrusted(part).startswith("/")
+    number_untrusted(part, 1)
+    seen_untrusted(part)
     for decode in (lambda: form_untrusted(data), lambda: basic_password_untrusted(part)):
         with contextlib.suppress(UntrustedBytes):
             decode()
@@ -497,6 +512,8 @@ def wire_samples() -> list[bytes]:
 DECODERS = (
     Decoder("tuf-carried", carried, carried_samples, "json", (), input_bytes_max=20_000, cpu_s_max=2.0),
     Decoder("tuf-signed", signed, signed_samples, "json", (), input_bytes_max=8_192, cpu_s_max=2.0),
+    Decoder("tuf-stored", stored, stored_samples, "json", (), input_bytes_max=8_192, cpu_s_max=2.0),
+    Decoder("site-root", site_root, site_root_samples, "json", ()),
     Decoder("index", decode_index_untrusted, samples(
         Index("pcm.index/1", FLEET, ("policies/a.toml",), ("releases/main/n@1.manifest",)).encoded()), "json"),
     Decoder("deny", lambda data: decode_deny_untrusted(data, FLEET), lambda: [
@@ -525,8 +542,8 @@ DECODERS = (
     Decoder("token", text(decode_token_untrusted), lambda: [token().line().encode()], "text"),
     Decoder("endpoint", text(endpoint_untrusted), samples(b"desk.example:8742", b"[2001:db8::1]:1"), "text"),
     Decoder("device-code", text(device_code_untrusted), lambda: [device_code(DEVICE).encode(), DEVICE.hex().encode()], "text"),
-    Decoder("request", decode_request_untrusted, samples(msgspec.msgpack.encode(
-        Request(b"t" * 16, PUBLIC, b"p" * 64, b"m" * 32))), "msgpack"),
+    Decoder("request", decode_request_untrusted, lambda: [msgspec.msgpack.encode(each) for each in (
+        Request(b"t" * 16, PUBLIC, b"p" * 64, b"m" * 32), Renewal(certificate(), b"p" * 64))], "msgpack"),
     Decoder("reply", decode_reply_untrusted, lambda: [msgspec.msgpack.encode(
         Reply("", certificate(), authority().pem, b"{}"))], "msgpack"),
     Decoder("certificate", lambda data: verified_identity_untrusted(data, authority().pem, fleet=FLEET, at=NOW),
@@ -549,6 +566,7 @@ DECODERS = (
     Decoder("pin", decode_pin_untrusted, samples(
         b'{"schema": "pcm.pin/1", "fleets": {"%s": {"name": "x", "root": {"version": 1, "sha256": "%s"}}}}'
         % (FLEET.encode(), b"0" * 64)), "json"),
+    Decoder("proposal", proposed, proposed_samples, "json", (), input_bytes_max=32_768, cpu_s_max=2.0),
     Decoder("bundle-head", body_length_untrusted, samples(MAGIC + bytes(8))),
     Decoder("apply-request", dialogue.decode_request_untrusted, samples(*(dialogue.encode(each)[4:] for each in (
         dialogue.Offer(), dialogue.Apply("release/tool", "1", "0" * 64), dialogue.Observe("0" * 64, 100)))), "msgpack"),
@@ -583,7 +601,6 @@ EXEMPT = {
     "_decode_untrusted": "apply-request",
     "_answer_untrusted": "segment",
     "parameters_untrusted": "console",
-    "number_untrusted": "console",
-    "seen_untrusted": "console",
-    "decode_site_root_untrusted": "tuf-signed",
+    "decode_site_root_untrusted": "site-root",
+    "_open_dated_untrusted": "record",
 }

@@ -1,11 +1,13 @@
-"""A device under two kinds of fire: a carrier that changes files, and a signer whose documents are signed and strange.
+"""A device under three kinds of fire: a carrier that changes files, a signer whose documents are signed and strange, and a disk.
 
-Input: one byte that chooses the document, then the document (carrier: as served; signer: its signed part in JSON). Both drive
-``TrustClient`` as the daemon does. What must hold besides the absence of crashes is checked here, with ``AssertionError``.
+Input: one byte that chooses the document, then the document (carrier: as served; signer: its signed part in JSON; disk: a file of
+the device's own state). All drive ``TrustClient`` as the daemon does. What must hold besides the absence of crashes is checked
+here, with ``AssertionError``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,17 +17,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import trio
 from repository_simulator import RepositorySimulator, Tree, TreeSource
+from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import Metadata
 
+from pcm_p2p.authority.bundle import BundledDocument, BundleDocument, BundledTarget, decode_bundle_untrusted
+from pcm_p2p.authority.difference import difference
+from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.site_root import decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import Kind
 
 FILES = (
     *("metadata/2.root.json", "metadata/timestamp.json", "metadata/2.snapshot.json", "metadata/2.targets.json"),
     *("index.json", "policies/second.toml", "fleet/fleet.toml"),
+)
+STORED = (
+    "floor.json",
+    "current",
+    "generations/1/state.json",
+    "generations/1/metadata/targets.json",
+    "roots/1.root.json",
 )
 SIGNED = ("root", "timestamp", "snapshot", "targets")
 KINDS = frozenset(get_args(Kind))
@@ -124,7 +139,7 @@ def signed(data: bytes) -> None:
     try:
         document = json.loads(data[1:])
         body = _signed_by(document, role)
-    except (ValueError, TypeError, RecursionError, AttributeError):
+    except (ValueError, TypeError, RecursionError, AttributeError, FormatError):
         return  # not to be signed canonically: what a carrier could serve is the other decoder's business
     here.offer(_tree_with(role, document, body))
 
@@ -134,6 +149,92 @@ def signed_samples() -> list[bytes]:
     paths["timestamp"] = "metadata/timestamp.json"
     documents = [json.loads(device().tree[paths[role]])["signed"] for role in SIGNED]
     return [bytes([number]) + json.dumps(document).encode() for number, document in enumerate(documents)]
+
+
+def stored(data: bytes) -> None:
+    """A rotten or altered disk: the device starts, says how fresh it is, and learns again from an honest source."""
+    here = device()
+    here.client.close()
+    file = here.folder / "device" / STORED[data[0] % len(STORED) if data else 0]
+    file.write_bytes(data[1:])
+    try:
+        with here.fleet.client() as client:
+            client.freshness()
+            client.digest()
+            if client.view is not None:
+                client.view.whole()
+                with contextlib.suppress(StorageError, TrustError):  # said, and fetched again
+                    client.view.listing()
+            # A file that says what no honest one says may keep the device from going on, but not from saying so.
+            assert trio.run(client.attempt, here.fleet.source()).kind in KINDS
+    finally:
+        here._forget()
+
+
+def stored_samples() -> list[bytes]:
+    saved = device().folder / "saved"
+    return [bytes([number]) + (saved / name).read_bytes() for number, name in enumerate(STORED)]
+
+
+def site_root(data: bytes) -> None:
+    """What the fleet lists as the beginning of a site's own repository: as it is, and signed by its keys."""
+    site_root_untrusted(data)
+    try:
+        body = _signed_by(json.loads(data)["signed"], "root")
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError, FormatError):
+        return
+    site_root_untrusted(body)
+
+
+def site_root_untrusted(data: bytes) -> None:
+    with contextlib.suppress(UntrustedBytes):
+        decode_site_root_untrusted(data, device().fleet.fleet.fleet_id, "berlin")
+
+
+def site_root_samples() -> list[bytes]:
+    fleet = device().fleet
+    root = json.loads(fleet.fleet.root_bytes(1))["signed"]
+    root["x-pcm-fleet"], root["x-pcm-site"] = repository_id(fleet.fleet.fleet_id, "berlin"), "berlin"
+    return [_signed_by(root, "root")]
+
+
+def proposed(data: bytes) -> None:
+    """A proposal that was carried here: read, and shown to whoever is asked to sign it."""
+    here = device().fleet.fleet
+    try:
+        parts = json.loads(data)
+        roots = tuple(json.dumps(each).encode() for each in parts["roots"])
+        documents = {
+            when: tuple(BundledDocument(role, json.dumps(each).encode()) for role, each in parts[when].items())
+            for when in ("published", "proposed")
+        }
+        targets = tuple(BundledTarget(path, each.encode()) for path, each in parts["targets"].items())
+        body = msgspec.msgpack.encode(
+            BundleDocument(here.fleet_id, "x", roots, documents["published"], documents["proposed"], targets)
+        )
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        return  # the envelope of this file
+    with contextlib.suppress(UntrustedBytes):
+        bundle = decode_bundle_untrusted(body)
+        for role, document in bundle.proposed.items():
+            before = bundle.root if role == "root" else bundle.published.get(role)
+            shown = difference(before.signed if before is not None else None, document.signed, bundle.content)
+            assert "\x1b" not in "\n".join(shown.lines(full=True)), "the screen can be painted"
+            json.dumps(shown.as_json())
+
+
+def proposed_samples() -> list[bytes]:
+    fleet = device().fleet
+    targets = fleet.newest_targets().to_dict()
+    changed = fleet.signed_targets(lambda targets: targets.targets.pop("policies/second.toml")).to_dict()
+    roots = [json.loads(fleet.fleet.root_bytes(number)) for number in (1, 2)]
+    root = json.loads(fleet.fleet.root_bytes(2))
+    root["signed"]["version"] = 3
+    parts = {"roots": roots, "published": {"targets": targets}, "targets": {"policies/second.toml": "version = 1\n"}}
+    return [
+        json.dumps({**parts, "proposed": {"targets": changed}}).encode(),
+        json.dumps({**parts, "proposed": {"root": root}, "targets": {}}).encode(),
+    ]
 
 
 def _signed_by(document: Any, role: str) -> bytes:

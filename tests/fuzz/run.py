@@ -35,6 +35,7 @@ COST = {
     "stored-form": 8,
     "control": 4,
     "bundle": 8,
+    "proposal": 8,
     "delta": 4,
 }
 """Processor time of one input, where it is far above the others'."""

@@ -420,3 +420,21 @@ def test_a_clock_that_jumps_back_in_the_middle_of_an_attempt_unlocks_nothing(
     assert device.now() == proved, "the clock is believed no further back than what was signed"
     assert device.freshness() == "fresh", "nothing is given up because a clock is wrong"
     refused(device, old, "older")
+
+
+@pytest.mark.parametrize("file", ["floor.json", "generations/1/state.json"])
+def test_a_moment_beyond_all_calendars_on_the_own_disk_is_damage_and_ends_nothing(
+    fleet: RepositorySimulator, device: TrustClient, file: str
+) -> None:
+    device.close()
+    path = fleet.folder / "device" / file
+    stored = json.loads(path.read_bytes())
+    for name in stored:
+        if name in ("time_ms", "expires_ms", "accepted_ms"):
+            stored[name] = 2**53 - 1
+    path.write_text(json.dumps(stored))
+    device.open()
+    assert device.now().year < 9999
+    assert device.freshness() in {"fresh", "frozen"}
+    assert attempt(device, fleet.source()).kind in {"good", "unchanged"}
+    assert device.freshness() == "fresh"

@@ -1,0 +1,34 @@
+"""A carried proposal that no honest tool made: refused with the one error, so that who opens it sees a sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from repository_simulator import RepositorySimulator
+
+from pcm_p2p.authority.bundle import BundledDocument, BundleDocument, decode_bundle_untrusted
+from pcm_p2p.errors import UntrustedBytes
+
+
+@pytest.mark.parametrize("number", [1.5, {"deep": [0.1]}], ids=["beside the key", "deeper"])
+@pytest.mark.parametrize("place", ["key", "root"])
+def test_a_root_with_a_number_that_cannot_be_signed_is_refused(
+    fleet: RepositorySimulator, number: Any, place: str
+) -> None:
+    root = json.loads(fleet.fleet.root_bytes(1))
+    root["signed"]["version"] = 2
+    key = next(iter(root["signed"]["keys"].values()))
+    (key["keyval"] if place == "key" else root["signed"])["x-more"] = number
+    document = BundleDocument(
+        fleet.fleet.fleet_id,
+        "Simulated",
+        (fleet.fleet.root_bytes(1),),
+        (BundledDocument("targets", fleet.newest_targets().to_bytes()),),
+        (BundledDocument("root", json.dumps(root).encode()),),
+        (),
+    )
+    with pytest.raises(UntrustedBytes, match="root cannot be read"):
+        decode_bundle_untrusted(msgspec.msgpack.encode(document))
