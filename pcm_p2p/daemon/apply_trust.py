@@ -95,7 +95,7 @@ class ApplyTrust:
             raise NothingTrusted(
                 "the apply service has no signed metadata yet", remedy="The daemon offers it as soon as it has some."
             )
-        documents = read_documents(view, self._word())
+        documents = read_documents(view, self._word(), self.fleet.now())
         weighed = documents.weighed(self._facts, freshness)
         return documents.desired(weighed, self._facts, self.fleet.now(), freshness)
 

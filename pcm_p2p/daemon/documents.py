@@ -72,8 +72,11 @@ class Documents:
         return Halted(site, self.halts, self.halts_known, self.teams)
 
 
-def read_documents(view: TrustedView, own: SiteWord | None = None) -> Documents:
-    """Read and decode. Raises ``StorageError`` where the disk has lost a document that is kept."""
+def read_documents(view: TrustedView, own: SiteWord | None = None, now: datetime | None = None) -> Documents:
+    """Read and decode. Raises ``StorageError`` where the disk has lost a document that is kept.
+
+    ``now`` tells which delegated roles have been out of date for so long that nothing new is done on their word.
+    """
     problems: list[str] = []
     listing = view.listing()
     of_fleet = [one.path for one in listing.policies if one.role == TARGETS]
@@ -82,7 +85,10 @@ def read_documents(view: TrustedView, own: SiteWord | None = None) -> Documents:
         of_site = [one.path for one in listing.policies if one.role == role]
         kind = kind_of(role)
         site = kind[1] if kind is not None else ""
-        spoken += _policies({path: view.read(path) for path in of_site}, "site role", problems, site=site)
+        frozen = now is not None and view.is_frozen(role, now)
+        spoken += _policies(
+            {path: view.read(path) for path in of_site}, "site role", problems, frozen=frozen, site=site
+        )
     problems += _told_apart(listing)
     activation, allowances = None, None
     if ACTIVATION in view.kept:
@@ -109,20 +115,20 @@ def manifests_to_keep(
     facts: DeviceFacts, now: Callable[[], datetime], others: Callable[[], Iterable[Policy]] = tuple
 ) -> Callable[[Index, Mapping[str, bytes]], list[str]]:
     """Which manifests of a new index this device needs: those of the releases that policy assigns to it. ``others`` are policies
-    that stand elsewhere."""
+    that stand elsewhere. Each signer's policies count by themselves here: they are weighed when all of them are trusted, and
+    until then nobody's word takes away what another's needs."""
 
     def wanted(index: Index, documents: Mapping[str, bytes]) -> list[str]:
-        policies = list(others())
+        policies: dict[str, list[Policy]] = {TARGETS: [], f"site-{facts.site}": [], "": list(others())}
         for path in index.policies:
-            if role_of_path(path) not in (TARGETS, f"site-{facts.site}"):
-                continue
             try:
-                policies.append(decode_policy(documents[path], path))
+                policies[role_of_path(path)].append(decode_policy(documents[path], path))
             except (InputError, KeyError):
-                continue  # reported once the documents are trusted
-        desired = decide(policies, None, facts, now(), "fresh")
+                continue  # reported once the documents are trusted, or of another site
+        desired = [decide(of_one, None, facts, now(), "fresh") for of_one in policies.values()]
+        releases = dict.fromkeys((release.name, release.version) for one in desired for release in one.releases)
         places = release_places(index.releases)
-        found = (places.get((release.name, release.version), ()) for release in desired.releases)
+        found = (places.get(release, ()) for release in releases)
         return [paths[0] for paths in found if len(paths) == 1]
 
     return wanted

@@ -167,7 +167,7 @@ class _Node:
         self.state, self.config, self.identity = state, config, identity
         self.store, self.client, self.origin = store, client, origin
         self.admission = Admission(identity, client, state / "denied.json")
-        self.evidence = [Evidence(state / folder / "evidence") for folder in ("trust", "site-trust")]
+        self.evidence = Evidence(state / "trust" / "evidence")
         self.surroundings = Surroundings(client, identity, self.admission.is_revoked)
         self.nursery: trio.Nursery | None = None
         self.uptime = Uptime(state / "uptime.json", _wall_ms)
@@ -404,7 +404,7 @@ class _Node:
 
     def forks(self) -> tuple[Fork, ...]:
         """What this device has proof of that was signed twice: by the fleet's keys, and by those of its own site."""
-        return tuple(fork for evidence in self.evidence for fork in evidence.forks())
+        return (*self.evidence.forks(), *self.site.forks())
 
     # Inputs that concern more than one room
 

@@ -40,11 +40,13 @@ def trusted_folder(folder: Path, root: bytes) -> Path:
 
 
 def _begin(place: Path, others: Iterable[Path]) -> None:
-    """A new folder that knows nothing but how far the versions of the one before had come."""
+    """A new folder that knows nothing but how far the versions of the one before had come, and what was proved of it."""
     staging = place.with_suffix(".new")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
     for other in others:
+        if (other / "evidence").is_dir():
+            shutil.copytree(other / "evidence", staging / "evidence", dirs_exist_ok=True)
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
             floor = msgspec.json.decode((other / "floor.json").read_bytes(), type=SavedFloor)
             write_atomic(staging / "floor.json", msgspec.json.encode(msgspec.structs.replace(floor, root=0)))

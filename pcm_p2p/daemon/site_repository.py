@@ -34,6 +34,7 @@ from pcm_p2p.gossip.spreader import Spreader
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.trust.client import MetadataSource, TrustClient
+from pcm_p2p.trust.evidence import Evidence, Fork
 from pcm_p2p.trust.index import Index, check_tree_path, site_root_path
 from pcm_p2p.trust.site_root import PREFIX, decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
@@ -133,6 +134,10 @@ class SiteRepository:
         if client is None or not path.startswith(self._prefix):
             return None
         return client.serve(path.removeprefix(self._prefix))
+
+    def forks(self) -> tuple[Fork, ...]:
+        """What the site's keys are proved to have signed twice."""
+        return self._running.evidence.forks() if self._running is not None else ()
 
     def facts(self) -> dict[str, Any]:
         """For people: whether there is one, how fresh, which versions, and what is wrong."""
@@ -240,7 +245,7 @@ class SiteRepository:
             on_change=changed,
         )
         spreader = Spreader(sessions, follower.digest(), follower.ask_neighbour, rng=self._rng)
-        self._running = _Running(client, follower, sessions)
+        self._running = _Running(client, follower, sessions, Evidence(client.folder / "evidence"))
         log.info("the repository of site %s is followed", self._site)
         await self._on_change()
         async with trio.open_nursery() as nursery:
@@ -283,6 +288,7 @@ class _Running:
     client: TrustClient
     follower: Follower
     sessions: _SiteSessions
+    evidence: Evidence
 
 
 class _SiteSessions:

@@ -159,7 +159,7 @@ class Steward:
         if view is None:
             return
         own = self._own_site()
-        documents = read_documents(view, own)
+        documents = read_documents(view, own, self._now())
         freshness = self._client.freshness()
         weighed = documents.weighed(self._facts, freshness)
         desired = documents.desired(weighed, self._facts, self._now(), freshness)

@@ -24,7 +24,7 @@ from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-define
 
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, title_of
-from pcm_p2p.trust.floor import Version, Versions
+from pcm_p2p.trust.floor import Moment, Version, Versions
 from pcm_p2p.trust.halt import (
     NOTHING_LIFTED,
     Halt,
@@ -59,7 +59,7 @@ class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: Version
     listed: Version
-    expires_ms: int = 0
+    expires_ms: Moment = 0
     signers: tuple[str, ...] = ()
     problem: str = ""
 
@@ -103,8 +103,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot: int
     targets: int
     timestamp_sha256: _Sha256
-    expires_ms: int
-    accepted_ms: int
+    expires_ms: Moment
+    accepted_ms: Moment
     timestamp_signers: tuple[str, ...]
     snapshot_signers: tuple[str, ...]
     metadata: dict[str, _Sha256]
@@ -196,6 +196,11 @@ class TrustedView:
             if problem:
                 found.append(f"{title_of(role)}: {problem}")
         return tuple(found)
+
+    def is_frozen(self, role: str, now: datetime) -> bool:
+        """Whether what a delegated role signed expired longer than ``GRACE`` ago."""
+        delegate = self.state.delegated.get(role)
+        return delegate is not None and datetime.fromtimestamp(delegate.expires_ms / 1_000, UTC) + GRACE <= now
 
     @property
     def settled(self) -> bool:
