@@ -332,14 +332,14 @@ class Terminal:
         self.all += data.decode(errors="replace")
         return bool(data)
 
-    def answer(self, question: str, line: str) -> None:
-        """Wait for ``question``, then type ``line``."""
+    def answer(self, question: str, line: str, *, hidden: bool = False) -> None:
+        """Wait for ``question``, for the end of the echo where it is about a secret, then type ``line``."""
         deadline = time.monotonic() + self.DEADLINE_S
         while question not in self.seen:
             assert self.read(deadline), f"it ended before it asked {question!r}: {self.all[-2000:]}"
         self.seen = self.seen.split(question, 1)[1]
-        while "assphrase" in question and termios.tcgetattr(self.master)[3] & termios.ECHO:
-            assert time.monotonic() < deadline, "it asks for a passphrase with echo"
+        while hidden and termios.tcgetattr(self.master)[3] & termios.ECHO:
+            assert time.monotonic() < deadline, "it asks for a secret with echo"
             os.sched_yield()
         os.write(self.master, line.encode() + b"\n")
 
@@ -389,10 +389,12 @@ def test_on_a_terminal_people_are_walked_through_and_nobody_sees_a_passphrase(
         person.answer("How many of the 3 must sign releases and policies? [2]", "")
         person.answer("Make this fleet? [Y/n]", "y")
         for whose, words in (("keys of ann", "ann's long secret"), ("keys of bob", "bob's long secret")):
-            person.answer(f"Passphrase for the {whose}", words)
-            person.answer("Repeat for confirmation", words)
-        person.answer("Passphrase for the publisher's keys and the certificate authority of fleet Acme", "short")
-        person.answer("Repeat for confirmation", "short")
+            person.answer(f"Passphrase for the {whose}", words, hidden=True)
+            person.answer("Repeat for confirmation", words, hidden=True)
+        person.answer(
+            "Passphrase for the publisher's keys and the certificate authority of fleet Acme", "short", hidden=True
+        )
+        person.answer("Repeat for confirmation", "short", hidden=True)
         assert person.ended() == 0, person.all
     assert "secret" not in person.all
     assert "That is short" in person.all
@@ -459,7 +461,7 @@ def test_no_passphrase_and_no_private_key_is_in_any_output_or_process_list(
 def test_a_running_command_shows_no_passphrase_in_the_process_list(keys: Path, tmp_path: Path) -> None:
     secret = f"{WORDS} of alice"
     with terminal("key", "public", keys / "alice-root.key", "--out", tmp_path / "a.pub") as person:
-        person.answer("Passphrase for", secret[:5])
+        person.answer("Passphrase for", secret[:5], hidden=True)
         person.ended()
         assert person.process.returncode == 5
     with terminal("key", "public", keys / "alice-root.key", "--out", tmp_path / "a.pub") as person:
@@ -469,7 +471,7 @@ def test_a_running_command_shows_no_passphrase_in_the_process_list(keys: Path, t
         shown = Path(f"/proc/{person.process.pid}/cmdline").read_bytes() if Path("/proc").exists() else b""
         environment = Path(f"/proc/{person.process.pid}/environ").read_bytes() if Path("/proc").exists() else b""
         person.seen = "Passphrase for" + person.seen
-        person.answer("Passphrase for", secret)
+        person.answer("Passphrase for", secret, hidden=True)
         assert person.ended() == 0, person.all
     assert secret.encode() not in shown + environment
     assert secret not in person.all
