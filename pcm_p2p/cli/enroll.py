@@ -68,7 +68,10 @@ def desk(
 @app.command()
 def token(
     fleet: Fleet,
-    desk_address: Annotated[str, typer.Option("--desk", help="HOST:PORT at which devices reach the desk.")],
+    desk_address: Annotated[
+        str | None,
+        typer.Option("--desk", help="HOST:PORT at which devices reach the desk; else that of [[desk]] in fleet.toml."),
+    ] = None,
     site: Annotated[str, typer.Option(help="The site that the device belongs to.")] = "default",
     role: Annotated[EnrolledAs, typer.Option(help="What the certificate is for.")] = EnrolledAs.device,
     uses: Annotated[int, typer.Option(min=1, max=100_000, help="How many devices may use it.")] = 1,
@@ -90,11 +93,12 @@ def token(
     EXIT STATUS: 0; 2 an option cannot be used.
     """
     from pcm_p2p.authority.repository import FleetFolder
-    from pcm_p2p.enrolment.invitation import create_token
+    from pcm_p2p.enrolment.invitation import create_token, named_desk
 
+    folder = FleetFolder.open(fleet)
     made = create_token(
-        FleetFolder.open(fleet),
-        desk=desk_address,
+        folder,
+        desk=desk_address or named_desk(folder),
         role=role.value,
         site=site,
         uses=uses,

@@ -20,14 +20,27 @@ from pcm_p2p.enrolment.token import (
 from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import check_name
-from pcm_p2p.trust.identity import (
-    load_authority,
-)
+from pcm_p2p.trust.fleet_document import decode_fleet_document
+from pcm_p2p.trust.identity import load_authority
 
 if TYPE_CHECKING:
     from pcm_p2p.authority.repository import FleetFolder
 
 LIFETIME_MAX = timedelta(days=366)
+
+
+def named_desk(folder: FleetFolder) -> str:
+    """``host:port`` of the first ``[[desk]]`` in the folder's fleet.toml. Raises ``InputError``."""
+    path = folder.path / "fleet.toml"
+    try:
+        document = decode_fleet_document(path.read_bytes(), path)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+    if not document.desk:
+        raise InputError(
+            "names no desk", path=path, remedy="Say --desk HOST:PORT, or add a [[desk]] table with its address."
+        )
+    return document.desk[0].address
 
 
 def create_token(

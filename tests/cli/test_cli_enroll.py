@@ -11,6 +11,7 @@ from conftest import Command, Ended
 from test_cli_device import desk_of, elsewhere
 
 from pcm_p2p.daemon.state_lock import lock_state
+from pcm_p2p.enrolment.token import decode_token_untrusted
 from pcm_p2p.trust.identity import DeviceIdentity
 
 NOWHERE = "127.0.0.1:9"
@@ -121,6 +122,17 @@ def test_tokens_are_listed_and_revoked(cli: Command, fleet: Path) -> None:
     assert [row["id"] for row in cli("enroll", "list", "--fleet", fleet, "--json").facts] == [image["id"]]
     every = cli("enroll", "list", "--all", "--fleet", fleet, "--json").facts
     assert {row["id"]: row["state"] for row in every} == {one["id"]: "revoked", image["id"]: "open"}
+
+
+def test_a_token_leads_to_the_desk_of_the_fleet_document_unless_another_is_said(cli: Command, fleet: Path) -> None:
+    without = cli("enroll", "token", "--fleet", fleet)
+    assert (without.status, without.out) == (2, "")
+    assert "names no desk" in without.err
+    document = fleet / "fleet.toml"
+    document.write_text(f'{document.read_text()}\n[[desk]]\naddress = "desk.example.org:8742"\n')
+    for options, address in (((), "desk.example.org:8742"), (("--desk", NOWHERE), NOWHERE)):
+        line = cli("enroll", "token", "--fleet", fleet, *options).out.strip()
+        assert decode_token_untrusted(line).desk == address
 
 
 async def test_a_device_whose_identity_is_used_twice_gets_a_fresh_one(

@@ -18,6 +18,7 @@ from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon import tunnel as tunnel_module
 from pcm_p2p.daemon.tunnel import Tunnel
+from pcm_p2p.daemon.vicinity import look_around
 from pcm_p2p.enrolment import errand
 from pcm_p2p.enrolment.desk import Desk, _desk_context
 from pcm_p2p.enrolment.invitation import create_token
@@ -26,6 +27,8 @@ from pcm_p2p.enrolment.passage import BYTES, PASSAGES_MAX, PREAMBLE, Word
 from pcm_p2p.enrolment.token import Token
 from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.errors import TransferError, TrustError
+from pcm_p2p.gossip.discovery import Discovery
+from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
 from pcm_p2p.wire.link import Link, LinkSecurity, Reception, dial
 
@@ -130,16 +133,38 @@ async def test_neighbours_are_found_by_looking_around_when_the_token_names_none(
     async with desk_at_work(fleet) as desk, neighbour(desk) as (address, _):
         looked: list[bool] = []
 
-        async def look_around() -> Sequence[Place]:
+        async def look() -> Sequence[Place]:
             looked.append(True)
             return [place(NOWHERE), place(address)]
 
         line = token_for(fleet).line()
-        joined = await join(tmp_path / "state", line, wall_clock=clock, look_around=look_around)
+        joined = await join(tmp_path / "state", line, wall_clock=clock, look_around=look)
         assert joined.through == address
         near = create_token(fleet, desk=f"{desk[0]}:{desk[1]}")
-        await join(tmp_path / "other", near.line(), wall_clock=clock, look_around=look_around)
+        await join(tmp_path / "other", near.line(), wall_clock=clock, look_around=look)
         assert looked == [True], "who reaches the desk looks for nobody"
+
+
+async def test_a_member_that_announces_itself_on_the_network_is_found_and_relays(
+    fleet: FleetFolder, tmp_path: Path
+) -> None:
+    """With real mDNS, on loopback: the token knows neither a desk that answers nor a neighbour."""
+    token = token_for(fleet)
+    async with desk_at_work(fleet) as desk, neighbour(desk) as (address, _), open_sidecar() as sidecar:
+        member = Discovery(sidecar, fleet=fleet.fleet_id, interfaces=["127.0.0.1"], listen=["127.0.0.1"])
+        stranger = Discovery(sidecar, fleet="cd" * 16, interfaces=["127.0.0.1"], listen=["127.0.0.1"])
+        async with trio.open_nursery() as nursery:
+            for announcer, port in ((member, place(address)[1]), (stranger, 9)):
+                await announcer.announce(True)
+                nursery.start_soon(announcer.run, lambda port=port: port, lambda _: None, lambda: None)
+            joined = await join(
+                tmp_path / "state",
+                token.line(),
+                wall_clock=clock,
+                look_around=lambda: look_around(token.fleet, ["127.0.0.1"], seconds=2.0),
+            )
+            nursery.cancel_scope.cancel()
+    assert joined.through == address
 
 
 async def test_the_neighbour_in_between_sees_ciphertext_only(fleet: FleetFolder, tmp_path: Path) -> None:

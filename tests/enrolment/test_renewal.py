@@ -22,7 +22,8 @@ from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.enrolment.admittance import GRACE
 from pcm_p2p.enrolment.admittance import renew as decide
 from pcm_p2p.enrolment.desk import Desk, _desk_context
-from pcm_p2p.enrolment.introduction import Renewal, decode_request_untrusted, renewing
+from pcm_p2p.enrolment.introduction import Renewal, decode_request_untrusted, joining, renewing
+from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.renew import _install, renew
 from pcm_p2p.enrolment.renewal_times import RETRY_MAX, RETRY_MIN, RETRY_URGENT_MAX, due, retry
 from pcm_p2p.errors import StorageError, TransferError, TrustError, UntrustedBytes
@@ -168,6 +169,26 @@ def test_a_desk_that_is_open_hears_of_a_revocation_at_once(
     publish_in(fleet)
     assert desk.answer(data).reason == "revoked"
     desk.close()
+
+
+def test_a_revoked_device_cannot_join_again_but_with_a_fresh_key(
+    fleet: FleetFolder, authority: FleetCA, desk: DeskAtHand, tmp_path: Path
+) -> None:
+    revoked, fresh = member(authority, tmp_path / "revoked"), member(authority, tmp_path / "fresh")
+    denied = DenyList.empty(fleet.fleet_id).with_devices([revoked.device_id], "stolen", clock())
+    fleet.stage_file(DENY, denied.encoded())
+    publish_in(fleet)
+    token = create_token(fleet, desk=NOWHERE)
+    assert desk_answer(fleet, joining(token, revoked.public_key, revoked.sign)) == "revoked"
+    assert desk_answer(fleet, joining(token, fresh.public_key, fresh.sign)) == ""
+
+
+def desk_answer(fleet: FleetFolder, data: bytes) -> str:
+    desk = Desk.open(fleet, WORDS)
+    try:
+        return desk.answer(data).reason
+    finally:
+        desk.close()
 
 
 def test_a_deny_list_that_cannot_be_read_certifies_nobody(
