@@ -13,7 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from pcm_p2p.apply.dialogue import GetStanding, Standing
 from pcm_p2p.config import load_config
+from pcm_p2p.daemon.apply_client import ask_once
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.daemon.state_check import STATE_PRIVATE, faults
 from pcm_p2p.enrolment.admittance import GRACE
@@ -41,7 +43,7 @@ class Item:
 
 def examine(state: Path) -> list[Item]:
     """Every item, in the order in which a person would fix them."""
-    items = [*_folder(state), _settings(state), *_identity(state), _disk(state)]
+    items = [*_folder(state), _settings(state), *_apply_service(state), *_identity(state), _disk(state)]
     try:
         facts = ask(state, "status", timeout_s=5.0)
     except PcmError as error:
@@ -69,6 +71,24 @@ def _settings(state: Path) -> Item:
     except PcmError as error:
         return Item("config.toml", "bad", error.message, error.remedy)
     return Item("config.toml", "ok", "read")
+
+
+def _apply_service(state: Path) -> list[Item]:
+    """Nothing where the daemon applies by itself."""
+    try:
+        config = load_config(state / "config.toml")
+        if not config.apply.service:
+            return []
+        found = ask_once(Path(config.apply.service), GetStanding(), timeout_s=5.0)
+    except PcmError as error:
+        return [Item("apply service", "bad", error.message, error.remedy)]
+    if not isinstance(found, Standing):
+        return [Item("apply service", "bad", f"answered with {type(found).__name__}", "Install one version of both.")]
+    mine, its = (config.device.site, config.device.labels), (found.site, found.labels)
+    if mine != its:
+        text = f"takes this for site {its[0]}, labels {', '.join(its[1]) or 'none'}; config.toml says otherwise"
+        return [Item("apply service", "warn", text, "Make [device] in config.toml and in its apply.toml the same.")]
+    return [Item("apply service", "ok", f"answers, trusts {found.freshness} metadata")]
 
 
 def _identity(state: Path) -> list[Item]:

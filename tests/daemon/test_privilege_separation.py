@@ -40,6 +40,7 @@ from pcm_p2p.apply.dialogue import (
 from pcm_p2p.apply.receipt import ATTEMPTS_MAX
 from pcm_p2p.compliance.facts.observation import Unknown
 from pcm_p2p.compliance.facts.prober import Prober
+from pcm_p2p.daemon import doctor
 from pcm_p2p.daemon.apply_channel import Channel, ChannelClosed
 from pcm_p2p.daemon.apply_client import RemoteProber, ServiceUnreachable, ask_once
 from pcm_p2p.errors import TrustError
@@ -208,6 +209,28 @@ async def test_it_says_what_it_is_and_trusts(world: ApplyWorld) -> None:
     assert isinstance(after, Standing)
     assert (before.versions, before.changes_allowed) == ((0, 0, 0, 0), False)
     assert (after.site, after.labels, after.freshness, after.changes_allowed) == ("office", ("desktop",), "fresh", True)
+
+
+async def test_doctor_looks_at_the_service(world: ApplyWorld) -> None:
+    state = world.folder / "daemon"
+    state.mkdir()
+    config = state / "config.toml"
+    config.write_text('[device]\nsite = "office"\n')
+    assert doctor._apply_service(state) == [], "where the daemon applies by itself"
+    config.write_text(f'[device]\nsite = "office"\nlabels = ["desktop"]\n[apply]\nservice = "{world.socket}"\n')
+
+    async def look() -> tuple[str, str]:
+        (item,) = await trio.to_thread.run_sync(doctor._apply_service, state)
+        return item.state, item.what
+
+    assert (await look())[0] == "bad"
+    async with world.serving():
+        assert await look() == ("ok", "answers, trusts frozen metadata")
+        config.write_text(config.read_text().replace("desktop", "server"))
+        assert await look() == (
+            "warn",
+            "takes this for site office, labels desktop; config.toml says otherwise",
+        )
 
 
 async def test_a_daemon_without_its_service_is_told_so(world: ApplyWorld) -> None:
