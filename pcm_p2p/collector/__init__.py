@@ -38,6 +38,7 @@ moved_in_time  the same sums per site, release and ten seconds
 change         what differs between a report and the one before it: the timeline
 sighting       a device that somebody in the fleet has seen, whether or not it ever reported
 fork           proof on a device that a role signed one version twice
+clone          a device saw that two devices use one identity
 revoked        a device on the fleet's deny list, and how many of its reports were refused since
 meta           the count of archive changes (the console's event id)
 =============  ==================================================================================================

@@ -64,8 +64,9 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """``revoked_ms``: since when the device is revoked (0: it is not); ``revoked_refused`` counts its reports that were refused
-    since. ``skew_ms``: how far the device's clock ran ahead of ours when its last report came (0 if it did not)."""
+    """``revoked_ms``: since when the device is revoked (0: it is not); ``revoked_refused`` counts its reports that were
+    refused since. ``clone_witnesses``: how many devices saw two devices with this identity. ``skew_ms``: how far the device's
+    clock ran ahead of ours when its last report came (0 if it did not)."""
 
     as_of_ms: int
     device: str
@@ -99,6 +100,7 @@ class Device(msgspec.Struct, frozen=True):
     revoked_ms: int = 0
     revoked_reason: str = ""
     revoked_refused: int = 0
+    clone_witnesses: int = 0
 
 
 def device(snapshot: Snapshot, device_id: str) -> Device | None:
@@ -118,6 +120,7 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
     wan, lan_in, lan_out = usage[0] if usage else (0, 0, 0)
     revoked = snapshot.rows("SELECT since_ms, reason, refused FROM revoked WHERE device = :device", values)
     ((conflicts,),) = snapshot.rows("SELECT count(*) FROM conflict WHERE device = :device", values)
+    ((clone_witnesses,),) = snapshot.rows("SELECT count(*) FROM clone WHERE subject = :device", values)
     return Device(
         as_of_ms=snapshot.as_of_ms,
         device=device_id,
@@ -183,6 +186,7 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
         revoked_ms=revoked[0]["since_ms"] if revoked else 0,
         revoked_reason=revoked[0]["reason"] if revoked else "",
         revoked_refused=revoked[0]["refused"] if revoked else 0,
+        clone_witnesses=clone_witnesses,
     )
 
 

@@ -60,12 +60,13 @@ assigned AS (
 
 ATTENTION = {
     "conflict": "device IN (SELECT device FROM conflict)",
+    "clone": "device IN (SELECT subject FROM clone)",
     "fork": "device IN (SELECT device FROM fork)",
     "gap": "device IN (SELECT device FROM stream WHERE highest > contiguous)",
     "clock": "created_ms > received_ms + 300000",
 }
-"""What needs a person: two different reports under one number, proof of metadata that was signed twice, a stream that misses a
-report, a clock five minutes ahead."""
+"""What needs a person: two different reports under one number, an identity that two devices use, proof of metadata that was
+signed twice, a stream that misses a report, a clock five minutes ahead."""
 
 RESULTS = {"undecided": "state IN ('error', 'not_run')", "asked": "state <> 'not_applicable'"}
 """Results that are several states of a finding."""

@@ -132,6 +132,11 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (device, role, version)
     ) WITHOUT ROWID;
     """,
+    # A device saw that two devices use the identity of ``subject``; as its latest report says.
+    """
+    CREATE TABLE clone (device TEXT NOT NULL, subject TEXT NOT NULL, PRIMARY KEY (device, subject)) WITHOUT ROWID;
+    CREATE INDEX clone_by_subject ON clone (subject);
+    """,
 )
 
 BUCKET_S = 10

@@ -50,6 +50,7 @@ ORDER_FREE = (
     "finding",
     "release",
     "fork",
+    "clone",
     "usage",
     "completion",
     "change",
@@ -84,6 +85,7 @@ def opened(seq: int, *, device: DeviceId = DEVICE, epoch: int = 7, twin: bytes =
         findings=(Finding("base", 1, "one", rng.choice(("pass", "fail", "error")), last_attempt_ms=created_ms),),
         transfer=Transfer(seq * 11, seq * 21, seq * 5),
         forks=(ForkSeen("timestamp", seq, ("a" * 64, "b" * 64), created_ms),) if seq % 3 == 0 else (),
+        clones=("c" * 32,) if seq % 2 == 0 else (),
     )
     body = type(body)(**{name: facts.get(name, getattr(body, name)) for name in body.__struct_fields__})
     previous = bytes(32) if seq == 1 else chain_hash(device, epoch, seq - 1)

@@ -242,6 +242,7 @@ async def test_pages_say_who_is_revoked_and_whose_metadata_was_signed_twice(demo
         rows = [(str(gone), 1_790_000_000_000, "stolen in <Lyon>", 4), (str(silent), 1_790_000_000_000, "lost", 0)]
         copy.executemany("INSERT INTO revoked VALUES (?,?,?,?)", rows)
         copy.execute("INSERT INTO fork VALUES (?,?,?,?,?)", (str(forked), "timestamp", 7, "aa bb", 1_790_000_000_000))
+        copy.execute("INSERT INTO clone VALUES (?,?)", (str(gone), str(forked)))
         copy.commit()
     async with signed_in(path) as client:
         page = (await client.get(f"/devices/{gone}")).text
@@ -249,7 +250,10 @@ async def test_pages_say_who_is_revoked_and_whose_metadata_was_signed_twice(demo
         assert "stolen in &lt;Lyon&gt;" in page
         assert "4 of its reports were refused since" in page
         assert "<b>Revoked</b> since" in (await client.get(f"/devices/{silent}")).text
-        assert "timestamp version 7 was signed twice" in (await client.get(f"/devices/{forked}")).text
+        page = (await client.get(f"/devices/{forked}")).text
+        assert "timestamp version 7 was signed twice" in page
+        assert "<b>Two devices use this identity:</b> 1 device has proof" in page
         front = (await client.get("/")).text
         assert "2 revoked" in front
         assert "Metadata signed twice" in front
+        assert "Identity used twice" in front

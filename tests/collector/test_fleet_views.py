@@ -129,6 +129,7 @@ def test_a_revoked_device_is_shown_as_revoked_and_counts_nowhere_else(demo_archi
         gone = [of("good"), of("failing"), str(demo_id("silent 0"))]
         copy.executemany("INSERT INTO revoked VALUES (?, 1000, 'stolen', 4)", [(one,) for one in gone])
         copy.execute("INSERT INTO fork VALUES (?, 'timestamp', 7, 'aa bb', 1000)", (of("stale"),))
+        copy.executemany("INSERT INTO clone VALUES (?, ?)", [(of("good"), of("stale")), (of("failing"), of("stale"))])
         copy.commit()
     with open_snapshot(path, NOW_MS) as snapshot:
         view = overview(snapshot)
@@ -139,6 +140,11 @@ def test_a_revoked_device_is_shown_as_revoked_and_counts_nowhere_else(demo_archi
             assert shown is not None
             assert (shown.state, shown.revoked_reason, shown.revoked_refused) == ("revoked", "stolen", 4)
         assert {row.device for row in devices(snapshot, DeviceFilter(state="revoked")).devices} == set(gone)
+        assert view.attention["clone"] == 1
+        (row,) = devices(snapshot, DeviceFilter(attention="clone")).devices
+        cloned = device(snapshot, row.device)
+        assert cloned is not None
+        assert (cloned.device, cloned.clone_witnesses) == (of("stale"), 2)
         (row,) = devices(snapshot, DeviceFilter(attention="fork")).devices
         forked = device(snapshot, row.device)
         assert forked is not None

@@ -35,6 +35,7 @@ LABELS = {
     "frozen": "Frozen",
     "none": "None yet",
     "conflict": "Two reports under one number",
+    "clone": "Identity used twice",
     "fork": "Metadata signed twice",
     "gap": "Reports missing",
     "clock": "Clock ahead",
@@ -48,7 +49,7 @@ LABELS = {
 TONES = {
     "compliant": "good", "installed": "good", "applied": "good", "pass": "good", "fresh": "good", "reporting": "good",
     "failing": "bad", "in_trouble": "bad", "fail": "bad", "failed": "bad", "parked": "bad", "rolled_back": "bad",
-    "frozen": "bad", "conflict": "bad", "fork": "bad", "revoked": "plain",
+    "frozen": "bad", "conflict": "bad", "clone": "bad", "fork": "bad", "revoked": "plain",
     "undecided": "warn", "error": "warn", "not_run": "warn", "manual": "warn", "gap": "warn", "clock": "warn",
     "under_way": "busy", "wanted": "busy", "fetching": "busy", "staged": "busy", "waiting": "busy", "applying": "busy",
     "stale": "stale", "unknown": "blank", "none": "blank", "unchecked": "plain", "not_applicable": "plain",
