@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 10.0
 """Choice: a neighbour that asked the origin has the answer, and has told us, well within this."""
+HEAL_S = 20.0
+"""Choice: what is withheld by one is had from another within a minute; after a round of all sources in vain it doubles."""
 BACK_OFF_S_MIN = 2.0
 BACK_OFF_S_MAX = 300.0
 SEEK_MAX = 8
@@ -96,16 +98,39 @@ class Follower:
                 return
 
     async def run(self) -> None:
-        """Poll the origin when it is this device's turn, until cancelled."""
-        if self._origin is None:
-            await trio.sleep_forever()
-            raise AssertionError("slept for ever")
+        """Poll the origin when it is this device's turn, and look for what is missing meanwhile, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heal)
+            if self._origin is not None:
+                await self._poll(self._origin)
+
+    async def _heal(self) -> None:
+        """While a document of a site, of a team or of halts is missing, ask one source after the other for it.
+
+        Versions do not tell who has it: whoever trusts the same metadata claims the same.
+        """
+        turn, pause_s = 0, HEAL_S
+        while True:
+            await trio.sleep(pause_s)
+            if self._client.settled:
+                turn, pause_s = 0, HEAL_S
+                continue
+            sources = [self._neighbours.metadata_source(device) for device in sorted(self._neighbours.site_peers())]
+            sources += [self._origin] if self._origin is not None else []
+            if sources:
+                source = sources[turn % len(sources)]
+                await self._ask(source, "origin" if source is self._origin else source.name)
+                turn += 1
+                if turn % len(sources) == 0:  # none of them had it
+                    pause_s = min(2 * pause_s, BACK_OFF_S_MAX)
+
+    async def _poll(self, origin: MetadataSource) -> None:
         start = trio.current_time() + self._settle_s
         while True:
             now = trio.current_time()
             if self._is_due(now, start):
                 self._polled_period = self._period()
-                self._note(await self._ask(self._origin, "origin", first_hand=True))
+                self._note(await self._ask(origin, "origin", first_hand=True))
             else:
                 await trio.sleep(self._pause_s(now, start))
 

@@ -183,6 +183,11 @@ class TrustClient:
         """The last known good; ``None`` before the first good attempt of this device's life."""
         return self._view
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is missing of what the trusted metadata lists for this device."""
+        return self._view is None or self._view.settled
+
     def now(self) -> datetime:
         """The wall clock, but never before the latest moment that a signed document proved."""
         return max(self._wall_clock(), datetime.fromtimestamp(self._floor.time_ms / 1_000, UTC))

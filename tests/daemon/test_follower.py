@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pcm_p2p.daemon.follower import BACK_OFF_S_MAX, FIRST_WAIT_S, Follower
+from pcm_p2p.daemon.follower import BACK_OFF_S_MAX, FIRST_WAIT_S, HEAL_S, Follower
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.client import Attempt, MetadataDigest, MetadataSource, TrustClient
 from pcm_p2p.wire.messages import Digest
@@ -32,6 +32,7 @@ class Client:
     view: Any = VIEW
     kinds: list[str] = field(default_factory=lambda: ["unchanged"])
     reason: str = ""
+    settled: bool = True
     at: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
 
@@ -162,3 +163,18 @@ async def test_without_an_origin_nobody_is_asked(autojump_clock: MockClock) -> N
     )
     await run_for(1_000, lonely)
     assert client.at == []
+
+
+async def test_what_is_missing_of_a_role_is_asked_of_one_source_after_the_other(autojump_clock: MockClock) -> None:
+    """All of them claim the same versions, so no digest tells who has it."""
+    client = Client(settled=False)
+    one = follower(client, number=2, size=3, poll_s=1e9)  # never this device's turn to poll
+    one._polled_period = 0
+    with trio.move_on_after(5 * HEAL_S + 1):
+        await one.run()
+    assert client.sources == [device(0).hex(), device(1).hex(), "origin", device(0).hex()]
+    assert client.at == [20.0, 40.0, 60.0, 100.0], "slower after each round in vain"
+    client.settled = True
+    with trio.move_on_after(4 * HEAL_S + 1):
+        await one.run()
+    assert len(client.sources) == 4, "nothing is missing: nobody is asked"
