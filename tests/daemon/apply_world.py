@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from repository_simulator import RepositorySimulator, TreeSource
+from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource
 
 from pcm_p2p.apply.dialogue import (
     ANSWER_BYTES_MAX,
@@ -31,6 +31,9 @@ from pcm_p2p.apply.dialogue import (
 )
 from pcm_p2p.apply.receipt import digest_of
 from pcm_p2p.apply.step import Staged
+from pcm_p2p.authority import halting
+from pcm_p2p.authority.publish import publish
+from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.daemon.apply_channel import Channel
@@ -40,9 +43,10 @@ from pcm_p2p.daemon.apply_settings import Apply as ApplyPlace
 from pcm_p2p.daemon.apply_settings import ApplySettings, Device
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.policy.desired import Change, Desired, decide
+from pcm_p2p.policy.desired import Change, Desired
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.delegation import HALT, roles_of_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apply"))
 from apply_kit import HAS_DPKG, Artifacts, tar_of
@@ -73,6 +77,7 @@ class ApplyWorld:
             simulator.fleet.fleet_id,
             wall_clock=self.clock,
             wanted=manifests_to_keep(FACTS, self.clock),
+            roles=roles_of_device("office"),
         )
 
     # What the fleet publishes
@@ -126,6 +131,12 @@ class ApplyWorld:
         self.release(version, artifact, counter=counter)
         self.publish(f'kind = "file"\nartifact = "{artifact}"\npath = "/opt/tool"', version=version, **options)
 
+    def halt(self, release: str, version: str) -> None:
+        """By one key of the fleet, published at once."""
+        key = open_signing_key(self.simulator.key_path("targets", "alice"), PASSPHRASE)
+        halting.order(self.simulator.fleet, key, release=release, version=version, reason="it breaks")
+        publish(self.simulator.fleet, self.simulator.origin, self.simulator.keys, only=(HALT,))
+
     @property
     def installed(self) -> bytes | None:
         path = self.root / "opt/tool"
@@ -167,8 +178,8 @@ class ApplyWorld:
         assert attempt.kind in ("good", "unchanged"), attempt
         view = self.daemon.view
         assert view is not None
-        documents = read_documents(view)
-        return decide(documents.policies, documents.activation, FACTS, self.daemon.now(), self.daemon.freshness())
+        documents, freshness = read_documents(view, None, self.daemon.now()), self.daemon.freshness()
+        return documents.desired(documents.weighed(FACTS, freshness), FACTS, self.daemon.now(), freshness)
 
     def remote(self, previous: Mapping[str, Path] | None = None) -> RemoteApplier:
         known = previous or {}

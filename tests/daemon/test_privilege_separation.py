@@ -309,6 +309,29 @@ async def test_frozen_metadata_allows_nothing_new(world: ApplyWorld) -> None:
     assert world.installed is None
 
 
+async def test_what_is_halted_is_not_made(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first")
+    async with world.serving():
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+        world.halt("tool", "1")
+        assert (await liar.offer()).kind == "good"
+        assert "Halted by alice" in refusal(await liar.apply(desired.releases[0].change))
+    assert world.installed is None
+
+
+async def test_who_keeps_the_list_of_halts_back_gets_nothing_new_made(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first")
+    async with world.serving():
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+        world.halt("tool", "1")
+        without = {path: data for path, data in world.simulator.tree().items() if not path.endswith(".halt.json")}
+        await liar.offer(without)
+        assert "list of halts" in refusal(await liar.apply(desired.releases[0].change))
+    assert world.installed is None
+
+
 async def test_a_clock_that_was_set_back_does_not_thaw_it(world: ApplyWorld) -> None:
     world.publish_file("1", b"first")
     desired = await world.refresh()
