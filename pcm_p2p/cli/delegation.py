@@ -10,16 +10,16 @@ import typer
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, out, print_json
+from pcm_p2p.cli.site_alone import SiteFolder, SiteRoot
+from pcm_p2p.cli.site_alone import autonomous as make_autonomous
 
 if TYPE_CHECKING:
     from pcm_p2p.authority.repository import FleetFolder
 
 Name = Annotated[str, typer.Argument(help="The site, as devices are enrolled in it.")]
 Team = Annotated[str, typer.Argument(help="The team: letters, digits and . _ - only.")]
-Keys = Annotated[
-    list[Path],
-    typer.Option("--key", help="A person's public file ('key public') or key file; repeat it for several people."),
-]
+_KEY = typer.Option("--key", help="A person's public file ('key public') or key file; repeat it for several people.")
+Keys = Annotated[list[Path], _KEY]
 Threshold = Annotated[int, typer.Option(min=1, help="How many of these people must sign.")]
 
 team_app = typer.Typer(help="Teams: people who sign releases of their own.", no_args_is_help=True)
@@ -32,14 +32,37 @@ def mount(site_app: typer.Typer) -> None:
             app.command(command.__name__.partition("_")[2])(command)
 
 
-def site_delegate(site: Name, key: Keys, fleet: Fleet, threshold: Threshold = 1) -> None:
+def site_delegate(
+    site: Name,
+    fleet: Fleet,
+    key: Annotated[list[Path] | None, _KEY] = None,
+    threshold: Threshold = 1,
+    autonomous: Annotated[
+        bool, typer.Option("--autonomous", help="To the site's own repository ('site found').")
+    ] = False,
+    folder: SiteFolder = None,
+    root: SiteRoot = None,
+) -> None:
     """Propose that these people sign the site's own policies, in place of those who did. It takes the threshold of targets.
 
     From then on 'policy put FILE --site SITE' needs their signatures only. What the site may set stands in the allowances
-    ('policy allow'); without any it may set nothing.
+    ('policy allow'); without any it may set nothing. With --autonomous and --folder or --root it is the site's own repository
+    that devices trust, which needs no publisher of the fleet's: the same as 'site autonomous'.
 
-    EXIT STATUS: 0; 2 the site, a key or the threshold cannot be used.
+    EXIT STATUS: 0; 2 the site, a key, a root or the threshold cannot be used; 5 the site's first root lacks signatures.
     """
+    from pcm_p2p.errors import InputError
+
+    if autonomous or folder is not None or root is not None:
+        if key or not autonomous:
+            raise InputError(
+                "--autonomous goes with --folder or --root, and --key without it",
+                remedy="The keys of a site's own repository are given to 'pcm-p2p site found'.",
+            )
+        make_autonomous(site, fleet, folder, root)
+        return
+    if not key:
+        raise InputError("--key is missing", remedy="Pass the public file of each person who signs for the site.")
     _delegate("site", site, key, fleet, threshold)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, out, print_json
-from pcm_p2p.cli.site_policy import AllowancesFile, FleetPolicies, Site, allow, judge
+from pcm_p2p.cli.site_policy import AllowancesFile, DeviceState, FleetPolicies, Site, allow, judge
 
 if TYPE_CHECKING:
     from pcm_p2p.policy.document import Policy
@@ -24,16 +24,18 @@ def check(
     site: Site = "",
     allowances: AllowancesFile = None,
     fleet_policy: FleetPolicies = None,
+    state: DeviceState = None,
     json: Json = False,
 ) -> None:
     """Read policies as a device would, and say what is wrong with them: file, line, key and remedy.
 
-    With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says.
+    With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says: as files
+    say it, or as a device of the site trusts it (--state).
 
     EXIT STATUS: 0 all can be used; 2 the first that cannot, with its error.
     """
     policies = [_read(path)[0] for path in files]
-    judge(zip(files, policies, strict=True), site, allowances, fleet_policy)
+    judge(zip(files, policies, strict=True), site, allowances, fleet_policy, state)
     facts = [
         {
             "id": policy.id,
@@ -69,6 +71,7 @@ def put(
     what the site may set.
     """
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_folder import site_of
     from pcm_p2p.authority.site_policy import allowances_of, fleet_policies, refuse_beyond
     from pcm_p2p.cli.delegation import role_named
     from pcm_p2p.content.manifest import decode_untrusted
@@ -77,6 +80,7 @@ def put(
     from pcm_p2p.policy.fitness import why_unfit
     from pcm_p2p.trust.delegation import TARGETS
     from pcm_p2p.trust.index import policy_path
+    from pcm_p2p.trust.site_root import is_own_release
 
     folder, role = FleetFolder.open(fleet), role_named("site", site) if site is not None else TARGETS
     policy, document = _read(file)
@@ -94,8 +98,12 @@ def put(
                 remedy=f"Raise it to {version + 1}.",
             )
     known = {(release.name, release.version): release.path for release in folder.releases()}
+    alone = site_of(folder.path)
     for assignment in policy.assignments:
         target = known.get((assignment.release, assignment.version))
+        if target is None and alone is not None and not is_own_release(alone.site, assignment.release):
+            note(f"{assignment.release} {assignment.version} is looked for among the fleet's releases.")
+            continue
         if target is None:
             raise InputError(
                 f"assigns {assignment.release} {assignment.version}, which is not a release of this fleet",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pcm_p2p.authority.founders import Founders
     from pcm_p2p.authority.founding import Passphrase
 
+SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder ('site found'), if it is at hand.")]
+SiteRoot = Annotated[Path | None, typer.Option(help="The site's newest root, where only that was carried here.")]
 Name = Annotated[str, typer.Argument(help="The site, as devices are enrolled in it.")]
 
 
@@ -95,8 +97,8 @@ def found(
 def autonomous(
     site: Name,
     fleet: Fleet,
-    folder: Annotated[Path | None, typer.Option(help="The site's folder ('site found'), if it is at hand.")] = None,
-    root: Annotated[Path | None, typer.Option(help="The site's first root, where only that was carried here.")] = None,
+    folder: SiteFolder = None,
+    root: SiteRoot = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="The site acts alone no longer.")] = False,
 ) -> None:
     """Propose that devices of a site trust the site's own repository, beside the fleet's and below it.

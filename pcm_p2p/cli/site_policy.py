@@ -13,12 +13,17 @@ from pcm_p2p.cli.output import note, out
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pcm_p2p.policy.allowance import Allowances
     from pcm_p2p.policy.document import Policy
 
 Site = Annotated[str, typer.Option("--site", help="Judge them as policies of this site, too.")]
 AllowancesFile = Annotated[Path | None, typer.Option("--allowances", help="The fleet's allowances, for --site.")]
 FleetPolicies = Annotated[
     list[Path] | None, typer.Option("--fleet-policy", help="A policy of the fleet, for --site; repeat it.")
+]
+DeviceState = Annotated[
+    Path | None,
+    typer.Option("--state", help="The state folder of a device of the site, whose trusted documents are judged by."),
 ]
 
 
@@ -48,7 +53,11 @@ def allow(file: Annotated[Path, typer.Argument(help="The allowances, TOML.")], f
 
 
 def judge(
-    policies: Iterable[tuple[Path, Policy]], site: str, allowances: Path | None, fleet_policies: list[Path] | None
+    policies: Iterable[tuple[Path, Policy]],
+    site: str,
+    allowances: Path | None,
+    fleet_policies: list[Path] | None,
+    state: Path | None,
 ) -> None:
     """Refuse (``InputError``) the first policy that devices of ``site`` would set aside."""
     from pcm_p2p.authority.site_policy import refuse_beyond
@@ -57,13 +66,32 @@ def judge(
     from pcm_p2p.policy.document import decode_policy
 
     if not site:
-        if allowances is not None or fleet_policies:
-            raise InputError("goes with --site", key="--allowances", remedy="Name the site whose policies these are.")
+        if allowances is not None or fleet_policies or state is not None:
+            raise InputError(
+                "--allowances, --fleet-policy and --state go with --site",
+                remedy="Name the site whose policies these are.",
+            )
         return
-    allowed = decode_allowances(_read(allowances), str(allowances)) if allowances is not None else None
-    floor = [decode_policy(_read(path), str(path)) for path in fleet_policies or ()]
+    if state is not None:
+        allowed, floor = _trusted(state)
+    else:
+        allowed = decode_allowances(_read(allowances), str(allowances)) if allowances is not None else None
+        floor = [decode_policy(_read(path), str(path)) for path in fleet_policies or ()]
     for path, policy in policies:
         refuse_beyond(policy, site, allowed, floor, str(path))
+
+
+def _trusted(state: Path) -> tuple[Allowances | None, list[Policy]]:
+    """What the device with this state folder trusts of the fleet: allowances and policies. Its daemon may be running."""
+    from pcm_p2p.daemon.documents import read_documents
+    from pcm_p2p.errors import InputError
+    from pcm_p2p.trust.view import trusted_view
+
+    view = trusted_view(state / "trust")
+    if view is None:
+        raise InputError("trusts nothing yet", path=state, remedy="Wait until it has read the fleet's metadata.")
+    documents = read_documents(view)
+    return documents.allowances, list(documents.policies)
 
 
 def _read(path: Path) -> bytes:

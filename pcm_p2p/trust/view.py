@@ -200,7 +200,7 @@ class TrustedView:
     def is_frozen(self, role: str, now: datetime) -> bool:
         """Whether what a delegated role signed expired longer than ``GRACE`` ago."""
         delegate = self.state.delegated.get(role)
-        return delegate is not None and datetime.fromtimestamp(delegate.expires_ms / 1_000, UTC) + GRACE <= now
+        return delegate is not None and now - datetime.fromtimestamp(delegate.expires_ms / 1_000, UTC) >= GRACE
 
     @property
     def settled(self) -> bool:
@@ -285,3 +285,11 @@ class TrustedView:
         if overdue < timedelta():
             return "fresh"
         return "stale" if overdue < GRACE else "frozen"
+
+
+def trusted_view(folder: Path) -> TrustedView | None:
+    """What the trust client with this folder trusts, for who only reads, also while it is open; ``None`` if there is nothing."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, ValueError, StorageError):
+        number = int((folder / "current").read_text("ascii"))
+        return TrustedView.load(folder / "generations" / str(number))
+    return None

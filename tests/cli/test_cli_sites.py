@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trio
 from conftest import WORDS, Command
 
+from pcm_p2p.authority import keyfile
 from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_repository import found_site
+from pcm_p2p.daemon.site_repository import FolderSource
+from pcm_p2p.errors import TrustError
+from pcm_p2p.trust.client import TrustClient
 
 ALLOWANCES = """
 schema = "pcm.allowances/1"
@@ -189,3 +196,76 @@ def test_a_first_root_whose_holder_is_elsewhere_waits_for_the_signature(
     root_key = tmp_path / "root.key"
     assert cli("sign", "--key", root_key, "--fleet", office, "--passphrase-file", words, "--yes").status == 0
     assert cli("site", "autonomous", "berlin", "--folder", office, "--fleet", fleet.path).status == 0
+
+
+def test_a_policy_is_judged_by_what_a_device_of_the_site_trusts(
+    cli: Command, fleet: FleetFolder, tmp_path: Path
+) -> None:
+    fleet.stage_file("fleet/allowances.toml", ALLOWANCES.encode())
+    fleet.stage_policy("base", FLEET_POLICY.encode())
+    fleet.sign(fleet.path / "keys" / "targets-admin.key", WORDS)
+    publish(fleet, tmp_path / "tree", OnlineKeys.open(fleet, WORDS))
+    state = tmp_path / "state"
+    nothing = cli("policy", "check", written(tmp_path, "p.toml", site_policy()), "--site", "berlin", "--state", state)
+    assert nothing.status == 2
+    assert "trusts nothing yet" in nothing.err
+    client = TrustClient(state / "trust", fleet.root_bytes(), fleet.fleet_id, wall_clock=lambda: datetime.now(UTC))
+    with client:  # as its daemon would have it open
+        attempt = trio.run(client.attempt, FolderSource(tmp_path / "tree"))
+        assert attempt.kind == "good"
+        for path, status in (("/opt/berlin/x", 0), ("/opt/berlin/motd", 2), ("/etc/x", 2)):
+            file = written(tmp_path, "p.toml", site_policy(path))
+            assert cli("policy", "check", file, "--site", "berlin", "--state", state).status == status
+
+
+def test_delegating_with_autonomous_lists_the_sites_own_repository(
+    cli: Command, fleet: FleetFolder, tmp_path: Path
+) -> None:
+    office = founded(tmp_path, fleet.fleet_id)
+    arguments = ("site", "delegate", "berlin", "--fleet", fleet.path)
+    ended = cli(*arguments, "--autonomous", "--folder", office)
+    assert ended.status == 0, ended.err
+    assert "sites/berlin/root.json" in ended.out
+    assert cli(*arguments).status == 2
+    assert "--key is missing" in cli(*arguments).err
+    assert cli(*arguments, "--folder", office).status == 2
+    assert cli(*arguments, "--autonomous").status == 2
+
+
+def test_a_sites_folder_may_assign_what_the_fleet_releases_and_not_what_it_lacks_itself(
+    cli: Command, fleet: FleetFolder, tmp_path: Path
+) -> None:
+    office = founded(tmp_path, fleet.fleet_id)
+    ended = cli("policy", "put", written(tmp_path, "p.toml", site_policy(release="vlc")), "--fleet", office)
+    assert ended.status == 0, ended.err
+    assert "vlc 1 is looked for among the fleet's releases" in ended.err
+    ended = cli("policy", "put", written(tmp_path, "p.toml", site_policy().replace("tools", "b")), "--fleet", office)
+    assert ended.status == 2
+    assert "berlin-tool 1, which is not a release" in ended.err
+
+
+def test_a_delegated_sites_policy_beyond_its_allowances_is_neither_staged_nor_signed(
+    cli: Command, fleet: FleetFolder, tmp_path: Path
+) -> None:
+    key = keyfile.create(tmp_path / "berlin.key", WORDS, "site-berlin", "bea", preset="lab")
+    fleet.delegate("site-berlin", [key.key], 1)
+    fleet.stage_file("fleet/allowances.toml", ALLOWANCES.encode())
+    policy = written(tmp_path, "p.toml", site_policy("/etc/x"))
+    ended = cli("policy", "put", policy, "--site", "berlin", "--fleet", fleet.path)
+    assert ended.status == 2
+    fleet.stage_policy("tools", policy.read_bytes(), "site-berlin")  # as another tool would have done
+    with pytest.raises(TrustError, match="writes to /etc/x"):
+        fleet.sign(tmp_path / "berlin.key", WORDS)
+
+
+def test_the_fleets_signers_are_told_which_policies_of_sites_a_change_sets_aside(
+    cli: Command, fleet: FleetFolder, tmp_path: Path
+) -> None:
+    key = keyfile.create(tmp_path / "berlin.key", WORDS, "site-berlin", "bea", preset="lab")
+    fleet.delegate("site-berlin", [key.key], 1)
+    fleet.stage_file("fleet/allowances.toml", ALLOWANCES.encode())
+    fleet.stage_policy("tools", site_policy().encode(), "site-berlin")
+    narrower = written(tmp_path, "a.toml", ALLOWANCES.replace("/opt/berlin/", "/opt/other/"))
+    ended = cli("policy", "allow", narrower, "--fleet", fleet.path)
+    assert ended.status == 0
+    assert "policy tools of site berlin would be set aside: release berlin-tool: writes to /opt/berlin/x" in ended.err
