@@ -21,6 +21,7 @@ EXPOSURE_MAX = {
     # Of systemd 252, times ten. Below 20 is its own "OK"; what must be root is judged apart, see the unit's comments.
     "pcm-p2p.service": 14,
     "pcm-p2p-desk.service": 14,
+    "pcm-p2p-join.service": 14,
     "pcm-p2p-collector.service": 14,
     "pcm-p2p-apply.service": 55,
 }
