@@ -196,6 +196,7 @@ class _Node:
             introducer=discovery if config.discovery.mdns else None,
             roster_file=RosterFile(state / "run" / "roster.msgpack"),
             addresses=self.surroundings.exposed_addresses,
+            interfaces=self.surroundings.exposed_interfaces,
             revoked=self.admission.is_revoked,
             pace_in=limits.lan_in,
             pace_out=limits.lan_out,

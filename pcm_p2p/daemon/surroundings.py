@@ -45,6 +45,7 @@ class Surroundings:
         self._revoked = revoked
         self._identity = identity
         self._document: FleetDocument | None = None
+        self._exposed_interfaces: frozenset[str] = frozenset()
 
     async def changed(self, carrier: Carrier, nursery: trio.Nursery) -> None:
         """The trusted view is another one: read it, and tell ``carrier`` to whom reports are sealed from now on."""
@@ -91,7 +92,14 @@ class Surroundings:
         """This machine's addresses that peers may reach it at (``gossip.exposure``)."""
         sites = self._document.site if self._document is not None else ()
         subnets = [ipaddress.ip_network(subnet) for site in sites for subnet in site.subnets]
-        return exposed(machine_addresses(), subnets)
+        machine = machine_addresses()
+        found = exposed(machine, subnets)
+        self._exposed_interfaces = frozenset(machine[address] for address in found)
+        return found
+
+    def exposed_interfaces(self) -> frozenset[str]:
+        """The interfaces of those addresses, when they were last looked at."""
+        return self._exposed_interfaces
 
     def _collectors(self) -> list[Collector]:
         """A revoked collector gets no reports, and what it acknowledges is not believed."""
@@ -99,11 +107,16 @@ class Surroundings:
         return [one for one in collectors if not self._revoked(one.device_id)]
 
 
-def machine_addresses() -> list[str]:
-    """Every address of every interface, numeric, IPv6 without zones; empty if the system does not tell."""
+def machine_addresses() -> dict[str, str]:
+    """Every address of this machine, numeric, IPv6 without zones, with the name of its interface; empty if the system does not
+    tell."""
     try:
         adapters = list(ifaddr.get_adapters())
     except OSError as error:
         log.error("the addresses of this machine cannot be read: %s", error)
-        return []
-    return [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in adapters for ip in adapter.ips]
+        return {}
+    return {
+        ip.ip if isinstance(ip.ip, str) else ip.ip[0]: adapter.name.partition(":")[0]  # eth0:1 is an alias of eth0
+        for adapter in adapters
+        for ip in adapter.ips
+    }

@@ -8,8 +8,8 @@ Rules, for a device whose settings name no address:
   devices of an office find each other. Never one that the internet routes.
 - Never loopback, link-local IPv6 (needs a zone, and peers are told no zones) or multicast.
 
-A socket that is bound to an address is reached through every interface that lets packets for this address in: Linux answers for
-its addresses on all of them. Where an outside network is not to be trusted with that, a packet filter belongs there.
+A socket that is bound to an address is reached through every interface: Linux answers for its addresses on all of them. So a
+connection is let in only if it came through an interface that has one of these addresses (``wire.arrival``).
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ class Overlay:
         introducer: Introducer | None = None,
         roster_file: RosterFile | None = None,
         addresses: Callable[[], Sequence[str]] | None = None,
+        interfaces: Callable[[], Collection[str]] | None = None,
         revoked: Callable[[DeviceId], bool] = lambda _device: False,
         pace_in: Pace | None = None,
         pace_out: Pace | None = None,
@@ -119,6 +120,8 @@ class Overlay:
             self._doors_changed,
             fixed=fixed,
         )
+        if not fixed:
+            reception.interfaces = interfaces
         self._nursery: trio.Nursery | None = None
         self._leaving = False
         self._saved_s = 0.0

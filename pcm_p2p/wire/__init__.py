@@ -7,6 +7,7 @@ meaning (gossip, swarm, trust, compliance).
 messages     every message as a frozen class; one table of tags; lengths bounded in the types   [core]
 framing      control and bulk frames on one stream; sans I/O                                     [core]
 doorkeeper   how many strangers may be at the door, in all and from one source                   [core]
+arrival      through which interface a connection came in                                      [shell]
 link         TCP and mutual TLS 1.3: an authenticated stream, or the reason why not             [shell]
 outgoing     what waits to be written: control first, answers in turn                           [shell]
 pending      a request that waits for its answer, and when to give up                           [shell]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ import trio
 
 from pcm_p2p.errors import PcmError, TransferError
 from pcm_p2p.ids import DeviceId
+from pcm_p2p.wire.arrival import interface_of
 from pcm_p2p.wire.doorkeeper import Doorkeeper
 
 CONNECT_TIMEOUT_S = 5.0
@@ -161,6 +162,7 @@ class Reception:
     """Lets connections in: ``accept`` for each; ``use(link)`` runs for each that proved itself, at most ``links_max`` at once.
 
     ``use`` owns its link and must not raise; what it leaves open is closed behind it. One reception may serve several listeners.
+    ``interfaces()`` names those through which strangers may come in (``arrival``), besides loopback; None: all.
     ``passage(stream, host)`` gets the connections whose first byte is no TLS record's; None: they are refused like any noise.
     """
 
@@ -172,6 +174,7 @@ class Reception:
         links_max: int = 1_024,
         doorkeeper: Doorkeeper | None = None,
     ) -> None:
+        self.interfaces: Callable[[], Collection[str]] | None = None
         self.passage: Callable[[trio.SocketStream, str], Awaitable[object]] | None = None
         self._security = security
         self._use = use
@@ -187,7 +190,7 @@ class Reception:
         except OSError:  # gone already
             await trio.aclose_forcefully(tcp)
             return
-        refusal = self._doorkeeper.enter(host, trio.current_time())
+        refusal = self._wrong_door(tcp) or self._doorkeeper.enter(host, trio.current_time())
         if refusal:
             self._log_refusal(host, f"{host}: {refusal}")
             await trio.aclose_forcefully(tcp)
@@ -216,6 +219,14 @@ class Reception:
         finally:
             self._links -= 1
             await trio.aclose_forcefully(link.stream)
+
+    def _wrong_door(self, tcp: trio.SocketStream) -> str:
+        if self.interfaces is None:
+            return ""
+        interface = interface_of(tcp.socket)
+        if interface is None or interface == "lo" or interface in self.interfaces():
+            return ""
+        return f"came in through {interface}, on which nobody is let in"
 
     def _log_refusal(self, host: str, message: str) -> None:
         """A scanner that knocks all day must not fill the log: the 1st, 10th, 100th … refusal of one host is a line."""
