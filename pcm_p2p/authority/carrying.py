@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,10 @@ def export_proposal(folder: FleetFolder, file: Path, *, with_segments: bool = Fa
     with folder.locked():
         document = _bundle_document(folder, with_segments=with_segments)
         bundle = decode_bundle_untrusted(body := encode_bundle(document)[len(MAGIC) + 8 :])
-        temporary = file.with_name(f".{file.name}.tmp")
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
         try:
-            with temporary.open("wb") as opened:
+            # Streamed: the blobs of a release need not fit into memory.
+            with temporary.open("xb") as opened:
                 opened.write(MAGIC + len(body).to_bytes(8, "big") + body)
                 for segment in document.segments:
                     opened.write(_blob(folder, segment))

@@ -4,7 +4,8 @@
 what                 days before the end        why so many
 ===================  =========================  ========================================================================
 root                 180 / 90 / 30              people have to meet, or carry files (research/trust.md 4.2)
-targets, delegated   90 / 30 / 14               signed anew with each release anyway (research/trust.md 4.2)
+targets, halt        90 / 30 / 14               signed anew with each release anyway (research/trust.md 4.2)
+sites and teams      30 / 30 / 14               they live 90 days; a warning on the first day would be none (choice)
 snapshot, timestamp  a third, a ninth of life   the desk signs at two thirds: less means that it does not (choice)
 the fleet's CA       730 / 365 / 180            certificates of a year never outlive it (choice)
 ===================  =========================  ========================================================================
@@ -35,9 +36,11 @@ class Level(IntEnum):
 DAYS: dict[str, tuple[int, int, int]] = {
     "root": (180, 90, 30),
     "targets": (90, 30, 14),
+    "halt": (90, 30, 14),
     "ca": (730, 365, 180),
 }
-"""Choices and sources: see the module. The first two are warnings, the last is critical; delegated roles are as targets."""
+"""Choices and sources: see the module. The first two are warnings, the last is critical."""
+DELEGATED_DAYS = (30, 30, 14)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Finding:
 
 def of_people(role: str, expires: datetime, now: datetime) -> Finding:
     """A document that people sign, or the CA."""
-    days = DAYS.get(role, DAYS["targets"])
+    days = DAYS.get(role, DELEGATED_DAYS)
     left = expires - now
     remedy = {
         "root": "propose it anew with 'pcm-p2p fleet renew --role root'",

@@ -133,7 +133,7 @@ def propose_targets(
         tuple(_changes(old, new)),
         (),
         (signatures_of(delegator, role, after),),
-        hashlib.sha256(after.signed_bytes).hexdigest(),
+        sha256_of(after),
         before,
         after.signed,
     )
@@ -166,10 +166,15 @@ def propose_root(before: Root | None, after: Metadata[Root]) -> Proposal:
         (),
         tuple(remarks),
         tuple(signatures_of(one, "root", after) for one in (before, after.signed) if one is not None),
-        hashlib.sha256(after.signed_bytes).hexdigest(),
+        sha256_of(after),
         before,
         after.signed,
     )
+
+
+def sha256_of(document: Metadata[Any]) -> str:
+    """Of the bytes that are signed, in hexadecimal."""
+    return hashlib.sha256(document.signed_bytes).hexdigest()
 
 
 def signatures_of(delegator: Delegator, role: str, document: Metadata[Any]) -> Signatures:

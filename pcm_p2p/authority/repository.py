@@ -41,7 +41,7 @@ from pcm_p2p.authority.founding import (
     online_preset,
     whole_seconds,
 )
-from pcm_p2p.authority.proposal import Proposal, Signatures, propose_root, propose_targets, signatures_of
+from pcm_p2p.authority.proposal import Proposal, Signatures, propose_root, propose_targets, sha256_of, signatures_of
 from pcm_p2p.authority.public_key import PublicKey
 from pcm_p2p.authority.release_list import (
     Release,
@@ -383,11 +383,12 @@ class FleetFolder(StagingArea):
                 found.append(propose_targets(delegator, before, proposed, role))
         return tuple(found)
 
-    def sign(self, key: Path | str, passphrase: str) -> tuple[SignResult, ...]:
+    def sign(self, key: Path | str, passphrase: str, *, shown: Collection[str] | None = None) -> tuple[SignResult, ...]:
         """Add the signature of one key (file or token) to every proposal that this key may sign.
 
-        Raises ``InputError`` when nothing is proposed or the key holds no role in it, ``TrustError`` as ``open_signing_key``,
-        or when what is proposed breaks a rule.
+        ``shown``: SHA-256 of the signed bytes that the person has read; nothing else is signed, whoever changes the folder
+        meanwhile. Raises ``InputError`` when nothing is proposed or the key holds no role in it, ``TrustError`` as
+        ``open_signing_key``, when what is proposed breaks a rule, or is not what was shown.
         """
         opened = open_signing_key(key, passphrase)
         with self.locked():
@@ -395,15 +396,24 @@ class FleetFolder(StagingArea):
             if not proposed:
                 raise InputError("nothing is proposed", path=self.path, remedy="Stage a change first.")
             signed: list[SignResult] = []
-            for role, document in proposed.items():
-                if any(opened.keyid in keyids_of(one, role) for one in self.all_namers(role)):
-                    refuse(complaints_about(role, document.signed, self.fleet_id))
-                    refuse(policy_complaints(self, role, document.signed))
-                    document.sign(opened.signer, append=True)
-                    audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))
-                    write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
-                    standing = tuple(signatures_of(one, role, document) for one in self.namers(role))
-                    signed.append(SignResult(role, int(document.signed.version), opened.owner, standing))
+            mine = {
+                role: document
+                for role, document in proposed.items()
+                if any(opened.keyid in keyids_of(one, role) for one in self.all_namers(role))
+            }
+            if shown is not None and not {sha256_of(document) for document in mine.values()} <= set(shown):
+                raise TrustError(
+                    f"{self.path}: what is proposed was changed while you read it",
+                    remedy="Run it again, and read what is proposed now.",
+                )
+            for role, document in mine.items():
+                refuse(complaints_about(role, document.signed, self.fleet_id))
+                refuse(policy_complaints(self, role, document.signed))
+                document.sign(opened.signer, append=True)
+                audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))
+                write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
+                standing = tuple(signatures_of(one, role, document) for one in self.namers(role))
+                signed.append(SignResult(role, int(document.signed.version), opened.owner, standing))
             if not signed:
                 raise InputError(
                     f"the {opened.role} key of {opened.owner} has no part in what is proposed",

@@ -96,7 +96,8 @@ def _sign_here(
     if key is not None or token is not None:
         chosen_key = chosen(key, token, option="--key FILE")
         _ask(yes=yes)
-        folder.sign(chosen_key, secret_for(chosen_key, passphrase_file, passphrase_fd))
+        secret = secret_for(chosen_key, passphrase_file, passphrase_fd)
+        folder.sign(chosen_key, secret, shown={one.sha256 for one in proposals})
         proposals = folder.proposals()
     if json:
         print_json([one.as_json(contents) for one in proposals])

@@ -187,6 +187,16 @@ def test_a_new_root_signed_only_by_new_or_only_by_old_keys_says_how_many_are_mis
         other.publish()
 
 
+def test_what_is_changed_while_a_person_reads_is_not_signed(three: RepositorySimulator) -> None:
+    three.fleet.stage_policy("second", b"version = 1\n")
+    shown = [one.sha256 for one in three.fleet.proposals()]
+    three.fleet.stage_policy("third", b"version = 1\n")
+    with pytest.raises(TrustError, match="what is proposed was changed while you read it"):
+        three.fleet.sign(three.key_path("targets", "alice"), PASSPHRASE, shown=shown)
+    assert three.fleet.proposals()[0].signatures[0].have == ()
+    three.fleet.sign(three.key_path("targets", "alice"), PASSPHRASE, shown=[three.fleet.proposals()[0].sha256])
+
+
 # What a carrier could do to the file
 
 

@@ -78,7 +78,10 @@ def test_a_key_that_no_role_uses_any_more_leaves_the_root() -> None:
         ("root", -timedelta(days=3), Level.expired, "expired 3 days ago: propose it anew"),
         ("targets", timedelta(days=90), Level.ok, "left"),
         ("targets", timedelta(days=29), Level.warn, "less than 30 days"),
+        ("site-hq", timedelta(days=89), Level.ok, "left"),
+        ("site-hq", timedelta(days=29), Level.warn, "less than 30 days"),
         ("site-hq", timedelta(days=13), Level.critical, "renew --role site-hq"),
+        ("halt", timedelta(days=89), Level.warn, "renew --role halt"),
         ("ca", timedelta(days=200), Level.warn, "new-authority"),
     ],
 )
