@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from securesystemslib.signer import Signature  # type: ignore[attr-defined]
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
@@ -28,3 +31,16 @@ def root_versions(folder: Path) -> set[int]:
             if name.endswith(".root.json") and name.removesuffix(".root.json").isdigit()
         }
     return set()
+
+
+def bare(document: Metadata[Any], keyids: Iterable[str]) -> bytes:
+    """The document with its signatures by ``keyids`` and nothing else around what is signed.
+
+    No hash binds a root or a timestamp, so a carrier can pad them up to their bounds with blanks, fields of its own and false
+    signatures. What is kept, and handed to others, is free of that.
+    """
+    known = set(keyids)
+    signatures = {
+        keyid: Signature(keyid, one.signature) for keyid, one in document.signatures.items() if keyid in known
+    }
+    return Metadata(document.signed, signatures).to_bytes()

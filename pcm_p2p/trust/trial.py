@@ -52,7 +52,7 @@ from pcm_p2p.trust.index import (
     target_size_bytes_max,
 )
 from pcm_p2p.trust.lint import lint_root, lint_snapshot, lint_targets, lint_timestamp, lint_version
-from pcm_p2p.trust.root_chain import newest_root, root_versions
+from pcm_p2p.trust.root_chain import bare, newest_root, root_versions
 from pcm_p2p.trust.updater import ANSWERED, Kind, new_updater, verdict
 from pcm_p2p.trust.view import Kept, State, TrustedView
 
@@ -180,7 +180,7 @@ class Trial:
             accepted_ms=_ms(self.now),
             timestamp_signers=_signers(root, "timestamp", timestamp),
             snapshot_signers=_signers(root, "snapshot", snapshot),
-            metadata=self._take_metadata(cache, delegates),
+            metadata=self._take_metadata(cache, root, delegates),
             kept=kept,
             delegated=delegates.delegates,
         )
@@ -376,7 +376,7 @@ class Trial:
         place.write_bytes(data)
         return True
 
-    def _take_metadata(self, cache: Path, delegates: Delegates) -> dict[str, str]:
+    def _take_metadata(self, cache: Path, root: Root, delegates: Delegates) -> dict[str, str]:
         """The verified documents into the generation; SHA-256 by name."""
         digests = {}
         for role in delegates.taken:
@@ -384,6 +384,8 @@ class Trial:
             digests[name] = hashlib.sha256((self.staging / name).read_bytes()).hexdigest()
         for role in ("root", "timestamp", "snapshot", "targets"):
             data = (cache / f"{role}.json").read_bytes()
+            if role == "timestamp":
+                data = bare(Metadata[Timestamp].from_bytes(data), root.roles[role].keyids)
             name = f"metadata/{role}.json"
             (self.staging / name).write_bytes(data)
             digests[name] = hashlib.sha256(data).hexdigest()
@@ -403,7 +405,10 @@ class Trial:
         for data, root in self._new_roots():
             if lint_root(root, self.fleet):
                 return
-            write_atomic(self.roots / f"{root.version}.root.json", data)
+            document = Metadata[Root].from_bytes(data)
+            before = Metadata[Root].from_bytes(newest_root(self.roots, self.bootstrap)).signed
+            keyids = (*before.roles["root"].keyids, *root.roles["root"].keyids)
+            write_atomic(self.roots / f"{root.version}.root.json", bare(document, keyids))
 
     # The source
 

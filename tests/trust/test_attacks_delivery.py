@@ -220,10 +220,15 @@ def test_junk_around_what_nothing_binds_is_bounded(
     bound = METADATA_SIZE_BYTES_MAX[role]
     refused(device, fleet.source(replaced={path: with_false_signatures(data, 20_000)}), "incomplete")
     refused(device, fleet.source(replaced={path: padded(data, bound + 1)}), "incomplete")
-    accepted(device, fleet.source(replaced={path: padded(data, bound)}))
+    # Within the bound it is read, and what is kept and handed on is what was signed.
+    document = json.loads(with_false_signatures(data, 20))
+    document["x"] = "y" * 1_000
+    document["signatures"][0]["x"] = "y" * 1_000
+    accepted(device, fleet.source(replaced={path: padded(json.dumps(document).encode(), bound)}))
     served = device.serve(path)
     assert served is not None
-    assert len(served) <= bound
+    assert json.loads(served) == json.loads(data)
+    assert len(served) <= len(data)
 
 
 # 10.13: mutations
