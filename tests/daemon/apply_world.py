@@ -229,10 +229,10 @@ class Liar:
                 data = (self.world.staged.folder / question.name).read_bytes()
         await (channel.say(Lack()) if data is None else channel.give(data))
 
-    async def offer(self, tree: Path | Mapping[str, bytes] | None = None) -> Learned:
+    async def offer(self, tree: Path | Mapping[str, bytes] | None = None, *, site: bool = False) -> Learned:
         if tree is not None:
             self.tree = tree
-        said = await self.ask(Offer())
+        said = await self.ask(Offer(site))
         assert isinstance(said, Learned), said
         return said
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 from apply_world import HAS_DPKG, ApplyWorld, Liar, tar_of
-from repository_simulator import RepositorySimulator, killed_before
+from repository_simulator import PASSPHRASE, RepositorySimulator, killed_before
 
 from pcm_p2p.apply.dialogue import (
     REQUEST_BYTES_MAX,
@@ -30,6 +30,7 @@ from pcm_p2p.apply.dialogue import (
     GetStanding,
     InPlace,
     NoMore,
+    Offer,
     Question,
     Refused,
     Reset,
@@ -38,8 +39,12 @@ from pcm_p2p.apply.dialogue import (
     encode,
 )
 from pcm_p2p.apply.receipt import ATTEMPTS_MAX
+from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.publish import OnlineKeys, publish
+from pcm_p2p.authority.site_repository import found_site, signed_root
 from pcm_p2p.compliance.facts.observation import Unknown
 from pcm_p2p.compliance.facts.prober import Prober
+from pcm_p2p.content.ingest import ingest
 from pcm_p2p.daemon import doctor
 from pcm_p2p.daemon.apply_channel import Channel, ChannelClosed
 from pcm_p2p.daemon.apply_client import RemoteProber, ServiceUnreachable, ask_once
@@ -307,6 +312,75 @@ async def test_frozen_metadata_allows_nothing_new(world: ApplyWorld) -> None:
         world.clock.advance(days=400)
         assert "frozen" in refusal(await liar.apply(desired.releases[0].change))
     assert world.installed is None
+
+
+async def test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows(world: ApplyWorld) -> None:
+    site = found_site(
+        world.folder / "site",
+        world.simulator.fleet.fleet_id,
+        "office",
+        Founders(owners=("olga",)),
+        PASSPHRASE,
+        preset="lab",
+        wall_clock=world.clock,
+    )
+    keys = OnlineKeys.open(site, PASSPHRASE)
+    world.staged.put("office.bin", b"of the office")
+    made = ingest(
+        [world.staged.folder / "office.bin"], release="office-tool", version="1", counter=1, work=site.path, processes=1
+    )
+    site.stage_release(made.manifest, made.segments_folder)
+    site.stage_policy("own", OFFICE)
+    site.sign(site.path / "keys" / "targets-olga.key", PASSPHRASE)
+    publish(site, world.folder / "site-tree", keys)
+    world.simulator.fleet.stage_file("fleet/allowances.toml", ALLOWANCES)
+    world.publish()
+    async with world.serving() as service:
+        liar = Liar(world)
+        await liar.offer()
+        assert "lists no repository of site office" in refusal(await liar.ask(Offer(site=True)))
+        world.simulator.fleet.stage_file("sites/office/root.json", signed_root(site))
+        world.publish()
+        await liar.offer()
+        assert (await liar.offer(world.simulator.origin, site=True)).kind == "bad", (
+            "the fleet's metadata are not the site's"
+        )
+        assert (await liar.offer(world.folder / "site-tree", site=True)).kind == "good"
+        (release,) = service._trust.desired().releases
+        said = await liar.apply(release.change)
+        assert isinstance(said, Ended), said
+        assert said.outcome.verdict == "done"
+        assert (world.root / "opt/office").read_bytes() == b"of the office"
+        # The fleet takes the site's word away.
+        world.simulator.fleet.unstage("sites/office/root.json")
+        world.publish()
+        await liar.offer(world.simulator.origin)
+        assert service._trust.desired().releases == ()
+        assert list((world.folder / "state").glob("site-trust/*")) == []
+
+
+OFFICE = b"""
+schema = "pcm.policy/1"
+id = "own"
+version = 1
+mode = "enforce"
+[[assign]]
+release = "office-tool"
+version = "1"
+to = { all = true }
+[[assign.resource]]
+kind = "file"
+artifact = "office.bin"
+path = "/opt/office"
+"""
+ALLOWANCES = b"""
+schema = "pcm.allowances/1"
+[default]
+modes = ["observe", "enforce"]
+releases = ["*"]
+resources = ["file"]
+paths = ["/opt/"]
+"""
 
 
 async def test_what_is_halted_is_not_made(world: ApplyWorld) -> None:
