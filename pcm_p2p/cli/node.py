@@ -74,6 +74,7 @@ def _print_status(facts: dict[str, Any]) -> None:
             "changes": "allowed"
             if facts["activation"]["allowed"]
             else f"not allowed: {facts['activation']['why_not']}",
+            "address": ", ".join(facts["listening"]) or "none: this network is of no site",
             "peers": f"{facts['peers']['site']} at this site, {facts['peers']['sessions']} sessions",
             "transfer": f"WAN in {size(facts['transfer']['wan_in_bytes'])}, LAN in {size(facts['transfer']['lan_in_bytes'])}, "
             f"LAN out {size(facts['transfer']['lan_out_bytes'])}",

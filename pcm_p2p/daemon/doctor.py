@@ -148,6 +148,17 @@ def _asked(facts: dict[str, Any]) -> list[Item]:
             "activation", "warn", facts["activation"]["why_not"], "An authority signs it: 'pcm-p2p fleet activate'."
         )
     )
+    where = ", ".join(facts["listening"])
+    items.append(
+        Item("listening", "ok", where)
+        if where
+        else Item(
+            "listening",
+            "warn",
+            "nowhere: no address of this machine is in a subnet of a site, so it dials out only",
+            "If neighbours should reach it here, add the subnet to [[site]] in fleet.toml, or set [listen] addresses.",
+        )
+    )
     site = facts["peers"]["site"]
     items.append(
         Item("neighbours", "ok", f"{site} at this site")

@@ -167,6 +167,7 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
         f"device    {'ab' * 16}  (site paris, device)",
         "trust     stale: root 1, timestamp 7, targets 2  (origin: expired)",
         "identity  certified until 2027-01-01, renewed on 2026-09-03  (the desk at [h]:1 is away)",
+        "address   127.0.0.1:8741",
         "changes   not allowed: The fleet has no signed activation yet, so nothing is changed.",
         "transfer  WAN in 1 kB, LAN in 2 kB, LAN out 3 kB",
         f"cache     1.5 MB here, 4.5 MB at this site; copies of {', '.join(f'app {n} 2 (median 3)' for n in '12345')} and 2 more",
