@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Column
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, print_json, print_table
@@ -52,17 +53,14 @@ def pending(fleet: Fleet, site: Site = None, json: Json = False) -> None:
         print_json(rows)
         return
     print_table(
-        ("DEVICE", "SITE", "ROLE", "TOKEN", "SINCE", "LAST HEARD", "FROM", "DECISION"),
+        (Column("DEVICE", no_wrap=True, min_width=31), "SITE", "ROLE", "WAITS", "FROM"),
         (
             (
                 row["code"],
                 row["site"],
                 row["role"],
-                row["token"][:8],
-                row["since"][:16],
-                row["heard"][:16],
+                _age(row["since"]) + (f", {row['decision']}" if row["decision"] else ""),
                 row["from"],
-                row["decision"],
             )
             for row in rows
         ),
@@ -140,4 +138,12 @@ def _entries(waiting: WaitingList, fleet: Path, site: str | None) -> list[tuple[
 
 
 def _moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(time_ms / 1_000, UTC).isoformat(timespec="seconds")
+
+
+def _age(moment: str) -> str:
+    """For people: ``4 min``, ``3 h``, ``2 d``."""
+    minutes = int((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()) // 60
+    if minutes < 120:
+        return f"{max(0, minutes)} min"
+    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} d"

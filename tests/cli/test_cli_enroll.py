@@ -27,7 +27,9 @@ async def joins(cli: Command, token: dict[str, Any], state: Path, *options: str)
     return await elsewhere(cli, *words)
 
 
-async def test_an_image_waits_for_a_person_and_is_let_in(cli: Command, fleet: Path, tmp_path: Path) -> None:
+async def test_an_image_waits_for_a_person_and_is_let_in(
+    cli: Command, fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with desk_of(fleet) as address:
         token = token_for(cli, fleet, address, "--approval", "--uses", "500", "--site", "oslo")
         assert (token["approval"], token["uses"]) == (True, 500)
@@ -43,6 +45,9 @@ async def test_an_image_waits_for_a_person_and_is_let_in(cli: Command, fleet: Pa
         assert all(row["code"] in cli("enroll", "pending", "--fleet", fleet, "--site", "oslo").out for row in rows)
         assert rows[2]["code"] in waits.err, "both sides show the same code"
         assert cli("enroll", "pending", "--fleet", fleet, "--site", "rome", "--json").facts == []
+        monkeypatch.setenv("COLUMNS", "60")
+        narrow = cli("enroll", "pending", "--fleet", fleet).out
+        assert all(row["code"] in narrow for row in rows), "a code is never cut"
         first, second, third = (row["code"] for row in rows)
         assert cli("enroll", "approve", first.lower().replace("-", " "), "--fleet", fleet).status == 0
         assert cli("enroll", "deny", second, "--fleet", fleet).status == 0
