@@ -17,8 +17,8 @@ Goals
     - What was good stays usable when a newer thing turns out bad: replacing the view is one atomic step.
     - SIGKILL at any point, on either side, leaves the old state or the new one, and the same command repeats the work.
     - A member proves itself by a key that never left it. A token is worth one use (or as many as were said) until it expires.
-    - A member that was revoked, or certified by an authority that was, is out as soon as a device has read of it: in live sessions
-      too, and no damaged file, old list or restored folder lets it in again.
+    - A member that was revoked, or certified by an authority that was, is out as soon as a device has read of it: in live
+      sessions too, and no damaged file, old list or restored folder lets it in again.
 
 Non-goals
     Secrecy of policies and releases from members: every device may read the whole tree, and whoever was one may keep what it
@@ -43,8 +43,8 @@ Origin tree (static files, any web server; peers serve the same paths)::
     targets/<folder>/<sha256>.<name>
     segments/ab/<64 hexadecimal digits>
 
-Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/activation.toml``, ``identity/ca.pem``, ``identity/deny.json``,
-``policies/<id>.toml``, ``releases/main/<name>@<version>.manifest``.
+Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/activation.toml``, ``identity/ca.pem``,
+``identity/deny.json``, ``policies/<id>.toml``, ``releases/main/<name>@<version>.manifest``.
 
 ===============  =====  ==================================================================================
 module           kind   what it holds
