@@ -204,9 +204,13 @@ def _note_next(fleet: FleetFolder, founders: Founders, complete: bool) -> None:
     if elsewhere:
         note(f"Compare the words with {', '.join(elsewhere)} over the telephone: 'pcm-p2p key compare FILE WORDS'.")
     if not complete:
-        note(f"Next: the holders of root keys sign the first root: 'pcm-p2p sign --fleet {fleet.path} --key KEYFILE'.")
+        note("Next: the holders of root keys sign the first root:")
+        note(f"  'pcm-p2p sign --fleet {fleet.path} --key KEYFILE' where the folder is; elsewhere carry it to them:")
+        note(
+            f"  'pcm-p2p proposal export FILE --fleet {fleet.path}', 'sign --proposal FILE --key KEYFILE --out SIG', 'merge SIG'."
+        )
     if elsewhere:
-        note(f"Each tries the key out: 'pcm-p2p key test --fleet {fleet.path} KEYFILE'.")
+        note(f"Who has signed nothing tries the key out: 'pcm-p2p key test --fleet {fleet.path} KEYFILE'.")
     note(f"Print the sheet: 'pcm-p2p fleet sheet --fleet {fleet.path} --out sheet.html'.")
     note("Next: edit fleet.toml (origins, sites), then 'pcm-p2p fleet stage', 'sign' and 'publish'.")
     note(

@@ -227,4 +227,7 @@ def _show(place: Path | str, key: PublicKey, json: bool) -> None:
         "fingerprint": key.fingerprint,
         "words": " ".join(key.words),
     }
-    print_json(facts) if json else print_facts(facts)
+    if json:
+        print_json(facts)
+    else:
+        print_facts({**facts, "words": f"{' '.join(key.words[:6])}\n{' '.join(key.words[6:])}"})

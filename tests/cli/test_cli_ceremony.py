@@ -115,6 +115,34 @@ def test_people_on_several_machines_found_a_fleet_and_nothing_is_published_befor
     assert cli("sign", "--fleet", fleet).status == 2, "nothing is left to sign"
 
 
+def test_the_first_root_is_carried_to_its_holders_and_their_signatures_come_back_in_any_order(
+    cli: Command, keys: Path, tmp_path: Path, words: Words
+) -> None:
+    fleet, proposal = tmp_path / "fleet", tmp_path / "first.proposal"
+    carried = public_files(cli, keys, tmp_path, "alice", "bob", "carol")
+    assert cli("fleet", "init", fleet, "--name", "acme", *carried, *words, "--kdf", "interactive").status == 0
+    assert cli("proposal", "export", proposal, "--fleet", fleet).status == 0
+    signatures = []
+    for owner, role in (("carol", "targets"), ("bob", "root"), ("alice", "targets"), ("carol", "root")):
+        signature = tmp_path / f"{owner}-{role}.sig"
+        key = ("--key", keys / f"{owner}-{role}.key", "--pin", tmp_path / f"{owner}.pin")
+        signed = cli("sign", "--proposal", proposal, *key, "--out", signature, "--yes", *passphrase_of(owner, tmp_path))
+        assert signed.status == 0, signed.err
+        assert "root: 2 of 3 must sign" in signed.err + signed.out, "who signs sees who will decide"
+        signatures.append(signature)
+    merged = cli("merge", *signatures[2:], "--fleet", fleet)
+    assert merged.status == 0, merged.err
+    missing = cli("publish", "--fleet", fleet, "--to", tmp_path / "origin", *words)
+    assert (missing.status, "root: 1 more of alice, bob must sign" in missing.err) == (5, True)
+    assert cli("merge", *signatures[:2], "--fleet", fleet).status == 0
+    published = cli("publish", "--fleet", fleet, "--to", tmp_path / "origin", *words)
+    assert published.status == 0, published.err
+    left = cli("key", "test", keys / "alice-root.key", "--fleet", fleet, *passphrase_of("alice", tmp_path))
+    assert [line for line in left.err.splitlines() if line] == ["not tested yet: the targets key of bob"]
+    verified = cli("audit", "verify", "--fleet", fleet)
+    assert verified.status == 0, verified.err + verified.out
+
+
 def test_one_person_here_and_two_elsewhere_is_a_fleet_too(
     cli: Command, keys: Path, tmp_path: Path, words: Words
 ) -> None:
@@ -388,7 +416,7 @@ def test_on_a_terminal_people_are_walked_through_and_nobody_sees_a_passphrase(
         person.answer("How many of the 3 must sign a new root? [2]", "")
         person.answer("How many of the 3 must sign releases and policies? [2]", "")
         person.answer("Make this fleet? [Y/n]", "y")
-        for whose, words in (("keys of ann", "ann's long secret"), ("keys of bob", "bob's long secret")):
+        for whose, words in (("keys of ann", "Xyzzy of ann 4711"), ("keys of bob", "Xyzzy of bob 4711")):
             person.answer(f"Passphrase for the {whose}", words, hidden=True)
             person.answer("Repeat for confirmation", words, hidden=True)
         person.answer(
@@ -396,11 +424,11 @@ def test_on_a_terminal_people_are_walked_through_and_nobody_sees_a_passphrase(
         )
         person.answer("Repeat for confirmation", "short", hidden=True)
         assert person.ended() == 0, person.all
-    assert "secret" not in person.all
+    assert "Xyzzy" not in person.all
     assert "That is short" in person.all
     assert "root: complete, signed by ann, bob" in person.all
     assert "6 of 8 keys gave a test signature" in person.all
-    keyfile.load(tmp_path / "f" / "keys" / "targets-bob.key", "bob's long secret")
+    keyfile.load(tmp_path / "f" / "keys" / "targets-bob.key", "Xyzzy of bob 4711")
     keyfile.load(tmp_path / "f" / "keys" / "timestamp.key", "short")
     assert not (tmp_path / "f" / "keys" / "root-carol.key").exists()
 
