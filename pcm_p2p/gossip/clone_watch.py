@@ -100,11 +100,14 @@ class CloneWatch:
             self._probes.pop(older).set()
 
     def _proven(self, device: DeviceId, nursery: trio.Nursery | None) -> None:
-        _log.warning("two devices use the identity of %s; neither is spoken with for a while", device)
+        proofs = next(clone.proofs for clone in self.proven() if clone.device == device)
+        if proofs & (proofs - 1) == 0:  # the 1st, 2nd, 4th, 8th time: two that go on for days do not fill the log
+            _log.warning("two devices use the identity of %s; neither is spoken with for a while", device)
         open_one = self._table.get(device)
         if open_one is not None and nursery is not None:
             nursery.start_soon(open_one.close, CLONE)
-        self.on_news()
+        if proofs == 1:
+            self.on_news()
 
     def _told(self, teller: DeviceId) -> None:
         before, now = self._tellers.pop(teller, None), trio.current_time()

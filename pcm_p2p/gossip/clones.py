@@ -60,7 +60,7 @@ class _Watched:
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """Two devices were proven to use the key of ``device``; ``proven_ms`` is the latest time."""
+    """Two devices were proven to use the key of ``device``; ``proven_ms`` is the latest time, ``proofs`` how often so far."""
 
     device: DeviceId
     proven_ms: int
@@ -106,14 +106,14 @@ class Clones:
 
     @staticmethod
     def _prove(watched: _Watched, now_ms: int) -> None:
+        recent = watched.proven_ms is not None and now_ms - watched.proven_ms < REMEMBERED_MS
         if now_ms >= watched.until_ms:
             # It is there again after a quarantine, or for the first time. During one it only goes on.
-            recent = watched.proven_ms is not None and now_ms - watched.proven_ms < REMEMBERED_MS
             longer_ms = min(2 * watched.length_ms, QUARANTINE_MS_MAX)
             watched.length_ms = longer_ms if recent else QUARANTINE_MS_MIN
         watched.until_ms = now_ms + watched.length_ms
         watched.proven_ms = now_ms
-        watched.proofs += 1
+        watched.proofs = watched.proofs + 1 if recent else 1
         watched.sightings.clear()  # what was punished once is not evidence for the next time
 
     def _forget(self, now_ms: int) -> None:

@@ -145,9 +145,10 @@ def test_after_a_day_without_a_proof_a_device_begins_anew() -> None:
     assert [(clone.device, clone.proven_ms, clone.proofs) for clone in clones.proven(2 * HOUR_MS)] == [
         (DEVICE, 2 * HOUR_MS, 2)
     ]
-    later = 2 * HOUR_MS + REMEMBERED_MS
+    later = 2 * HOUR_MS + REMEMBERED_MS + 1
     assert clones.proven(later) == ()
     proven_at(clones, later + 100)
+    assert [clone.proofs for clone in clones.proven(later + 100)] == [1]
     assert not clones.quarantined(DEVICE, later + 100 + QUARANTINE_MS_MIN)
 
 
