@@ -34,6 +34,7 @@ from pcm_p2p.gossip.spreader import Spreader
 from pcm_p2p.ids import DeviceId, ManifestId
 from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.trust.client import MetadataSource, TrustClient
+from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.evidence import Evidence, Fork
 from pcm_p2p.trust.index import Index, check_tree_path, site_root_path
 from pcm_p2p.trust.site_root import PREFIX, decode_site_root_untrusted, repository_id
@@ -91,6 +92,7 @@ class SiteRepository:
         self._fleet_changed = trio.Event()
         self._running: _Running | None = None
         self.problem = ""
+        self._unpublished = ""
         overlay.register(SiteDigest, self._digest_heard)
         overlay.watch(self._peer_changed)
 
@@ -150,7 +152,9 @@ class SiteRepository:
             "timestamp": digest.timestamp if digest is not None else 0,
             "snapshot": digest.snapshot if digest is not None else 0,
             "targets": digest.targets if digest is not None else 0,
-            "reason": self.problem or (running.follower.last_problem if running is not None else ""),
+            "reason": self.problem
+            or (running.follower.last_problem if running is not None else "")
+            or self._unpublished,
         }
 
     # Life
@@ -212,6 +216,7 @@ class SiteRepository:
                 wall_clock=self._fleet.now,
                 wanted=_Wanted(self._site),
                 standing=(),
+                roles=lambda role: role == HALT,
             )
             await trio.to_thread.run_sync(client.open)
         except (OSError, TrustError, StorageError) as error:
@@ -262,6 +267,7 @@ class SiteRepository:
         pause_s = LOOK_S
         while True:
             stamp = await trio.to_thread.run_sync(source.stamp)
+            self._unpublished = "" if stamp is not None else f"nothing is published in {self._tree} ([site] repository)"
             if stamp is not None and stamp != taken:
                 if await follower.ask(source) in ("good", "unchanged"):
                     taken, pause_s = stamp, LOOK_S

@@ -35,6 +35,8 @@ FLEET_FIELD = "x-pcm-fleet"
 OWNER_FIELD = "x-pcm-owner"
 ISSUED_FIELD = "x-pcm-issued"
 ROLES = ("root", "timestamp", "snapshot", "targets")
+DOCUMENTS_BYTES_MAX = 64 << 20
+"""Choice: of one role. A device reads all of them at once, and who signs for a site is not to fill the devices of others."""
 KEY_TYPES = {("ed25519", "ed25519"), ("ecdsa", "ecdsa-sha2-nistp256"), ("ecdsa", "ecdsa-sha2-nistp384")}
 """What every daemon of this version can verify (tokens offer P-256 and P-384 only). A key of another type would make the
 whole file unreadable to older ones."""
@@ -113,6 +115,7 @@ def _targets(targets: Targets) -> Iterator[str]:
         yield from _target(path, info)
         if (role := role_of_path(path)) != TARGETS and role in roles:
             yield f"{path} is for {role} to sign, not for targets"
+    yield from _documents(targets)
 
 
 def lint_delegated(targets: Targets, role: str) -> tuple[str, ...]:
@@ -125,6 +128,7 @@ def _delegated(targets: Targets, role: str) -> Iterator[str]:
         yield f"{role} delegates, which only targets may"
     for path, info in sorted(targets.targets.items()):
         yield from _target(path, info)
+    yield from _documents(targets)
 
 
 def foreign_paths(targets: Targets, role: str) -> tuple[str, ...]:
@@ -144,6 +148,17 @@ def _target(path: str, info: TargetFile) -> Iterator[str]:
         yield f"{path} has {info.length} bytes; at most {target_size_bytes_max(path)} are read"
     if _holds_float(info.custom):
         yield f"{path} carries a number with a fraction, which cannot be signed canonically"
+
+
+def _documents(targets: Targets) -> Iterator[str]:
+    """Each of them may be as large as one may be; all together may not fill a device. Manifests are fetched by choice only."""
+    total = sum(
+        info.length
+        for path, info in targets.targets.items()
+        if not path.endswith(".manifest") and not path.startswith("audit/")
+    )
+    if total > DOCUMENTS_BYTES_MAX:
+        yield f"the documents have {total} bytes together; at most {DOCUMENTS_BYTES_MAX} are read"
 
 
 def _delegations(delegations: Delegations) -> Iterator[str]:
