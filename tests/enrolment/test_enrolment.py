@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from pcm_p2p.errors import InputError, StorageError, TransferError, TrustError, 
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust import identity
 from pcm_p2p.trust.identity import DeviceIdentity, load_or_create_key, separated
+from pcm_p2p.wire.doorkeeper import Doorkeeper
 
 WORDS = "words"
 NOWHERE = "127.0.0.1:9"
@@ -382,6 +384,25 @@ async def test_noise_at_the_desk_is_answered_or_closed_and_the_desk_goes_on(flee
         await tcp.send_all(b"GET / HTTP/1.0\r\n\r\n")
         await tcp.aclose()
         assert (await joins(tmp_path / "state", create_token(fleet, desk=address))).identity.role == "device"
+
+
+async def test_one_source_cannot_keep_the_desk_busy(
+    fleet: FleetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that say nothing: so many of one address and no more, and each for so long and no longer."""
+    monkeypatch.setattr(desk_module, "Doorkeeper", partial(Doorkeeper, loopback_is_exempt=False))
+    monkeypatch.setattr(desk_module, "EXCHANGE_TIMEOUT_S", 1.0)
+    async with desk_at_work(fleet) as address:
+        port = int(address.rpartition(":")[2])
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(desk_module.EXCHANGES_EACH_MAX)]
+        one_more = await trio.open_tcp_stream("127.0.0.1", port)
+        assert await one_more.receive_some(1) == b"", "closed at once"
+        for stream in silent:
+            assert await stream.receive_some(1) == b"", "closed at the deadline"
+        for stream in (*silent, one_more):
+            await stream.aclose()
+        joined = await joins(tmp_path / "state", create_token(fleet, desk=address))
+    assert joined.identity.role == "device"
 
 
 async def test_the_desk_does_not_speak_tls_1_2(fleet: FleetFolder) -> None:
