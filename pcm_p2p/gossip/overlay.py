@@ -340,6 +340,7 @@ class Overlay:
             self._fold(Tick())
             if trio.current_time() - self._saved_s > SAVE_INTERVAL_S:
                 self._save()
+                self.reconsider()  # certificates end
 
     def _save(self) -> None:
         self._saved_s = trio.current_time()

@@ -24,6 +24,7 @@ from pcm_p2p.gossip.overlay import Overlay
 from pcm_p2p.gossip.peer import PeerDown, PeerUp
 from pcm_p2p.gossip.settings import OverlaySettings
 from pcm_p2p.ids import DeviceId
+from pcm_p2p.trust.certificate import CERTIFICATE_DAYS
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, server_context
 from pcm_p2p.trust.index import DENY
@@ -376,6 +377,20 @@ async def test_a_revoked_device_is_in_no_roster(fleet: Fleet) -> None:
         assert b.member.id not in a.overlay.known()
         assert bytes(b.member.id) not in [entry.device for entry in a.overlay.roster()]
         assert c.member.id in a.overlay.known(), "c, which has not heard yet, still tells of b, and a does not listen"
+
+
+async def test_a_session_does_not_outlive_the_certificate_it_stands_on(fleet: Fleet) -> None:
+    async with office(fleet, "a", "b", "c") as (a, b, c):
+        longer = FleetCA.load(fleet.fleet.path / "ca", PASSPHRASE)
+        c.member.identity = DeviceIdentity.create(
+            c.member.folder / "identity", longer, now=fleet.clock.now, days=CERTIFICATE_DAYS + 10
+        )
+        fleet.clock.advance(days=CERTIFICATE_DAYS + 1)
+        with pytest.raises(UntrustedBytes, match="valid from"):
+            a.member.admission.verify(b.member.identity.certificate_der)
+        assert a.member.accepts(c.member)
+        a.overlay.reconsider()
+        await a.until(lambda: not a.sees(b))
 
 
 async def test_a_session_that_was_being_made_while_its_device_was_revoked_is_not_admitted(fleet: Fleet) -> None:
