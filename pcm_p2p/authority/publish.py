@@ -45,6 +45,7 @@ from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.authority.people import online_key_file
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.site_policy import policy_complaints
 from pcm_p2p.authority.staging import complaints_about
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
@@ -192,6 +193,9 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
             _refuse_expired(role, document, now)
         if role in proposed:
             _refuse_gap(folder, role, document)
+        if role in proposed and role not in ("root", TARGETS):
+            # Signed elsewhere, it was judged without the fleet's policies beside it.
+            _refuse(policy_complaints(folder, role, document.signed))
     if HALT in proposed:
         refuse_dropped(folder, proposed[HALT].signed, targets.signed)
     _refuse_other_signers(documents)

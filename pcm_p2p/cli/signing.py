@@ -266,7 +266,9 @@ def publish(
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
     if unknown := sorted(set(only or ()) - set(folder.roles())):
         raise InputError(f"there is no role {unknown[0]}", key="--only", remedy=f"Roles: {', '.join(folder.roles())}.")
-    published = bring(folder, to, OnlineKeys.open(folder, words, proposed=True), only=only)
+    # Only with the root that names them do new online keys count.
+    keys = OnlineKeys.open(folder, words, proposed=not only or "root" in only)
+    published = bring(folder, to, keys, only=only)
     facts = {
         "schema": "pcm.published/1",
         "root": published.versions.root,

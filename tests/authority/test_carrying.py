@@ -197,6 +197,24 @@ def test_what_is_changed_while_a_person_reads_is_not_signed(three: RepositorySim
     three.fleet.sign(three.key_path("targets", "alice"), PASSPHRASE, shown=[three.fleet.proposals()[0].sha256])
 
 
+def test_a_site_policy_that_devices_would_set_aside_is_not_published_though_it_was_signed_elsewhere(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    key = keyfile.create(tmp_path / "dave.key", PASSPHRASE, "site-hq", "dave", preset="lab")
+    three.fleet.delegate("site-hq", [key.key], 1)
+    three.sign("alice", "bob")
+    three.publish()
+    three.fleet.stage_policy(
+        "local", b'schema = "pcm.policy/1"\nid = "local"\nversion = 1\nmode = "observe"\n', "site-hq"
+    )
+    export_proposal(three.fleet, tmp_path / "site.proposal")
+    assert refusals(three.fleet, signed_with(key.path, tmp_path / "site.proposal", "dave")) == []
+    with pytest.raises(
+        TrustError, match="refused to publish: policy local of site hq: the fleet has signed no allowances"
+    ):
+        three.publish()
+
+
 # What a carrier could do to the file
 
 
