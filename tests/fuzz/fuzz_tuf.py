@@ -22,7 +22,7 @@ import trio
 from repository_simulator import RepositorySimulator, Tree, TreeSource
 from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, MetaFile
 
 from pcm_p2p.authority.bundle import BundledDocument, BundleDocument, BundledTarget, decode_bundle_untrusted
 from pcm_p2p.authority.difference import difference
@@ -31,10 +31,12 @@ from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.site_root import decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import Kind
 
+SITE = "site-berlin"
 FILES = (
-    *("metadata/2.root.json", "metadata/timestamp.json", "metadata/2.snapshot.json", "metadata/2.targets.json"),
-    *("index.json", "policies/second.toml", "fleet/fleet.toml"),
+    *("metadata/2.root.json", "metadata/timestamp.json", ".snapshot.json", ".targets.json", f".{SITE}.json"),
+    *(".index.json", "policies/second.toml", "policies/berlin/second.toml", "fleet/fleet.toml"),
 )
+"""Of the newest state: whole paths, or how the newest one ends."""
 STORED = (
     "floor.json",
     "current",
@@ -42,7 +44,7 @@ STORED = (
     "generations/1/metadata/targets.json",
     "roots/1.root.json",
 )
-SIGNED = ("root", "timestamp", "snapshot", "targets")
+SIGNED = ("root", "timestamp", "snapshot", "targets", SITE)
 KINDS = frozenset(get_args(Kind))
 
 
@@ -55,31 +57,46 @@ class Device:
         memory = Path("/dev/shm")
         self.folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
         self.fleet = RepositorySimulator(self.folder)
+        self.fleet.delegate(SITE, "bob")
+        self.fleet.publish_site_policy("berlin", "first", "bob")
         with self.fleet.client() as client:
             assert trio.run(client.attempt, self.fleet.source()).kind == "good"
         shutil.copytree(self.folder / "device", self.folder / "saved")
         self.fleet.publish_policy("second")
+        self.fleet.publish_site_policy("berlin", "second", "bob")
         self.fleet.publish_root(lambda root: None)
         self.tree = self.fleet.tree()
-        targets = self.fleet.newest_targets()
-        self.contents = {path: self.tree[self.path(path)] for path in targets.signed.targets}
-        self.documents = {role: self.tree[self.path(f"metadata/2.{role}.json")] for role in ("snapshot", "targets")}
-        self.documents["timestamp"] = self.tree["metadata/timestamp.json"]
+        self.genuine = self._genuine()
         self.client: TrustClient = self.fleet.client()
         self.client.open()
         self.first = self.client.digest()
+
+    def _genuine(self) -> set[bytes]:
+        """Everything that anybody of the fleet ever signed: targets as they are, documents by their signed part."""
+        found = {data for path, data in self.tree.items() if path.startswith("targets/")}
+        for path, data in self.tree.items():
+            if path.startswith("metadata/"):
+                found.add(Metadata[Any].from_bytes(data).signed_bytes)
+        return found
 
     def close(self) -> None:
         self.client.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, file: str) -> str:
-        """Where the tree carries ``file`` of ``FILES``."""
-        if file.startswith("metadata/"):
-            return file
-        info = self.fleet.newest_targets().signed.targets[file]
+        """Where the tree carries ``file`` of ``FILES``, in its newest version."""
         folder, slash, name = file.rpartition("/")
-        return f"targets/{folder}{slash}{info.hashes['sha256']}.{name}"
+        if file in self.tree:
+            return file
+        if slash:
+            return next(
+                path for path in self.tree if path.startswith(f"targets/{folder}/") and path.endswith(f".{name}")
+            )
+        documents = [path for path in self.tree if path.endswith(file)]
+        if file == ".index.json":
+            newest = self.fleet.newest_targets().signed.targets["index.json"].hashes["sha256"]
+            return f"targets/{newest}.index.json"
+        return max(documents, key=lambda path: int(path.split("/")[1].split(".")[0]))
 
     def offer(self, tree: Tree, *, genuine: bool = False) -> None:
         """One attempt. What was trusted stays trusted unless it is good; ``genuine``: good can only be what the fleet signed."""
@@ -97,16 +114,14 @@ class Device:
     def _check_whole(self, genuine: bool) -> None:
         view = self.client.view
         assert view is not None
-        contents = {path: view.read(path) for path in view.paths()}
+        contents = [view.read(path) for path in view.paths()]
         if not genuine:
             return
-        assert contents.items() <= self.contents.items(), "a changed target was accepted"
-        for role in ("timestamp", "snapshot", "targets"):
-            ours, theirs = (
-                Metadata[Any].from_bytes(data)
-                for data in (self.documents[role], view.metadata(f"metadata/{role}.json"))
-            )
-            assert ours.signed_bytes == theirs.signed_bytes, f"a changed {role} was accepted"
+        assert self.genuine.issuperset(contents), "a changed target was accepted"
+        for role in ("timestamp", "snapshot", "targets", SITE):
+            data = view.metadata(f"metadata/{role}.json")
+            assert data is not None
+            assert Metadata[Any].from_bytes(data).signed_bytes in self.genuine, f"a changed {role} was accepted"
 
     def _forget(self) -> None:
         self.client.close()
@@ -135,7 +150,7 @@ def carried_samples() -> list[bytes]:
 def signed(data: bytes) -> None:
     """Whoever holds the keys signs the document in ``data[1:]``: refused or usable, never half of it."""
     here = device()
-    role = SIGNED[data[0] % 4] if data else "timestamp"
+    role = SIGNED[data[0] % len(SIGNED)] if data else "timestamp"
     try:
         document = json.loads(data[1:])
         body = _signed_by(document, role)
@@ -145,9 +160,8 @@ def signed(data: bytes) -> None:
 
 
 def signed_samples() -> list[bytes]:
-    paths = {role: device().path(f"metadata/2.{role}.json") for role in SIGNED if role != "timestamp"}
-    paths["timestamp"] = "metadata/timestamp.json"
-    documents = [json.loads(device().tree[paths[role]])["signed"] for role in SIGNED]
+    ends = ("metadata/2.root.json", "metadata/timestamp.json", ".snapshot.json", ".targets.json", f".{SITE}.json")
+    documents = [json.loads(device().tree[device().path(end)])["signed"] for end in ends]
     return [bytes([number]) + json.dumps(document).encode() for number, document in enumerate(documents)]
 
 
@@ -242,15 +256,15 @@ def _signed_by(document: Any, role: str) -> bytes:
     fleet = device().fleet
     signer = {
         "timestamp": fleet.keys.timestamp, "snapshot": fleet.keys.snapshot,
-        "root": _key("root"), "targets": _key("targets"),
+        "root": _key("root"), "targets": _key("targets"), SITE: _key(SITE, "bob"),
     }[role]  # fmt: skip
     signature = signer.sign(str(encode_canonical(document)).encode()).to_dict()
     return json.dumps({"signatures": [signature], "signed": document}).encode()
 
 
 @cache
-def _key(role: str) -> Any:
-    return device().fleet.signer(role)
+def _key(role: str, owner: str = "alice") -> Any:
+    return device().fleet.signer(role, owner)
 
 
 def _tree_with(role: str, document: Any, body: bytes) -> Tree:
@@ -265,6 +279,10 @@ def _tree_with(role: str, document: Any, body: bytes) -> Tree:
     try:
         if role == "targets":
             return here.fleet.stolen(targets=body)
+        if role == SITE:
+            meta = MetaFile.from_data(number, body, ["sha256"])
+            tree = here.fleet.stolen(snapshot_edit=lambda snapshot: snapshot.meta.update({f"{SITE}.json": meta}))
+            return {**tree, f"metadata/{number}.{SITE}.json": body}
         tree = here.fleet.stolen(snapshot_version=number)
     except (ValueError, TypeError, KeyError):
         return {**here.tree, f"metadata/{number}.{role}.json": body}
