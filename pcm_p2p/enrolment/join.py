@@ -118,7 +118,7 @@ async def join(
     text = settings_text(token, overrides or {})
     busy = InputError("another join is at work here", path=state, remedy="Wait for it to end.")
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await trio.to_thread.run_sync(lambda: state.mkdir(mode=0o700, parents=True, exist_ok=True))
         with held(folder / ".lock", busy):
             key = await trio.to_thread.run_sync(_prepare, folder, config, text, token)
             brought = await _go(token, key, now, look_around)
