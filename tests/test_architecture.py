@@ -70,7 +70,7 @@ CORES = {
         "policy.resource",
         "policy.selector",
     ),
-    *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
+    *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.halt", "trust.index", "trust.lint"),
     *("trust.delegation", "trust.site_root"),
     *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
     *("authority.founders", "authority.key_sheet", "authority.key_test"),
