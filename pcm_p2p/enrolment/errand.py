@@ -95,7 +95,7 @@ async def ask_desk(
                 log.info("%s", error)
                 failures.append(error)
                 continue
-            return Brought(reply, desk.addresses[0] if desk.addresses else "", name)
+            return Brought(reply, desk.addresses[0] if desk.addresses else f"the other end of {name}", name)
     raise _worst(desk, failures, len(asked), looked=look_around is not None)
 
 
@@ -110,6 +110,11 @@ def _worst(desk: Desk, failures: list[PcmError], asked: int, *, looked: bool) ->
             remedy="Name the desk in fleet.toml with a [[desk]] table and publish it.",
         )
     first, rest = failures[0], failures[len(desk.addresses) :]
+    if not desk.addresses:
+        through = "; ".join(error.message for error in rest)
+        return TransferError(
+            f"no address of a desk is known, and no neighbour knows more: {through}", remedy=first.remedy
+        )
     if not asked:
         nobody = "; no neighbour was found that could relay" if looked else ""
         return TransferError(first.message + nobody, remedy=first.remedy)

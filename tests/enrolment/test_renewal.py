@@ -350,6 +350,8 @@ async def test_a_desk_that_is_not_there_is_a_matter_of_transfer(authority: Fleet
     with pytest.raises(TransferError, match=r"\[\[desk\]\]|no address of a desk") as refused:
         await renew(identity, [], authority.pem, clock())
     assert "[[desk]]" in refused.value.remedy
+    with pytest.raises(TransferError, match=r"no neighbour knows more: 127\.0\.0\.1:9 cannot be used"):
+        await renew(identity, [], authority.pem, clock(), neighbours=[("127.0.0.1", 9)])
 
 
 def test_a_kill_while_the_certificate_is_written_leaves_the_old_one_or_the_new_one(

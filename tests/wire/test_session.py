@@ -565,3 +565,32 @@ async def test_cancelling_run_closes_the_stream(autojump_clock: trio.testing.Moc
     assert session.closed_reason == "cancelled"
     assert isinstance(await raw.hear(), Hello)
     assert await raw.hear() is None
+
+
+# Whether the process at the other end lives
+
+
+async def test_both_ends_answer_when_they_are_asked_and_the_keep_alive_is_not_disturbed() -> None:
+    async with pair() as (one, two):
+        assert await one.answers(1.0)
+        assert await two.answers(1.0), "also the side that does not ping by itself"
+        assert not one.closed_reason
+
+
+async def test_an_open_connection_alone_is_no_answer(autojump_clock: trio.testing.MockClock) -> None:
+    async with against_raw() as (session, raw, _):
+        assert isinstance(await raw.hear(), Hello)
+        await raw.say(Pong(1), Pong(2), Route(True))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await session.answers(2.0), "what was said before it was asked does not count, nor does another word"
+        asked = await raw.hear()
+        await raw.say(Pong(asked.nonce))
+        assert not await session.answers(2.0), "an answer that came too late is of the question before"
+
+
+async def test_a_session_that_has_ended_answers_nothing() -> None:
+    async with pair() as (one, two):
+        await two.close("done")
+        with trio.fail_after(5):
+            await one.closed.wait()
+        assert not await one.answers(1.0)
