@@ -37,6 +37,9 @@ ISSUED_FIELD = "x-pcm-issued"
 ROLES = ("root", "timestamp", "snapshot", "targets")
 DOCUMENTS_BYTES_MAX = 64 << 20
 """Choice: of one role. A device reads all of them at once, and who signs for a site is not to fill the devices of others."""
+MANIFESTS_BYTES_MAX = 256 << 20
+"""Choice: of one delegated role, a thousand releases and more. Relays and collectors fetch all of them within one attempt of ten
+minutes: more would keep them from everybody else's news."""
 KEY_TYPES = {("ed25519", "ed25519"), ("ecdsa", "ecdsa-sha2-nistp256"), ("ecdsa", "ecdsa-sha2-nistp384")}
 """What every daemon of this version can verify (tokens offer P-256 and P-384 only). A key of another type would make the
 whole file unreadable to older ones."""
@@ -129,6 +132,9 @@ def _delegated(targets: Targets, role: str) -> Iterator[str]:
     for path, info in sorted(targets.targets.items()):
         yield from _target(path, info)
     yield from _documents(targets)
+    total = sum(info.length for path, info in targets.targets.items() if path.endswith(".manifest"))
+    if total > MANIFESTS_BYTES_MAX:
+        yield f"the manifests have {total} bytes together; at most {MANIFESTS_BYTES_MAX} are read"
 
 
 def foreign_paths(targets: Targets, role: str) -> tuple[str, ...]:
