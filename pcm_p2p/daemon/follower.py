@@ -85,16 +85,16 @@ class Follower:
         """Pull and verify what stands at first hand, asked for by name; how it ended."""
         return (await self._ask(source, source.name, first_hand=True)).kind
 
-    async def seek(self) -> None:
-        """Something is wanted that was not before, without anything newer to hear of: ask the origin and then neighbours, until
-        one has all of it."""
-        sources = [self._origin] if self._origin is not None else []
-        sources += [self._neighbours.metadata_source(device) for device in self._neighbours.site_peers()]
-        for source in sources[:SEEK_MAX]:
-            if (await self._ask(source, "origin" if source is self._origin else source.name)).kind in (
-                "good",
-                "unchanged",
-            ):
+    async def seek(self, lacking: Callable[[], bool]) -> None:
+        """Where something is wanted that was not before, there is nothing newer to hear of: ask neighbours and then the origin,
+        until one has all of it. ``lacking`` tells whether anything is; it is called in a worker thread."""
+        if not await trio.to_thread.run_sync(lacking):
+            return
+        sources = [self._neighbours.metadata_source(device) for device in self._neighbours.site_peers()][:SEEK_MAX]
+        sources += [self._origin] if self._origin is not None else []
+        for source in sources:
+            name = "origin" if source is self._origin else source.name
+            if (await self._ask(source, name)).kind in ("good", "unchanged"):
                 return
 
     async def run(self) -> None:

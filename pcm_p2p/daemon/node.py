@@ -444,7 +444,7 @@ class _Node:
 
     async def _site_changed(self) -> None:
         assert self.nursery is not None
-        self.nursery.start_soon(self.follower.seek)
+        self.nursery.start_soon(self.follower.seek, self.site.lacks_of_the_fleets)
         self.importer.poke()
         self.steward.poke()
         self.reporter.poke(assess=True)

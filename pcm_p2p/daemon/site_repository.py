@@ -36,7 +36,7 @@ from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.evidence import Evidence, Fork
-from pcm_p2p.trust.index import Index, check_tree_path, site_root_path
+from pcm_p2p.trust.index import Index, check_tree_path, release_places, site_root_path
 from pcm_p2p.trust.site_root import PREFIX, decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 from pcm_p2p.wire.messages import PROTOCOL_SITE_DIGEST, Digest, Message, SiteDigest
@@ -114,6 +114,18 @@ class SiteRepository:
         """The policies that read, for who has to know early which releases they name."""
         word = self.word()
         return tuple(_policies(word)) if word is not None else ()
+
+    def lacks_of_the_fleets(self) -> bool:
+        """Whether the site's policies name a release of the fleet whose manifest is not here. Blocking."""
+        view = self._fleet.view
+        if view is None:
+            return False
+        try:
+            places = release_places(one.path for one in view.listing().releases)
+        except PcmError:
+            return False  # fetched again with the next attempt, and then looked at
+        named = {(one.release, one.version) for policy in self.policies() for one in policy.assignments}
+        return any(path not in view.kept for release in named for path in places.get(release, ()))
 
     def manifests(self) -> Mapping[ManifestId, Manifest]:
         """The site's own releases whose manifests are here and read. Blocking."""

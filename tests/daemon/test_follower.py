@@ -178,3 +178,26 @@ async def test_what_is_missing_of_a_role_is_asked_of_one_source_after_the_other(
     with trio.move_on_after(4 * HEAL_S + 1):
         await one.run()
     assert len(client.sources) == 4, "nothing is missing: nobody is asked"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "asked"),
+    [
+        (["good"], 1),
+        (["incomplete", "unchanged"], 2),
+        (["incomplete", "incomplete", "good"], 3),
+        (["incomplete"], 4),
+    ],
+)
+async def test_what_is_newly_wanted_is_asked_of_neighbours_first_and_of_the_origin_last(
+    kinds: list[str], asked: int
+) -> None:
+    client = Client(kinds=kinds)
+    await follower(client, 0, 4).seek(lambda: True)
+    assert client.sources == [device(1).hex(), device(2).hex(), device(3).hex(), "origin"][:asked]
+
+
+async def test_nobody_is_asked_when_nothing_is_lacking() -> None:
+    client = Client()
+    await follower(client, 0, 4).seek(lambda: False)
+    assert client.sources == []

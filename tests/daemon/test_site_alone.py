@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet, state_of
+from origin_with_faults import OriginWithFaults
 
 from pcm_p2p.authority.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
@@ -123,3 +124,35 @@ async def test_published_in_the_office_with_the_origin_out_of_reach_all_devices_
         second.release(noise(2_000, 3), "3")
         second.publish("3")
         await fleet.until_applied(*devices, name="office-tool", version="3")
+
+
+async def test_from_a_web_server_of_the_office_and_a_policy_that_loosens_is_set_aside_and_said(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path) as fleet:
+        office = Office(fleet)
+        office.tree.mkdir()
+        server = OriginWithFaults(office.tree)
+        await fleet.nursery.start(server.serve)
+        web: dict[str, Any] = {"urls": [server.url], "poll_s": 1.0}
+        devices = [await fleet.enrol("a", site=web), await fleet.enrol("b", site=web)]
+        app = noise(50_000, 4)
+        fleet.release(app)
+        fleet.authority.stage_file("fleet/allowances.toml", ALLOWANCES)
+        fleet.publish()
+        tool = noise(300_000)
+        office.release(tool, "1")
+        office.publish("1", path="/opt/app", policy="greedy")
+        office.publish("1")
+        fleet.start(*devices)
+        await fleet.until_applied(*devices, name="office-tool")
+        await fleet.until_applied(*devices)
+        for device in devices:
+            assert (device.installed("office-tool"), device.installed("app")) == (tool, app)
+            status = await fleet.until(device, lambda status: status["problems"])
+            problem = "policy greedy of site office is set aside: release office-tool changes /opt/app"
+            assert any(one.startswith(problem) for one in status["problems"]), status["problems"]
+        asked_of_fleet = {path for path, _ in fleet.origin.segments_asked}
+        asked_of_site = {path for path, _ in server.segments_asked}
+        assert asked_of_fleet
+        assert asked_of_site
+        assert not asked_of_fleet & asked_of_site, "neither is asked for what the other has"
+        assert sum(server.sent[path] for path in asked_of_site) < 2 * len(tool), "one device fetches, the others ask it"

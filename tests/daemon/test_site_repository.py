@@ -23,12 +23,14 @@ from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_folder import NAME
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
+from pcm_p2p.content.ingest import ingest
 from pcm_p2p.daemon import site_repository
-from pcm_p2p.daemon.documents import read_documents
+from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
 from pcm_p2p.daemon.site_repository import FolderSource, SiteRepository
 from pcm_p2p.gossip.peer import PeerDown, PeerInfo, PeerUp
 from pcm_p2p.gossip.spread import PENALTY_MS_MIN
 from pcm_p2p.ids import DeviceId
+from pcm_p2p.policy.document import Policy
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.index import STANDING, site_root_path
@@ -125,6 +127,7 @@ class Device:
             world.fleet.folder.root_bytes(1),
             world.fleet.folder.fleet_id,
             wall_clock=lambda: world.now,
+            wanted=manifests_to_keep(DeviceFacts(self.device, site), lambda: world.now, self.policies),
             standing=(*STANDING, site_root_path(site)),
         )
         self.handler: Callable[[DeviceId, Any], Awaitable[None]] | None = None
@@ -147,6 +150,9 @@ class Device:
             rng=Random(1),
             on_change=self.on_change,
         )
+
+    def policies(self) -> tuple[Policy, ...]:
+        return self.site.policies()
 
     async def on_change(self) -> None:
         self.changed.set()
@@ -480,3 +486,27 @@ async def test_only_trusted_files_of_the_own_sites_tree_are_served(world: World,
 async def test_the_fleet_refuses_to_list_a_root_of_another_site(world: World) -> None:
     with pytest.raises(Exception, match="root of site berlin"):
         list_site_root(world.fleet.folder, SITE, signed_root(world.found(site="paris").folder))
+
+
+async def test_a_release_of_the_fleet_that_only_the_site_assigns_is_seen_to_be_lacking_until_its_manifest_is_here(
+    world: World,
+) -> None:
+    source = world.path / "app.bin"
+    source.write_bytes(b"app")
+    folder = world.fleet.folder
+    made = ingest([source], release="app", version="1", counter=1, work=folder.path, level=0, processes=1)
+    folder.stage_release(made.manifest, made.segments_folder)
+    site = world.found()
+    world.lists(signed_root(site.folder))
+    device = Device(world, {}, tree=site.tree)
+    async with running(device):
+        site.publish(own=policy())
+        await device.until_targets(1)
+        assert not device.site.lacks_of_the_fleets()
+        site.publish(own=policy(2) + b'[[assign]]\nrelease = "app"\nversion = "1"\n')
+        await device.until_targets(2)
+        assert device.site.lacks_of_the_fleets()
+        await device.follow_fleet()
+        assert not device.site.lacks_of_the_fleets()
+        assert device.fleet.view is not None
+        assert "releases/main/app@1.manifest" in device.fleet.view.kept
