@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from compliance_world import START_MS, FakeCollector, FakeDevice, verify_certificate
+from compliance_world import START_MS, FakeCollector, FakeDevice, NamedSigner, verify_certificate
 
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.courier import Courier, CourierLimits
@@ -19,7 +19,7 @@ from pcm_p2p.compliance.handover import decode_taken_untrusted, encode_taken
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.compliance.record import open_record_untrusted
 from pcm_p2p.database import open_database
-from pcm_p2p.errors import TransferError
+from pcm_p2p.errors import TransferError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.sidecar import Sidecar, open_sidecar
 from pcm_p2p.wire.messages import AcksPut, Message, RecordsPut, Route
@@ -284,3 +284,35 @@ async def test_junk_among_records_is_refused_and_blamed_and_the_rest_is_kept(
         assert decode_taken_untrusted(answer, 4).taken == (False, True, False, True)
         assert (await bob.statistics()).carried_records == 1
         assert caplog.text.count(f"{CAROL.id.short} handed over a record that is refused") == 2
+
+
+async def test_a_carrier_lets_go_of_what_revoked_devices_wrote_and_takes_no_more_of_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    revoked: set[DeviceId] = set()
+
+    def verify(certificate: bytes) -> NamedSigner:
+        signer = verify_certificate(certificate)
+        if signer.device_id in revoked:
+            raise UntrustedBytes(f"device {signer.device_id.short} is revoked")
+        return signer
+
+    async with site_at(tmp_path) as site:
+        alice, carol, bob = [await site.start(device, direct=False) for device in (ALICE, CAROL, BOB)]
+        bob._verify_certificate = verify
+        records = []
+        for author, carrier in ((ALICE, alice), (CAROL, carol)):
+            await carrier.report(author.report())
+            (data,) = (await carrier._outbox.read(parcel.hash for parcel in await carrier._outbox.load())).values()
+            records.append(data)
+        answer = await bob.take_records(CAROL.id, RecordsPut(1, tuple(records)))
+        assert decode_taken_untrusted(answer, 2).taken == (True, True)
+        assert await carries(bob, 2)
+        revoked.add(ALICE.id)
+        await bob.let_go([ALICE.id])
+        assert await carries(bob, 1)
+        with caplog.at_level(logging.WARNING):
+            answer = await bob.take_records(CAROL.id, RecordsPut(1, tuple(records)))
+        assert decode_taken_untrusted(answer, 2).taken == (False, True)
+        assert await carries(bob, 1), "Carol's is still there, Alice's does not come back"
+        assert f"device {ALICE.id.short} is revoked" in caplog.text
