@@ -75,6 +75,8 @@ Bringing = Callable[[Question, Channel], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
+ANSWER_S = 0.8
+"""What the service has for saying that a probe did not answer; ``compliance.inspection`` gives a probe a second more."""
 LOOK_S = 600.0
 """Choice: hashing what is in place of the largest releases, behind a change that is under way for some minutes."""
 CHANGE_S = 4 * 3_600.0
@@ -294,7 +296,7 @@ class RemoteProber:
             return self._here.observe(check, timeout_s)
         try:
             request = Observe(digest_of_check(check), max(1, int(1_000 * timeout_s)))
-            seen = _expect(ask_once(self._path, request, timeout_s=timeout_s), Observed)
+            seen = _expect(ask_once(self._path, request, timeout_s=timeout_s + ANSWER_S), Observed)
         except PcmError as error:
             unknown = Unknown("error", error.message)
             return dict.fromkeys([*(condition.attribute for condition in check.conditions()), "hits"], unknown)

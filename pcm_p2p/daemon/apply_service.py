@@ -73,6 +73,7 @@ from pcm_p2p.daemon.apply_trust import ApplyTrust
 from pcm_p2p.daemon.ledger import Ledger
 from pcm_p2p.errors import DiskFull, PcmError, StorageError, TrustError
 from pcm_p2p.policy.desired import Change, Desired
+from pcm_p2p.policy.document import AnyCheck
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ PENALTY_S = 1.0
 """Choice: what a connection that says nonsense costs the next one; an honest daemon never waits for it."""
 SPARE_BYTES = 256 << 20
 """Choice: what must be left on the disk beside the staged bytes, for unpacking and the journal."""
+PROBES_MAX = 2
+"""As ``compliance.inspection``: one that works and one that may hang."""
+PROBE_GRACE_S = 0.5
+"""A probe notices its own deadline; this much later its thread is given up. Below what the daemon adds for itself."""
 TEXT_CHARACTERS_MAX = 2_000
 HITS_BYTES_MAX = 4 << 20
 """Of the values of one observation; ``dialogue.ANSWER_BYTES_MAX`` has room for their names and lengths, too."""
@@ -128,7 +133,7 @@ class ApplyService:
         self._staging = state / "staging"
         self._prober = Prober(self._root_path)
         self._one_change = trio.Lock()
-        self._probes = trio.CapacityLimiter(2)
+        self._probes = trio.CapacityLimiter(PROBES_MAX)
         self._penalty_s, self._stall_s = penalty_s, stall_s
         self._rest_until_s = 0.0
 
@@ -343,10 +348,19 @@ class ApplyService:
         check = next((one.check for one in desired.checks if digest_of_check(one.check) == request.check), None)
         if check is None:
             raise Unwilling("no signed policy for this device has that check")
-        observation = await trio.to_thread.run_sync(
-            self._prober.observe, check, request.timeout_ms / 1_000, limiter=self._probes
-        )
-        return Observed(_seen(observation))
+        return Observed(_seen(await self._look(check, request.timeout_ms / 1_000)))
+
+    async def _look(self, check: AnyCheck, timeout_s: float) -> Observation:
+        """A probe that hangs (a dead network mount) costs its own check, and not the connections for changes."""
+        reason = "earlier probes hang, so this one was not started"
+        if self._probes.available_tokens:
+            with trio.move_on_after(timeout_s + PROBE_GRACE_S):
+                return await trio.to_thread.run_sync(
+                    self._prober.observe, check, timeout_s, abandon_on_cancel=True, limiter=self._probes
+                )
+            reason = f"the probe did not answer within {timeout_s:g} s"
+        unknown = Unknown("not_run", reason)
+        return dict.fromkeys([*(condition.attribute for condition in check.conditions()), "hits"], unknown)
 
     def _standing(self) -> Standing:
         device, (root, timestamp, snapshot, targets) = self._settings.device, self._trust.versions

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from pcm_p2p.apply.dialogue import (
     GetStanding,
     InPlace,
     NoMore,
+    Observe,
+    Observed,
     Offer,
     Question,
     Refused,
@@ -38,6 +41,7 @@ from pcm_p2p.apply.dialogue import (
     Standing,
     encode,
 )
+from pcm_p2p.apply.judgement import digest_of_check
 from pcm_p2p.apply.receipt import ATTEMPTS_MAX
 from pcm_p2p.authority.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
@@ -202,6 +206,25 @@ async def test_checks_of_files_are_looked_at_by_the_service_and_only_those_of_th
     seen = await trio.to_thread.run_sync(prober.observe, desired.checks[0].check)
     assert isinstance(seen["mode"], Unknown)
     assert "does not answer" in seen["mode"].reason
+
+
+async def test_probes_that_hang_cost_their_checks_and_nothing_else(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first", checks=CHECK)
+    released = threading.Event()
+    async with world.serving() as service:
+        service._prober.observe = lambda check, timeout_s: {"hung": released.wait(60)}  # type: ignore[method-assign]
+        desired, liar = await world.refresh(), Liar(world)
+        await liar.offer()
+        request = Observe(digest_of_check(desired.checks[0].check), 10)
+        try:
+            for why in ("did not answer within 0.01 s", "did not answer within 0.01 s", "earlier probes hang"):
+                seen = await liar.ask(request)
+                assert isinstance(seen, Observed)
+                assert {(fact.unknown, why in fact.reason) for fact in seen.facts} == {("not_run", True)}
+            assert isinstance(await liar.apply(desired.releases[0].change), Ended)
+        finally:
+            released.set()
+    assert world.installed == b"first"
 
 
 async def test_it_says_what_it_is_and_trusts(world: ApplyWorld) -> None:
