@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Annotated
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from pcm_p2p import __version__
 from pcm_p2p.cli import (
@@ -87,10 +90,18 @@ def _common(
     pass
 
 
+@cache
+def _command() -> TyperGroup:
+    """All commands, made once a process: that takes 0.2 s of computing, which a caller of many commands pays once."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup), "an application with groups of commands is one"
+    return group
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of the ``pcm-p2p`` script."""
     try:
-        app(args=arguments, prog_name="pcm-p2p")
+        _command()(args=arguments, prog_name="pcm-p2p")
     except PcmError as error:
         report(error)
         sys.exit(error.exit_status)
