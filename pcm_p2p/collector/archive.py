@@ -271,7 +271,7 @@ async def _put_latest(connection: aiosqlite.Connection, record: Opened) -> None:
         *count.values(),
     )  # fmt: skip
     await connection.execute(f"INSERT OR REPLACE INTO device VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
-    for table in ("device_policy", "finding", "release", "fork", "clone"):
+    for table in ("device_policy", "finding", "release", "fork", "clone", "problem"):
         await connection.execute(f"DELETE FROM {table} WHERE device = ?", (device,))  # noqa: S608
     await connection.executemany(
         "INSERT OR REPLACE INTO device_policy VALUES (?,?,?,?)",
@@ -280,6 +280,9 @@ async def _put_latest(connection: aiosqlite.Connection, record: Opened) -> None:
     await connection.executemany(
         "INSERT OR REPLACE INTO fork VALUES (?,?,?,?,?)",
         [(device, fork.role, fork.version, " ".join(fork.digests), fork.seen_ms) for fork in body.forks],
+    )
+    await connection.executemany(
+        "INSERT INTO problem VALUES (?,?,?)", [(device, place, said) for place, said in enumerate(body.problems)]
     )
     await connection.executemany(
         "INSERT OR REPLACE INTO clone VALUES (?,?)", [(device, subject) for subject in body.clones]

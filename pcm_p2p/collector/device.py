@@ -97,6 +97,7 @@ class Device(msgspec.Struct, frozen=True):
     seen_by: str
     first_seen_ms: int
     forks: list[ForkOnDevice]
+    problems: list[str]
     revoked_ms: int = 0
     revoked_reason: str = ""
     revoked_refused: int = 0
@@ -183,6 +184,10 @@ def device(snapshot: Snapshot, device_id: str) -> Device | None:
             ),
             ForkOnDevice,
         ),
+        problems=[
+            str(row["said"])
+            for row in snapshot.rows("SELECT said FROM problem WHERE device = :device ORDER BY place", values)
+        ],
         revoked_ms=revoked[0]["since_ms"] if revoked else 0,
         revoked_reason=revoked[0]["reason"] if revoked else "",
         revoked_refused=revoked[0]["refused"] if revoked else 0,

@@ -137,6 +137,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE clone (device TEXT NOT NULL, subject TEXT NOT NULL, PRIMARY KEY (device, subject)) WITHOUT ROWID;
     CREATE INDEX clone_by_subject ON clone (subject);
     """,
+    # What of the signed documents a device could not use or set aside, a sentence each; as its latest report says.
+    """
+    CREATE TABLE problem (
+        device TEXT NOT NULL, place INTEGER NOT NULL, said TEXT NOT NULL, PRIMARY KEY (device, place)
+    ) WITHOUT ROWID;
+    """,
 )
 
 BUCKET_S = 10

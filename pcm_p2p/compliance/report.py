@@ -28,6 +28,7 @@ LEVEL = 9
 """Choice: packing runs once per report; between levels only the texts of findings would differ."""
 
 FORKS_MAX = 32
+PROBLEMS_MAX = 32
 CLONES_MAX = 64
 """Choice: more than an office sees at once; the report stays small."""
 
@@ -105,7 +106,8 @@ class ForkSeen(msgspec.Struct, frozen=True):
 
 class ReportBody(msgspec.Struct, frozen=True):
     """``device`` is the hexadecimal id and must be that of the record's signer. ``created_ms`` is the device's clock. ``clones``
-    are ids that the device knows to be used twice; its own if its neighbours say so."""
+    are ids that the device knows to be used twice; its own if its neighbours say so. ``problems``: what of the signed documents
+    it could not use or set aside, a sentence each."""
 
     schema: Literal["pcm.report/1"]
     device: _DeviceHex
@@ -122,6 +124,7 @@ class ReportBody(msgspec.Struct, frozen=True):
     shortened: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     clones: Annotated[tuple[_DeviceHex, ...], msgspec.Meta(max_length=CLONES_MAX)] = ()
     forks: Annotated[tuple[ForkSeen, ...], msgspec.Meta(max_length=FORKS_MAX)] = ()
+    problems: Annotated[tuple[Text, ...], msgspec.Meta(max_length=PROBLEMS_MAX)] = ()
 
     @property
     def device_id(self) -> DeviceId:
@@ -197,4 +200,5 @@ def _shortened(report: ReportBody, degree: int) -> ReportBody:
     releases = tuple(
         msgspec.structs.replace(release, detail=cut(release.detail, release.state)) for release in report.releases
     )
-    return msgspec.structs.replace(report, findings=findings, releases=releases, shortened=degree)
+    problems = tuple(filter(None, (cut(problem, "") for problem in report.problems)))
+    return msgspec.structs.replace(report, findings=findings, releases=releases, problems=problems, shortened=degree)

@@ -21,10 +21,11 @@ import trio
 
 from pcm_p2p import __version__
 from pcm_p2p.compliance.carry import Carrier
-from pcm_p2p.compliance.finding import Finding
+from pcm_p2p.compliance.finding import Finding, clip
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.report import (
     CLONES_MAX,
+    PROBLEMS_MAX,
     SCHEMA,
     ForkSeen,
     Platform,
@@ -175,6 +176,7 @@ class Reporter:
             findings=self.findings,
             transfer=Transfer(totals.wan_in_bytes, totals.lan_in_bytes, totals.lan_out_bytes),
             clones=self.clones()[:CLONES_MAX],
+            problems=tuple(clip(problem) for problem in self._steward.problems[:PROBLEMS_MAX]),
             forks=tuple(ForkSeen(fork.role, fork.version, fork.digests, fork.seen_ms) for fork in self.forks()),
         )
 

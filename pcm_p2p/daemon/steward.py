@@ -164,8 +164,9 @@ class Steward:
         weighed = documents.weighed(self._facts, freshness)
         desired = documents.desired(weighed, self._facts, self._now(), freshness)
         of_roles = view.problems(self._now())
-        self.problems = (*of_roles, *documents.problems, *weighed.problems, *desired.conflicts)
-        self.policies = weighed.policies
+        problems = (*of_roles, *documents.problems, *weighed.problems, *desired.conflicts)
+        self._changed |= problems != self.problems
+        self.problems, self.policies = problems, weighed.policies
         self.desired = desired
         self._on_transfer(desired.transfer)
         await self._follow_assignments(view, own, desired)

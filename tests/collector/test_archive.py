@@ -47,6 +47,7 @@ ORDER_FREE = (
     "stream",
     "device",
     "device_policy",
+    "problem",
     "finding",
     "release",
     "fork",
@@ -86,6 +87,7 @@ def opened(seq: int, *, device: DeviceId = DEVICE, epoch: int = 7, twin: bytes =
         transfer=Transfer(seq * 11, seq * 21, seq * 5),
         forks=(ForkSeen("timestamp", seq, ("a" * 64, "b" * 64), created_ms),) if seq % 3 == 0 else (),
         clones=("c" * 32,) if seq % 2 == 0 else (),
+        problems=("policy p of site s is set aside: why", "another") if seq % 2 == 1 else (),
     )
     body = type(body)(**{name: facts.get(name, getattr(body, name)) for name in body.__struct_fields__})
     previous = bytes(32) if seq == 1 else chain_hash(device, epoch, seq - 1)

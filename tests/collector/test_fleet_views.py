@@ -129,6 +129,7 @@ def test_a_revoked_device_is_shown_as_revoked_and_counts_nowhere_else(demo_archi
         gone = [of("good"), of("failing"), str(demo_id("silent 0"))]
         copy.executemany("INSERT INTO revoked VALUES (?, 1000, 'stolen', 4)", [(one,) for one in gone])
         copy.execute("INSERT INTO fork VALUES (?, 'timestamp', 7, 'aa bb', 1000)", (of("stale"),))
+        copy.executemany("INSERT INTO problem VALUES (?, ?, ?)", [(of("stale"), 1, "b"), (of("stale"), 0, "a")])
         copy.executemany("INSERT INTO clone VALUES (?, ?)", [(of("good"), of("stale")), (of("failing"), of("stale"))])
         copy.commit()
     with open_snapshot(path, NOW_MS) as snapshot:
@@ -145,6 +146,7 @@ def test_a_revoked_device_is_shown_as_revoked_and_counts_nowhere_else(demo_archi
         cloned = device(snapshot, row.device)
         assert cloned is not None
         assert (cloned.device, cloned.clone_witnesses) == (of("stale"), 2)
+        assert cloned.problems == ["a", "b"]
         (row,) = devices(snapshot, DeviceFilter(attention="fork")).devices
         forked = device(snapshot, row.device)
         assert forked is not None
