@@ -46,16 +46,15 @@ with socket.create_connection((sys.argv[1], 8741), timeout=5) as door:
 """
 
 
-def enrolled(fleet: Fleet, state: Path, *, knows_the_fleet: bool) -> None:
-    """A device as 'enroll join' leaves it; one that knows the fleet has read its document."""
+def enrolled(fleet: Fleet, state: Path) -> None:
+    """A device as 'enroll join' leaves it, which has read the fleet document since."""
     issuer, root = FleetCA.load(fleet.fleet.path / "ca", PASSPHRASE), fleet.fleet.root_bytes(1)
     identity = DeviceIdentity.create(state / "identity", issuer, now=fleet.clock.now)
     record = FleetRecord(fleet.fleet.fleet_id, site="office")
     DeviceIdentity.install(state / "identity", identity.certificate_der, issuer.pem, record, root)
     (state / "config.toml").write_text('[device]\nsite = "office"\n[discovery]\nmdns = false\n')
     with TrustClient(state / "trust", root, fleet.fleet.fleet_id, wall_clock=fleet.clock) as client:
-        if knows_the_fleet:
-            assert attempt(client, TreeSource(fleet.origin)).kind == "good"
+        assert attempt(client, TreeSource(fleet.origin)).kind == "good"
 
 
 class Neighbour:
@@ -133,7 +132,7 @@ def office(fleet_of_today: Fleet) -> Fleet:
 
 def test_it_is_reached_on_the_network_of_a_site_and_through_no_other_interface(office: Fleet, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    enrolled(office, state, knows_the_fleet=True)
+    enrolled(office, state)
     log: list[str] = []
     with neighbour() as beside, daemon_on_its_own_machine(state, beside, log) as listening:
         assert listening == ["10.1.7.9:8741"]
@@ -145,10 +144,3 @@ def test_it_is_reached_on_the_network_of_a_site_and_through_no_other_interface(o
         beside.run("sh", "-ec", "ip link set office down && ip route add 10.1.7.9/32 via 203.0.113.9 dev outside")
         assert beside.knock("10.1.7.9") == "closed"
     assert "203.0.113.10: came in through outside, on which nobody is let in" in log[0]
-
-
-def test_before_it_knows_the_fleet_it_listens_on_private_networks(office: Fleet, tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    enrolled(office, state, knows_the_fleet=False)
-    with neighbour() as beside, daemon_on_its_own_machine(state, beside, []) as listening:
-        assert listening == ["10.1.7.9:8741", "192.168.178.9:8741"]
