@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from pcm_p2p.compliance.facts.observation import Observation
 from pcm_p2p.compliance.inspection import Inspector
+from pcm_p2p.compliance.report import PROBLEMS_MAX, pack, unpack_untrusted
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.daemon.meter import Totals
@@ -341,3 +342,28 @@ async def test_checks_run_on_change_also_while_no_report_can_be_made(
         nursery.cancel_scope.cancel()
     assert [finding.state for finding in reporter.findings] == ["fail"]
     assert (tmp_path / "findings.json").exists()
+
+
+async def test_what_a_device_does_not_follow_of_signed_documents_is_in_its_report(
+    tmp_path: Path, manifest: bytes, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = View(manifest)
+    monkeypatch.setattr(view, "problems", lambda _now: ("site berlin: why\x1b[2J", *["more"] * 100))
+    world = World(tmp_path, view)
+    reporter = Reporter(
+        world.steward,
+        cast(Any, world.steward._client),
+        cast(Any, None),
+        Inspector(cast(Any, None), lambda: 0),
+        cast(Any, SimpleNamespace(totals=Totals)),
+        ME,
+        "office",
+        tmp_path / "findings.json",
+        interval_s=7_200,
+        now=lambda: NOW,
+        remedy=world.steward.remedy,
+    )
+    async with world.at_work(0.5):
+        problems = unpack_untrusted(pack(reporter.body())).problems
+    assert len(problems) == PROBLEMS_MAX
+    assert problems[0] == "site berlin: why\N{REPLACEMENT CHARACTER}[2J", "what others signed paints no screen"
