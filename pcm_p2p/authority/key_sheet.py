@@ -13,7 +13,7 @@ from datetime import datetime
 from textwrap import wrap
 from typing import Any
 
-from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.authority.key_test import Holder
@@ -38,7 +38,9 @@ LOSSES = (
     ("The publisher's machine was broken into", "pcm-p2p fleet recover stolen-online-key"),
     ("A site's key is stolen", "pcm-p2p fleet recover stolen-site-key SITE"),
     ("Something bad is being rolled out", "pcm-p2p halt RELEASE --reason TEXT --key KEYFILE"),
-    ("Somebody leaves, somebody comes", "pcm-p2p key rotate --role ROLE --owner NAME --new FILE.pub"),
+    ("Something expires soon", "pcm-p2p fleet check"),
+    ("Somebody changes the key", "pcm-p2p key rotate --role ROLE --owner NAME --new FILE.pub"),
+    ("Somebody leaves", "pcm-p2p key remove --role ROLE --owner NAME"),
     ("Who has signed what", "pcm-p2p audit verify"),
 )
 """What happened, and the command that says and begins what is to be done."""
@@ -94,13 +96,17 @@ def key_sheet(
     name: str,
     fleet_id: str,
     root: Metadata[Root],
-    targets: Metadata[Targets] | None,
+    expiries: Iterable[tuple[str, datetime]],
     holders: Iterable[Holder],
     thresholds: dict[str, int],
     *,
     made: datetime,
 ) -> KeySheet:
-    """The sheet of a fleet whose newest root is ``root``. ``holders`` and ``thresholds`` are by role, delegated ones included."""
+    """The sheet of a fleet whose newest root is ``root``.
+
+    ``expiries``: role and end of each document that people sign. ``holders`` and ``thresholds`` are by role, delegated ones
+    included.
+    """
     by_role: dict[str, list[Holder]] = {}
     for holder in holders:
         by_role.setdefault(holder.role, []).append(holder)
@@ -111,9 +117,6 @@ def key_sheet(
     }
     people = tuple(one for role, one in roles.items() if role not in _ONLINE)
     signed = bool(root.signed.get_verification_result("root", root.signed_bytes, root.signatures))
-    expiries = [("root", root.signed.expires, "its holders sign a new one: 'pcm-p2p key rotate' or 'fleet renew'")]
-    if targets is not None:
-        expiries.append(("targets", targets.signed.expires, "with each release, or 'pcm-p2p fleet renew'"))
     return KeySheet(
         name,
         fleet_id,
@@ -123,7 +126,10 @@ def key_sheet(
         made,
         people,
         tuple(one for role, one in roles.items() if role in _ONLINE),
-        tuple(expiries),
+        tuple(
+            (title_of(role), expires, f"before, its holders sign anew: 'fleet renew --role {role}'")
+            for role, expires in expiries
+        ),
         tuple(_remarks(people, signed)),
     )
 

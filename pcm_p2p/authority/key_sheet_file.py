@@ -20,7 +20,8 @@ ENDINGS = (".html", ".txt")
 
 def sheet_of(folder: FleetFolder) -> KeySheet:
     """The sheet of a fleet as its folder stands. Raises ``StorageError`` if the record of tests cannot be read."""
-    root, targets = folder.root(), folder.targets() or folder.proposed_targets()
+    documents = ((role, folder.document(role) or folder.proposed(role)) for role in folder.roles())
+    expiries = tuple((role, one.signed.expires) for role, one in documents if one is not None)
     thresholds = {}
     for role in ("snapshot", "timestamp", *folder.roles()):
         delegator = folder.delegator(role)
@@ -29,7 +30,7 @@ def sheet_of(folder: FleetFolder) -> KeySheet:
         elif delegator is not None and (given := delegating.holders(delegator, role)) is not None:
             thresholds[role] = given[1]
     return key_sheet(
-        folder.name, folder.fleet_id, root, targets, holders_of(folder), thresholds, made=folder.wall_clock()
+        folder.name, folder.fleet_id, folder.root(), expiries, holders_of(folder), thresholds, made=folder.wall_clock()
     )
 
 

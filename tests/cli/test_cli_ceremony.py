@@ -290,6 +290,11 @@ def test_commands_on_the_sheet_exist(text: str) -> None:
                 break
             assert word in command.commands, f"the sheet names pcm-p2p {line}, which is no command"
             command = command.commands[word]
+        if hasattr(command, "commands") and "order" in command.commands:
+            command = command.commands["order"]  # 'halt RELEASE' is short for it
+        options = {name for parameter in command.params for name in parameter.opts}
+        for option in re.findall(r"--[a-z-]+", text):
+            assert option in options, f"pcm-p2p {line} has no {option}"
 
 
 # passphrases
