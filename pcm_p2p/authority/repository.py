@@ -50,6 +50,7 @@ from pcm_p2p.authority.release_list import (
     same_but_for_counter,
 )
 from pcm_p2p.authority.signing_key import open_signing_key
+from pcm_p2p.authority.site_folder import counters_above
 from pcm_p2p.authority.site_policy import policy_complaints
 from pcm_p2p.authority.staging import StagingArea, complaints_about, keyids_of, system_clock
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
@@ -153,6 +154,25 @@ class FleetFolder(StagingArea):
         folder.stage_fleet_document()
         return folder
 
+    @classmethod
+    def adopt(
+        cls, path: Path, fleet_id: str, name: str, *, wall_clock: Callable[[], datetime] = system_clock
+    ) -> FleetFolder:
+        """The folder at ``path`` for a fleet that was founded elsewhere, with no key in it; what is there already stays.
+
+        The caller puts in what is published. Raises ``InputError`` if the folder is another fleet's.
+        """
+        for part in ("keys", "ca", "enrolment"):
+            (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in ("repository/metadata", "repository/targets", "segments", "proposal"):
+            (path / part).mkdir(parents=True, exist_ok=True)
+        if not (path / "fleet.json").exists():
+            write_atomic(path / "fleet.json", msgspec.json.encode(_Facts("pcm.fleet-folder/1", fleet_id, name)))
+        folder = cls.open(path, wall_clock=wall_clock)
+        if folder.fleet_id != fleet_id:
+            raise InputError(f"is of fleet {folder.fleet_id[:8]}, not {fleet_id[:8]}", path=path)
+        return folder
+
     @staticmethod
     def refuse_existing(path: Path) -> None:
         """Raises ``InputError`` if a fleet cannot be made at ``path``, before anybody was asked for anything."""
@@ -206,7 +226,8 @@ class FleetFolder(StagingArea):
 
     def next_counter(self, release: str) -> int:
         """One above the highest counter that release ever had: devices never go to a lower one."""
-        return 1 + max((highest_counters(one).get(release, 0) for one in self._all_targets()), default=0)
+        known = (highest_counters(one).get(release, 0) for one in self._all_targets())
+        return 1 + max((counters_above(self.path), *known))
 
     def _all_targets(self) -> Iterator[Targets]:
         """Of every role that lists targets: what is proposed, and what is published."""

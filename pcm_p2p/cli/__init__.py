@@ -19,6 +19,7 @@ release_progress  the bar while a release is made
 policy            ``policy check``, ``policy put``
 site_policy       ``policy allow``
 delegation        ``site delegate``, ``site show``, ``site revoke``, ``team delegate``, ``team show``, ``team revoke``
+workspace         ``fleet workspace``
 halt              ``halt order``, ``halt list``, ``halt lift``
 site_alone        ``site found``, ``site autonomous``
 signing           ``sign``, ``merge``, ``publish``

@@ -35,6 +35,7 @@ from pcm_p2p.cli import (
     signing,
     site_alone,
     store,
+    workspace,
 )
 from pcm_p2p.errors import PcmError, exit_statuses
 
@@ -50,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ceremony.mount(fleet.app)
+workspace.mount(fleet.app)
 people.mount(key.app, fleet.app)
 fleet_check.mount(fleet.app)
 fleet.app.add_typer(recover.app, name="recover")

@@ -13,6 +13,7 @@ surroundings   what the signed fleet document says: collectors, and to whom repo
 neighbours     the overlay as swarm, trust and compliance want to see it
 follower       keeps the trusted metadata fresh: asks neighbours that have news, polls the origin in turn
 documents      the documents of a trusted view, decoded, and what of them does not read
+workspace      a fleet folder to sign in, made from a published tree, for people of a site or team
 halted         what is halted on this device
 steward        trusted metadata → desired state → wanted releases → fetched, staged, applied
 site_repository  the repository with which the device's own site acts alone, followed beside the fleet's

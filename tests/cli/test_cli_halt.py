@@ -20,6 +20,11 @@ Words = tuple[str, Path]
 POLICY = 'schema = "pcm.policy/1"\nid = "berlin-base"\nversion = 1\nmode = "notify"\n'
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(quick_disk: None) -> None:
+    pass
+
+
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Key files of a site's and a team's admin."""
