@@ -191,6 +191,7 @@ def sign_challenge(
     """
     from pcm_p2p.authority.key_test_file import prove_key, untested
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.trust.lint import ROLES as TOP_LEVEL
 
     folder = FleetFolder.open(fleet)
     tests = prove_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
@@ -205,7 +206,8 @@ def sign_challenge(
         )
         return
     for one in tests:
-        out().print(f"{one.challenge.role}: signed, and verified under the key that root {one.challenge.under} lists")
+        by = "root" if one.challenge.role in TOP_LEVEL else "targets"
+        out().print(f"{one.challenge.role}: signed, and verified under the key that {by} {one.challenge.under} lists")
     for holder in left:
         note(f"not tested yet: the {holder.role} key of {holder.owner}")
 

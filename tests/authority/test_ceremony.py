@@ -509,3 +509,16 @@ def test_a_root_of_people_only_satisfies_the_rules_for_metadata(waiting: FleetFo
         "snapshot": 1,
         "timestamp": 1,
     }
+
+
+def test_the_keys_of_a_site_are_tested_and_printed_like_others(waiting: FleetFolder, tmp_path: Path) -> None:
+    office = create(tmp_path / "office.key", PASSPHRASE, "site-berlin", "frida", preset="lab")
+    waiting.delegate("site-berlin", [public(office).key], 1)
+    assert ("site-berlin", "frida") in {(holder.role, holder.owner) for holder in untested(waiting)}
+    (test,) = prove_key(waiting, open_signing_key(office.path, PASSPHRASE))
+    assert test.challenge.role == "site-berlin"
+    assert ("site-berlin", "frida") not in {(holder.role, holder.owner) for holder in untested(waiting)}
+    text = as_text(sheet_of(waiting))
+    assert "SITE BERLIN: 1 of 1 must sign\nsigns policies of site berlin" in text
+    assert office.fingerprint in text
+    assert "halt" not in text.split("DUTIES")[0].lower(), "everybody holds that; it is no key of its own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -454,9 +455,10 @@ def test_who_says_no_at_the_end_of_the_walk_has_made_nothing(tmp_path: Path) -> 
 # secrets
 
 
-def test_no_passphrase_and_no_private_key_is_in_any_output_or_process_list(
-    cli: Command, keys: Path, tmp_path: Path
+def test_no_passphrase_and_no_private_key_is_in_any_output_file_or_log(
+    cli: Command, keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     fleet, secret = tmp_path / "fleet", f"{WORDS} of alice"
     opened = keyfile.load(keys / "alice-root.key", secret)
     forbidden = [
@@ -480,7 +482,7 @@ def test_no_passphrase_and_no_private_key_is_in_any_output_or_process_list(
     ):
         ended = cli(*line)
         said.append(ended.out + ended.err)
-    said += [repr(opened), str(opened), repr(opened.signer()), (tmp_path / "sheet.txt").read_text()]
+    said += [repr(opened), str(opened), repr(opened.signer()), (tmp_path / "sheet.txt").read_text(), caplog.text]
     said += [
         path.read_text(errors="replace")
         for path in (*fleet.rglob("*"), *keys.iterdir(), *tmp_path.glob("*.pub"))
@@ -539,6 +541,7 @@ def test_a_key_in_a_token_is_one_of_the_keys_of_a_fleet(
     assert sign(cli, fleet, keys, "bob", "targets", tmp_path).status == 0
     published = cli("publish", "--fleet", fleet, "--to", tmp_path / "origin", *words)
     assert published.status == 0, published.err
+    assert PIN not in "".join(one.out + one.err for one in (made, public, tested, signed))
     (tmp_path / "pin").write_text("000000\n")
     wrong = cli("key", "test", "--token", token_of_alice, "--fleet", fleet, *pin)
     assert (wrong.status, "refused the PIN" in wrong.err) == (5, True)
