@@ -1,8 +1,8 @@
 """Runs a program as its unit confines it, as far as the kernel can do so without systemd: system calls, writable code, sockets.
 
 Usage: ``unit_sandbox.py UNIT PROGRAM …``. System call groups are those of this machine's systemd, filters go through libseccomp
-as systemd's do. Users, capabilities, namespaces and mounts are not this program's matter: what it does not know of a unit is
-left out.
+as systemd's do. Where it runs as root, capabilities that the unit does not name are dropped. Users, namespaces, addresses and
+mounts are not this program's matter: what it does not know of a unit is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ REFUSE = 0x0005_0000
 """Plus the error number."""
 EQUAL, MASKED_EQUAL = 4, 7
 PROT_WRITE, PROT_EXEC, SHM_EXEC = 2, 4, 0o100000
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NO_NEW_PRIVS, PR_CAPBSET_READ, PR_CAPBSET_DROP = 38, 23, 24
+Rule = tuple[int, str, tuple[tuple[int, int, int, int], ...]]
+"""Action, system call, and comparisons: argument, how, a, b."""
 
 
 class _Compare(ctypes.Structure):
@@ -54,15 +56,25 @@ def group(name: str) -> frozenset[str]:
     return frozenset(members)
 
 
-def system_calls(lines: list[str]) -> frozenset[str]:
-    """What ``SystemCallFilter`` allows, where its first line is a list of what is allowed."""
-    allowed: set[str] = set()
+def system_calls(lines: list[str]) -> tuple[bool, frozenset[str]]:
+    """What ``SystemCallFilter`` says: whether the list is of what is allowed (else of what is not), and the list."""
+    allows = not lines[0].startswith("~")
+    listed: set[str] = set()
     for line in lines:
         named: set[str] = set()
         for word in line.removeprefix("~").split():
             named |= group(word) if word.startswith("@") else {word}
-        allowed = allowed - named if line.startswith("~") else allowed | named
-    return frozenset(allowed)
+        listed = listed | named if line.startswith("~") is not allows else listed - named
+    return allows, frozenset(listed)
+
+
+def capabilities() -> dict[str, int]:
+    """By name in capital letters, as units write them."""
+    words = ["systemd-analyze", "--no-pager", "capability"]
+    text = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+    return {
+        name.upper(): int(number) for name, number in (line.split() for line in text.splitlines()[1:] if line.strip())
+    }
 
 
 class Filters:
@@ -81,8 +93,7 @@ class Filters:
             ctypes.c_void_p,
         ]
 
-    def load(self, default: int, rules: list[tuple[int, str, tuple[tuple[int, int, int, int], ...]]]) -> None:
-        """``rules``: action, system call, and comparisons (argument, how, a, b)."""
+    def load(self, default: int, rules: list[Rule]) -> None:
         context = self._library.seccomp_init(default)
         for action, name, comparisons in rules:
             number = self._library.seccomp_syscall_resolve_name(name.encode())
@@ -98,8 +109,14 @@ class Filters:
 def confine(unit: Path) -> None:
     """Put the process under what ``unit`` says; for good."""
     said = settings(unit)
-    assert said.get("NoNewPrivileges") == ["yes"]
-    assert ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    library = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0:
+        kept = set(" ".join(said["CapabilityBoundingSet"]).split())
+        for name, number in capabilities().items():
+            if name not in kept and library.prctl(PR_CAPBSET_READ, number, 0, 0, 0) == 1:
+                assert library.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0, name
+    if said.get("NoNewPrivileges") == ["yes"]:
+        assert library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     filters = Filters()
     families = said.get("RestrictAddressFamilies", [""])[0].split()
     known = {int(getattr(socket, name)) for name in families}
@@ -119,8 +136,10 @@ def confine(unit: Path) -> None:
                 (REFUSE + errno.EPERM, "shmat", ((2, MASKED_EQUAL, SHM_EXEC, SHM_EXEC),)),
             ],
         )
-    allowed = system_calls(said["SystemCallFilter"])
-    filters.load(REFUSE + errno.EPERM, [(ALLOW, name, ()) for name in sorted(allowed)])
+    allows, calls = system_calls(said["SystemCallFilter"])
+    refuse = REFUSE + errno.EPERM
+    default, action = (refuse, ALLOW) if allows else (ALLOW, refuse)
+    filters.load(default, [(action, name, ()) for name in sorted(calls)])
 
 
 def main() -> None:
