@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.output import Json, note, out, print_json, print_table
+from pcm_p2p.cli.output import Json, note, out, print_json
 
 app = typer.Typer(help="Revoked devices: certificates that count no longer before they end.", no_args_is_help=True)
 
@@ -90,10 +90,9 @@ def show(fleet: Fleet, json: Json = False) -> None:
     if not rows:
         out().print("nobody is revoked")
         return
-    print_table(
-        ("KIND", "ID", "SINCE", "STATE", "REASON"),
-        ((row["kind"], row["id"], f"{row['since']:%Y-%m-%d %H:%M} UTC", row["state"], row["reason"]) for row in rows),
-    )
+    for row in rows:  # lines and no table: an id is copied whole, whatever the width
+        since = f"{row['since']:%Y-%m-%d %H:%M} UTC"
+        out().print(f"{row['kind']:<9} {row['id']}  {since}  {row['state']:<9}  {row['reason']}", markup=False)
 
 
 def _ids(texts: list[str]) -> list[Any]:
