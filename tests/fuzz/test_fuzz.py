@@ -52,7 +52,7 @@ def test_samples_are_what_honest_people_send(decoder: Decoder, quick_disk: None)
 
 
 @pytest.mark.parametrize("decoder", [each for each in DECODERS if each.name not in DEAR], ids=lambda each: each.name)
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(st.one_of(st.binary(max_size=300), st.integers(0, 2**32)))
 def test_noise_and_mutations_end_in_the_documented_error(decoder: Decoder, noise: bytes | int) -> None:
     if isinstance(noise, int):
@@ -64,7 +64,7 @@ def test_noise_and_mutations_end_in_the_documented_error(decoder: Decoder, noise
 @pytest.mark.parametrize("name", sorted(DEAR))
 def test_a_few_mutations_of_what_is_dear_to_decode(name: str, quick_disk: None) -> None:
     decoder, rng = by_name(name), random.Random(name)
-    for _ in range(12):
+    for _ in range(8):
         refuse(judge(decoder, fuzz_run.structured(decoder, rng.choice(decoder.samples()), rng)))
 
 

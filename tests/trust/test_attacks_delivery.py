@@ -9,7 +9,6 @@ import json
 import math
 import random
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,19 +265,12 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
 KINDS = {"good", "unchanged", "older", "expired", "incomplete", "bad"}
 
 
-@pytest.fixture
-def fleet_in_memory(first_fleet: RepositorySimulator) -> Iterator[RepositorySimulator]:
-    """On a disk that is none, where there is one: two thousand attempts make ten thousand folders."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        yield first_fleet.copied_to(Path(folder))
-
-
+@pytest.mark.parametrize("part", range(4))
 def test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed(
-    fleet_in_memory: RepositorySimulator,
+    fleet_in_memory: RepositorySimulator, part: int
 ) -> None:
-    """Any file of a newer state, mutated: a verdict each time, and the signed part of all that is accepted is genuine."""
-    fleet, rng, kinds = fleet_in_memory, random.Random(13), Counter[str]()
+    """Any file of a newer state, mutated, in four parts: a verdict each time, and what is accepted has the genuine signed part."""
+    fleet, rng, kinds = fleet_in_memory, random.Random(part), Counter[str]()
     with device_of(fleet) as device:
         assert device.view is not None
         fleet.publish_policy("second")
@@ -288,7 +280,7 @@ def test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed
         paths = (TIMESTAMP, TIMESTAMP, *roles.values(), path_of(fleet, "index.json"))
 
         async def main() -> None:
-            for _ in range(2_000):
+            for _ in range(500):
                 path = rng.choice(paths)
                 result = await device.attempt(TreeSource({**tree, path: mutant(tree[path], rng)}))
                 kinds[result.kind] += 1
@@ -305,7 +297,7 @@ def test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed
 
         trio.run(main)
     assert kinds.keys() <= KINDS
-    assert min(kinds["bad"], kinds["good"], kinds["incomplete"]) > 10, f"the mutations reach all of it: {kinds}"
+    assert min(kinds["bad"], kinds["good"], kinds["incomplete"]) > 5, f"the mutations reach all of it: {kinds}"
 
 
 def forget(folder: Path, generation: Path) -> None:

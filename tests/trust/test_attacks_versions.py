@@ -83,8 +83,9 @@ def test_rollback_is_refused(fleet: RepositorySimulator, device: TrustClient, na
     refused(device, tree, kind)
 
 
-def test_rollback_is_refused_after_a_kill_at_any_step_of_the_swap(fleet: RepositorySimulator) -> None:
+def test_rollback_is_refused_after_a_kill_at_any_step_of_the_swap(fleet_in_memory: RepositorySimulator) -> None:
     """Old or new, whatever was on the disk when the power went: none of the four ways back below it is taken."""
+    fleet = fleet_in_memory
     old = fleet.tree()
     fleet.publish_policy("second")
     middle = fleet.tree()
