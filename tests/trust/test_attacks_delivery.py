@@ -269,7 +269,7 @@ KINDS = {"good", "unchanged", "older", "expired", "incomplete", "bad"}
 def test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed(
     fleet_in_memory: RepositorySimulator, part: int
 ) -> None:
-    """Any file of a newer state, mutated, in four parts: a verdict each time, and what is accepted has the genuine signed part."""
+    """Any file of a newer state, mutated, in four parts: a verdict each time, and what is accepted was signed so."""
     fleet, rng, kinds = fleet_in_memory, random.Random(part), Counter[str]()
     with device_of(fleet) as device:
         assert device.view is not None
