@@ -62,9 +62,9 @@ async def bring_workspace(
     try:
         attempt = await client.attempt(source)
         view = attempt.view
-        if attempt.kind == "incomplete" or view is None:
-            raise TransferError(f"{source.name} did not deliver: {attempt.reason or attempt.kind}")
-        if attempt.kind not in ("good", "unchanged"):
+        if attempt.kind == "incomplete":
+            raise TransferError(f"{source.name} did not deliver: {attempt.reason}")
+        if attempt.kind not in ("good", "unchanged") or view is None:
             raise TrustError(f"{source.name} cannot be believed: {attempt.reason or attempt.kind}")
         others = await _bring_others(source, view)
         folder = await trio.to_thread.run_sync(_place, path, view, others, wall_clock)
@@ -88,16 +88,17 @@ async def open_tree(place: str) -> AsyncIterator[MetadataSource]:
 
 def _pinned(path: Path, root: bytes | None) -> bytes:
     kept = path / "trust" / "pinned.json"
-    if kept.exists():
+    if kept.exists() and (path / "fleet.json").exists():
         before = kept.read_bytes()
         if root is not None and root != before:
             raise InputError("follows another root", path=path, remedy="Leave --root out, or choose another folder.")
         return before
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(part.name != "trust" for part in path.iterdir()):
         raise InputError("is not a workspace", path=path, remedy="Choose a folder that is not there yet.")
     if root is None:
         raise InputError("--root is missing", remedy="Give the fleet's first root, as its authority handed it to you.")
     _fleet_of(root)
+    shutil.rmtree(kept.parent, ignore_errors=True)  # of a first time that came to nothing
     kept.parent.mkdir(mode=0o700, parents=True)
     write_atomic(kept, root)
     return root
