@@ -83,6 +83,7 @@ def _print_status(facts: dict[str, Any]) -> None:
             "reports": f"{reports['outbox']} waiting, {reports['acknowledged']} acknowledged, {reports['carried']} carried "
             f"for others; collector {reports['route']}",
             "checks": counts or "none",
+            **_revoked(facts.get("revocation", {})),
         }
     )
     if facts["releases"]:
@@ -104,6 +105,16 @@ def _print_status(facts: dict[str, Any]) -> None:
         )
     for problem in facts["problems"]:
         err().print(f"[bold]problem[/bold]: {escape(problem)}")
+
+
+def _revoked(revocation: dict[str, int]) -> dict[str, str]:
+    """A line where anybody is revoked, and none else."""
+    if not revocation.get("devices") and not revocation.get("authorities"):
+        return {}
+    return {
+        "revoked": f"{revocation['devices']} devices, {revocation['authorities']} authorities; refused since the start: "
+        f"{revocation['sessions_refused']} connections, {revocation['records_refused']} reports"
+    }
 
 
 def _cache(cache: dict[str, Any]) -> str:

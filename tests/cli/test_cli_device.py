@@ -160,6 +160,13 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
     async with answers.at(tmp_path):
         shown = await elsewhere(cli, "status", "--state", tmp_path)
         assert (await elsewhere(cli, "status", "--state", tmp_path, "--json")).facts == STATUS
+        answers.status["revocation"] = {
+            "epoch": 4,
+            "devices": 2,
+            "authorities": 0,
+            "sessions_refused": 7,
+            "records_refused": 1,
+        }
         answers.status["problems"] = ["the store is full: free space, or raise [store] quota_bytes_max in config.toml"]
         troubled = await elsewhere(cli, "status", "--state", tmp_path)
     assert shown.status == 0
@@ -181,6 +188,9 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
     ]
     assert troubled.status == 1
     assert "raise [store] quota_bytes_max" in troubled.err
+    revoked = "revoked   2 devices, 0 authorities; refused since the start: 7 connections, 1 reports"
+    assert revoked in [row.rstrip() for row in troubled.out.splitlines()]
+    assert "revoked" not in shown.out
 
 
 async def test_peers_why_and_assess(cli: Command, tmp_path: Path) -> None:
