@@ -522,3 +522,23 @@ def test_the_keys_of_a_site_are_tested_and_printed_like_others(waiting: FleetFol
     assert "SITE BERLIN: 1 of 1 must sign\nsigns policies of site berlin" in text
     assert office.fingerprint in text
     assert "halt" not in text.split("DUTIES")[0].lower(), "everybody holds that; it is no key of its own"
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(0, 440), put=st.binary(min_size=1, max_size=1))
+def test_whatever_one_byte_of_a_public_file_becomes_nobody_else_comes_out(place: int, put: bytes) -> None:
+    data = SAMPLE[: place % len(SAMPLE)] + put + SAMPLE[place % len(SAMPLE) + 1 :]
+    try:
+        read = decode_public_key_untrusted(data)
+    except UntrustedBytes:
+        return
+    assert (read.role, read.owner, read.keyid) == ("root", "alice", SAMPLE_KEY.keyid)
+
+
+def _sample() -> tuple[SSlibKey, bytes]:
+    private = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    key = public_tuf_key(private.public_key().public_bytes_raw(), "alice")
+    return key, encode_public_key(PublicKey("root", "alice", key), CryptoSigner(private, key), START)
+
+
+SAMPLE_KEY, SAMPLE = _sample()
