@@ -83,6 +83,7 @@ def _sign_here(
 ) -> None:
     from pcm_p2p.authority.carrying import contents_of
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_policy import set_aside_by_change
     from pcm_p2p.errors import InputError
 
     folder = FleetFolder.open(fleet)
@@ -93,6 +94,8 @@ def _sign_here(
         )
     if not json:
         tell(proposals, contents, full=full)
+    for sentence in set_aside_by_change(folder):
+        note(f"! {sentence}")
     if key is not None or token is not None:
         chosen_key = chosen(key, token, option="--key FILE")
         _ask(yes=yes)

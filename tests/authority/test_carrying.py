@@ -39,6 +39,8 @@ from pcm_p2p.authority.carrying import (
 )
 from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.authority.people import change_holders
+from pcm_p2p.authority.public_key import PublicKey
+from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
@@ -329,6 +331,34 @@ def test_a_proposal_that_breaks_a_rule_is_not_signed_elsewhere(carried: Path) ->
     bundle = decoded(msgspec.structs.replace(document, proposed=(BundledDocument("targets", proposed.to_bytes()),)))
     with pytest.raises(TrustError, match="must be named by SHA-256 alone"):
         refuse_what_breaks_rules(bundle)
+
+
+def test_the_first_root_of_people_on_machines_of_their_own_is_carried_signed_and_merged(tmp_path: Path) -> None:
+    keys = {
+        (role, owner): keyfile.create(tmp_path / f"{role}-{owner}.key", PASSPHRASE, role, owner, preset="lab")
+        for role in ("root", "targets")
+        for owner in ("ann", "ben")
+    }
+    public = {place: PublicKey(key.role, key.owner, key.key) for place, key in keys.items()}
+    folder = FleetFolder.init(
+        tmp_path / "fleet",
+        name="new",
+        passphrase=PASSPHRASE,
+        owners=(),
+        root_keys=tuple(key for (role, _), key in public.items() if role == "root"),
+        targets_keys=tuple(key for (role, _), key in public.items() if role == "targets"),
+        root_threshold=2,
+        preset="lab",
+    )
+    file = tmp_path / "first.proposal"
+    bundle = export_proposal(folder, file)
+    assert (bundle.root, sorted(bundle.proposed)) == (None, ["root", "targets"])
+    assert pin_file.check(tmp_path / "pin", bundle) == ("fleet 'new' is new to this machine, and has no root yet",)
+    files = [signed_with(key.path, file, f"{role}-{owner}") for (role, owner), key in keys.items()]
+    assert refusals(folder, *files) == []
+    assert all(one.complete for one in folder.proposals())
+    publish(folder, tmp_path / "origin", OnlineKeys.open(folder, PASSPHRASE))
+    assert verify_folder(folder).complaints == ()
 
 
 # What the signer's machine remembers

@@ -1,0 +1,145 @@
+"""The audit log of a real fleet folder and of the tree that it publishes (research 10.36)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
+
+from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.auditing import verify_folder, verify_tree
+from pcm_p2p.authority.carried_proposal import sign_each, signables_in
+from pcm_p2p.authority.carrying import export_proposal, merge, read_bundle, write_signature_file
+from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
+from pcm_p2p.errors import InputError, StorageError
+
+
+def log_of(fleet: RepositorySimulator) -> Path:
+    return fleet.fleet.path / "audit" / "log.jsonl"
+
+
+def lines_of(fleet: RepositorySimulator) -> list[bytes]:
+    return log_of(fleet).read_bytes().splitlines(keepends=True)
+
+
+def test_a_fleet_with_a_history_verifies_in_the_folder_and_in_the_tree(fleet: RepositorySimulator) -> None:
+    fleet.publish_policy("second")
+    fleet.refresh()
+    fleet.rotate_online_keys()
+    fleet.fleet.stage_policy("dropped", b"version = 1\n")
+    fleet.sign()
+    fleet.fleet.discard()
+    fleet.publish_policy("third")
+    folder, tree = verify_folder(fleet.fleet), verify_tree(fleet.origin)
+    assert (folder.complaints, folder.unkept) == ((), 0)
+    assert folder.entries == folder.verified == len(lines_of(fleet))
+    assert tree.complaints == ()
+    assert 0 < tree.entries < folder.entries
+    assert tree.unkept > 0, "the proposal that was dropped is in the log, and nowhere in the tree"
+
+
+def test_devices_do_not_read_the_log(fleet: RepositorySimulator) -> None:
+    fleet.publish_policy("second")
+    source = fleet.source()
+    with fleet.client() as device:
+        assert attempt(device, source).kind == "good"
+    assert source.requests
+    assert not any("audit" in path for path in source.requests)
+
+
+def test_an_act_that_was_taken_out_is_named_in_the_folder_and_in_the_next_tree(fleet: RepositorySimulator) -> None:
+    fleet.publish_policy("second")
+    kept = [line for line in lines_of(fleet) if not (b'"targets"' in line and b'"version":2' in line)]
+    log_of(fleet).write_bytes(b"".join(kept))
+    missing = "the signature of alice on targets 2 has no entry: an act is missing"
+    assert missing in verify_folder(fleet.fleet).complaints
+    fleet.publish_policy("third")
+    assert missing in verify_folder(fleet.fleet).complaints
+    assert missing in verify_tree(fleet.origin).complaints
+
+
+def test_a_log_that_was_begun_anew_differs_from_the_embedded_one(fleet: RepositorySimulator) -> None:
+    log_of(fleet).unlink()
+    fleet.refresh()
+    complaints = verify_folder(fleet.fleet).complaints
+    assert any("differs from line 1 on" in one for one in complaints)
+
+
+def test_a_log_that_was_cut_off_is_found_by_what_is_published(fleet: RepositorySimulator) -> None:
+    fleet.publish_policy("second")
+    log_of(fleet).write_bytes(b"".join(lines_of(fleet)[:1]))
+    complaints = verify_folder(fleet.fleet).complaints
+    assert any("entries more: the end of this one was cut off" in one for one in complaints)
+    assert "the signature of publisher on timestamp 2 has no entry: an act is missing" in complaints
+
+
+def test_a_published_log_that_was_altered_is_not_read(fleet: RepositorySimulator) -> None:
+    (file,) = (fleet.origin / "targets" / "audit").iterdir()
+    data = file.read_bytes()
+    file.unlink()  # the folder's copy is another link of the same file
+    file.write_bytes(data.replace(b"alice", b"mally", 1))
+    with pytest.raises(StorageError, match="is not what was signed: the published log was altered"):
+        verify_tree(fleet.origin)
+    file.unlink()
+    with pytest.raises(StorageError, match="cannot be read"):
+        verify_tree(fleet.origin)
+
+
+def test_what_holds_no_log_says_so(fleet: RepositorySimulator, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no published tree"):
+        verify_tree(tmp_path / "nothing")
+
+
+def test_a_folder_of_before_begins_its_log_with_the_signatures_that_are_there(tmp_path: Path) -> None:
+    folder = FleetFolder.init(tmp_path / "f", name="x", passphrase=PASSPHRASE, preset="lab")
+    shutil.rmtree(folder.path / "audit")
+    folder.discard()
+    with pytest.raises(InputError, match="has no audit log yet"):
+        verify_folder(folder)
+    folder.stage_fleet_document()
+    folder.sign(folder.path / "keys" / "targets-admin.key", PASSPHRASE)
+    verdict = verify_folder(folder)
+    assert (verdict.entries, verdict.verified, verdict.complaints) == (2, 2, ())
+
+
+def test_an_edited_document_of_the_folder_is_found(fleet: RepositorySimulator) -> None:
+    file = fleet.fleet.metadata / "1.targets.json"
+    file.write_bytes(file.read_bytes().replace(b"2027-03-01", b"2028-03-01"))
+    complaints = verify_folder(fleet.fleet).complaints
+    assert "the signature of alice on targets 1 has no entry: an act is missing" in complaints
+
+
+@pytest.mark.parametrize("act", ["sign", "merge"])
+def test_killed_at_any_step_no_signature_is_without_its_entry_and_the_same_command_completes(
+    fleet: RepositorySimulator, tmp_path: Path, act: str
+) -> None:
+    fleet.fleet.stage_policy("second", b"version = 1\n")
+    export_proposal(fleet.fleet, tmp_path / "p")
+    key = keyfile.load(fleet.key_path("targets", "alice"), PASSPHRASE)
+    bundle = read_bundle(tmp_path / "p")
+    signatures = sign_each(signables_in(bundle), key.signer(), key.keyid)
+    write_signature_file(tmp_path / "s", SignatureFile(SCHEMA, bundle.fleet, signatures))
+    shutil.copytree(fleet.fleet.path, tmp_path / "saved")
+
+    def work() -> None:
+        if act == "sign":
+            fleet.sign()
+        else:
+            merge(fleet.fleet, [tmp_path / "s"])
+
+    step, killed = 0, True
+    while killed:
+        shutil.rmtree(fleet.fleet.path)
+        shutil.copytree(tmp_path / "saved", fleet.fleet.path)
+        killed = killed_before(step, work)
+        unlogged = [one for one in verify_folder(fleet.fleet).complaints if "has no entry" in one]
+        assert not unlogged, f"step {step}"
+        work()
+        verdict = verify_folder(fleet.fleet)
+        assert verdict.complaints == (), f"step {step}"
+        assert fleet.fleet.proposals()[0].complete
+        step += 1
+    assert step > 4
