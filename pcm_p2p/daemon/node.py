@@ -426,6 +426,7 @@ class _Node:
 
     async def _trust_changed(self, digest: Digest) -> None:
         if self.admission.changed():
+            self.overlay.reconsider()  # before anything else is said to those who are out
             await self.carrier.let_go([one.device_id for one in self.admission.revoked()])
             self.standing.renewal.look_again()
         await self.spreader.own_changed(digest)
