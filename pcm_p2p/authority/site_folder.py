@@ -22,11 +22,14 @@ NAME = "site.json"
 
 
 class SiteFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``fleet`` is the id of the fleet that the site belongs to; the folder's own id is ``site_root.repository_id`` of both."""
+    """``fleet`` is the id of the fleet that the site belongs to; the folder's own id is ``site_root.repository_id`` of both.
+    ``counters_above``: the counters of its releases are higher. Devices never go to a lower one, and a folder that was made in
+    place of another does not know how far that one had come: seconds since 1970 at the founding, for nobody releases so often."""
 
     schema: Literal["pcm.site-folder/1"]
     fleet: str
     site: str
+    counters_above: int
 
 
 def site_of(folder: Path) -> SiteFacts | None:
@@ -40,6 +43,12 @@ def site_of(folder: Path) -> SiteFacts | None:
         raise InputError(
             f"cannot be read: {error}", path=file, remedy="Restore it from a backup of the folder."
         ) from None
+
+
+def counters_above(folder: Path) -> int:
+    """What the counters of releases in this folder are above: 0 for a fleet's own. Raises as ``site_of``."""
+    facts = site_of(folder)
+    return facts.counters_above if facts is not None else 0
 
 
 def site_complaints(folder: Path, role: str, targets: Targets) -> tuple[str, ...]:

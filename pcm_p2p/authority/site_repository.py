@@ -58,7 +58,8 @@ def found_site(
     root = first_root(
         path / "keys", own_id, founders, passphrase, preset=preset, now=wall_clock(), fields={SITE_FIELD: site}
     )
-    write_atomic(path / NAME, msgspec.json.encode(SiteFacts("pcm.site-folder/1", fleet_id, site)))
+    seconds = int(wall_clock().timestamp())
+    write_atomic(path / NAME, msgspec.json.encode(SiteFacts("pcm.site-folder/1", fleet_id, site, seconds)))
     facts = {"schema": "pcm.fleet-folder/1", "fleet": own_id, "name": f"site {site}"}
     write_atomic(path / "fleet.json", msgspec.json.encode(facts))
     folder = FleetFolder.open(path, wall_clock=wall_clock)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,22 @@ def test_the_fleets_signers_are_told_which_policies_of_sites_a_change_sets_aside
     ended = cli("policy", "allow", narrower, "--fleet", fleet.path)
     assert ended.status == 0
     assert "policy tools of site berlin would be set aside: release berlin-tool: writes to /opt/berlin/x" in ended.err
+
+
+def test_a_folder_made_in_place_of_another_goes_on_above_its_counters(fleet: FleetFolder, tmp_path: Path) -> None:
+    """A device that applied what the one before released refuses anything with a lower counter."""
+    moments = (datetime(2026, 3, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in count())
+    first, second = (
+        found_site(
+            tmp_path / str(number),
+            fleet.fleet_id,
+            "berlin",
+            Founders(owners=("olga",)),
+            WORDS,
+            preset="lab",
+            wall_clock=moments.__next__,
+        )
+        for number in range(2)
+    )
+    assert second.next_counter("berlin-tool") > first.next_counter("berlin-tool") + 3
+    assert fleet.next_counter("app") == 1

@@ -108,17 +108,21 @@ async def test_published_in_the_office_with_the_origin_out_of_reach_all_devices_
             status = await fleet.until(device, lambda status: status["site_repository"]["state"] == "fresh")
             assert status["site_repository"]["targets"] == 1
 
+        office.release(noise(1_000, 2), "2")
+        office.publish("2")
+        await fleet.until_applied(*devices, name="office-tool", version="2")
+
         # The fleet takes the site out of wrong hands: another root, and the old keys are worth nothing.
         await fleet.nursery.start(fleet.origin.serve)
         second = Office(fleet, "second")
         fleet.sign_and_publish()
         for device in devices:
             await fleet.until(device, lambda status: status["trust"]["targets"] == 2)
-        office.release(noise(1_000, 2), "2")
-        office.publish("2")
+        office.release(noise(1_000, 5), "2.1")
+        office.publish("2.1")
         status = await fleet.until(devices[0], lambda status: status["site_repository"]["reason"])
         assert "signed by 0/1 keys" in status["site_repository"]["reason"]
-        assert state_of(status, "office-tool", "2") == ""
+        assert state_of(status, "office-tool", "2.1") == ""
         for file in (office.tree / "metadata").iterdir():
             file.unlink()
         second.release(noise(2_000, 3), "3")
