@@ -11,6 +11,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from pcm_p2p import __version__
+from pcm_p2p.authority.shown_text import shown
 from pcm_p2p.cli import (
     apply_service,
     audit,
@@ -119,7 +120,9 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def report(error: PcmError) -> None:
-    sys.stderr.write(f"pcm-p2p: {error.message}\n")
+    # Messages quote what strangers wrote; it must not reach the terminal as anything but text.
+    message = "\n".join(shown(line) for line in error.message.split("\n"))
+    sys.stderr.write(f"pcm-p2p: {message}\n")
     if error.remedy:
         sys.stderr.write(f"  {error.remedy}\n")
 

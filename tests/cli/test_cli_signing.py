@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
+from pcm_p2p.cli.main import report
+from pcm_p2p.errors import TrustError
+
 Words = tuple[str, Path]
 
 POLICY = 'schema = "pcm.policy/1"\nid = "base"\nversion = {version}\nmode = "observe"\ntitle = "{title}"\n'
@@ -138,6 +141,13 @@ def test_a_policy_cannot_paint_the_screen_of_who_signs_it(cli: Command, fleet: P
     assert '+mode = "observe" # \\u202e [red]evil[/red] :smile:' in shown.err
     assert "\x1b" not in shown.err
     assert "\u202e" not in shown.err
+
+
+def test_an_error_that_quotes_what_a_stranger_wrote_cannot_paint_the_screen_either(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report(TrustError("refused: \x1bc\u202e\nsecond line", remedy="Do not sign."))
+    assert capsys.readouterr().err == "pcm-p2p: refused: \\x1bc\\u202e\nsecond line\n  Do not sign.\n"
 
 
 def test_a_proposal_is_shown_imported_and_dropped(cli: Command, fleet: Path, tmp_path: Path, words: Words) -> None:
