@@ -68,6 +68,7 @@ def _print_status(facts: dict[str, Any]) -> None:
             "device": f"{facts['device']}  (site {facts['site']}, {facts['role']})",
             "trust": f"{trust['state']}: root {trust['root']}, timestamp {trust['timestamp']}, targets {trust['targets']}"
             + (f"  ({trust['reason']})" if trust["reason"] else ""),
+            **_site_alone(facts["site_repository"]),
             "identity": f"certified until {facts['certificate']['ends'][:10]}, "
             f"renewed on {facts['certificate']['renewed'][:10]}"
             + (f"  ({facts['certificate']['problem']})" if facts["certificate"]["problem"] else ""),
@@ -115,6 +116,14 @@ def _revoked(revocation: dict[str, int]) -> dict[str, str]:
         "revoked": f"{revocation['devices']} devices, {revocation['authorities']} authorities; refused since the start: "
         f"{revocation['sessions_refused']} connections, {revocation['records_refused']} reports"
     }
+
+
+def _site_alone(site: dict[str, Any]) -> dict[str, str]:
+    """A line about the repository with which the site acts alone, where there is one or should be."""
+    if site["state"] == "none" and not site["reason"]:
+        return {}
+    said = f"{site['state']}: root {site['root']}, timestamp {site['timestamp']}, targets {site['targets']}"
+    return {"own site": said + (f"  ({site['reason']})" if site["reason"] else "")}
 
 
 def _cache(cache: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ STATUS: dict[str, Any] = {
     "uptime_s": 3.0,
     "clock_ms": 0,
     "trust": {"state": "stale", "root": 1, "timestamp": 7, "snapshot": 3, "targets": 2, "reason": "origin: expired"},
+    "site_repository": {"state": "fresh", "root": 1, "timestamp": 5, "snapshot": 2, "targets": 4, "reason": "why"},
     "activation": {"allowed": False, "why_not": "The fleet has no signed activation yet, so nothing is changed."},
     "peers": {"sessions": 3, "site": 2, "known": 2},
     "releases": [RELEASE],
@@ -173,6 +174,7 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
     for line in (
         f"device    {'ab' * 16}  (site paris, device)",
         "trust     stale: root 1, timestamp 7, targets 2  (origin: expired)",
+        "own site  fresh: root 1, timestamp 5, targets 4  (why)",
         "identity  certified until 2027-01-01, renewed on 2026-09-03  (the desk at [h]:1 is away)",
         "address   127.0.0.1:8741",
         "changes   not allowed: The fleet has no signed activation yet, so nothing is changed.",
