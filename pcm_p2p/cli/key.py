@@ -13,7 +13,9 @@ from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
+    from pcm_p2p.authority.key_test import KeyTest
     from pcm_p2p.authority.public_key import PublicKey
+    from pcm_p2p.authority.repository import FleetFolder
 
 app = typer.Typer(help="Keys: what authorities sign with.", no_args_is_help=True)
 
@@ -176,25 +178,55 @@ def change_passphrase(
 
 @app.command("test")
 def sign_challenge(
-    fleet: Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")],
     path: KeyFile = None,
     token: Token = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where the fleet folder is not: a root of the fleet that was carried here.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="With --root: the file to carry back.")] = None,
+    accept: Annotated[
+        list[Path] | None, typer.Option(help="With --fleet, without a key: such a file that came back; repeat it.")
+    ] = None,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
     """Let a key sign a challenge and verify it under the key that the fleet lists; says whose keys are still untested.
 
-    What is signed is no document of the fleet and changes nothing.
+    What is signed is no document of the fleet and changes nothing. Where the fleet folder is not, test against its root with
+    --root and --out, and carry the answer to the folder for --accept.
 
     EXIT STATUS: 0; 2 the fleet does not list the key; 5 wrong passphrase or PIN, or the signature does not verify.
     """
-    from pcm_p2p.authority.key_test_file import prove_key, untested
+    from pcm_p2p.authority.key_test_file import accept_tests, prove_elsewhere, prove_key
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.staging import system_clock
+    from pcm_p2p.durable import write_atomic
+    from pcm_p2p.errors import InputError
+
+    if root is not None:
+        if to is None or accept:
+            raise InputError("--root goes with --out FILE", remedy="Carry that file to the fleet folder, for --accept.")
+        made = prove_elsewhere(root, open_key(chosen(path, token), passphrase_file, passphrase_fd), system_clock())
+        write_atomic(to, made.encoded())
+        out().print(f"{to}: test signatures for {', '.join(one.challenge.role for one in made.tests)}", markup=False)
+        note(f"Next: carry {to} to the fleet folder, and 'pcm-p2p key test --accept {to} --fleet FOLDER'.")
+        return
+    if fleet is None or to is not None:
+        raise InputError("--fleet is missing", remedy="Name the fleet folder, or test with --root ROOT --out FILE.")
+    folder = FleetFolder.open(fleet)
+    if accept:
+        tests = tuple(one for file in accept for one in accept_tests(folder, file))
+    else:
+        tests = prove_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
+    _show_tests(folder, tests, json)
+
+
+def _show_tests(folder: FleetFolder, tests: tuple[KeyTest, ...], json: bool) -> None:
+    from pcm_p2p.authority.key_test_file import untested
     from pcm_p2p.trust.lint import ROLES as TOP_LEVEL
 
-    folder = FleetFolder.open(fleet)
-    tests = prove_key(folder, open_key(chosen(path, token), passphrase_file, passphrase_fd))
     left = untested(folder)
     if json:
         print_json(

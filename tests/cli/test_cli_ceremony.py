@@ -269,6 +269,44 @@ def test_a_carried_key_is_tested_against_root_and_who_is_left_is_named(
     assert [(one["role"], one["owner"]) for one in facts["untested"]] == [("targets", "alice"), ("targets", "bob")]
 
 
+def test_a_key_that_stays_where_it_is_is_tested_against_a_carried_root(
+    cli: Command, keys: Path, tmp_path: Path, words: Words
+) -> None:
+    fleet, root, answer = tmp_path / "fleet", tmp_path / "1.root.json", tmp_path / "alice.test"
+    carried = public_files(cli, keys, tmp_path, "alice", "bob")
+    assert cli("fleet", "init", fleet, "--name", "a", *carried, *words, "--kdf", "interactive").status == 0
+    root.write_bytes((fleet / "proposal" / "root.json").read_bytes())
+    line = ("key", "test", keys / "alice-root.key", "--root", root, *passphrase_of("alice", tmp_path))
+    unwritten = cli(*line)
+    assert (unwritten.status, "--root goes with --out" in unwritten.err) == (2, True)
+    made = cli(*line, "--out", answer)
+    assert (made.status, made.out) == (0, f"{answer}: test signatures for root\n"), made.err
+    accepted = cli("key", "test", "--accept", answer, "--fleet", fleet)
+    assert accepted.status == 0, accepted.err
+    assert accepted.out == "root: signed, and verified under the key that root 1 lists\n"
+    assert "the root key of alice" not in accepted.err
+    assert "the root key of bob" in accepted.err
+    assert cli("audit", "verify", "--fleet", fleet).status == 0
+    other = tmp_path / "other"
+    assert cli("fleet", "init", other, "--name", "b", *carried, *words, "--kdf", "interactive").status == 0
+    foreign = cli("key", "test", "--accept", answer, "--fleet", other)
+    assert (foreign.status, "not by a root key of fleet b" in foreign.err) == (5, True)
+    stranger = cli(
+        "key",
+        "test",
+        keys / "carol-root.key",
+        "--root",
+        root,
+        "--out",
+        tmp_path / "c",
+        *passphrase_of("carol", tmp_path),
+    )
+    assert (stranger.status, "lists the key of carol for nothing" in stranger.err) == (2, True)
+    (tmp_path / "noise").write_bytes(b"[" * 9_000)
+    assert cli(*line[:4], tmp_path / "noise", "--out", answer, *line[5:]).status == 2
+    assert cli("key", "test", "--accept", tmp_path / "noise", "--fleet", fleet).status == 2
+
+
 def test_the_sheet_is_written_as_page_and_as_text(cli: Command, fleet: Path, tmp_path: Path) -> None:
     for name in ("sheet.html", "sheet.txt"):
         ended = cli("fleet", "sheet", "--fleet", fleet, "--out", tmp_path / name)
