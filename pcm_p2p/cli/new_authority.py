@@ -38,7 +38,8 @@ def new_authority(
     """Replace the certificate authority in three steps: make it (no option), --use, --retire.
 
     After each step: 'pcm-p2p sign', 'pcm-p2p publish', and time for all devices to read of it. Between --use and --retire
-    devices renew their certificates; whoever did not is out after --retire and enrols again.
+    devices renew their certificates; whoever did not is out after --retire and enrols again. Reports on their way are taken
+    all the same, unless --reason puts the former authority on the deny list.
 
     EXIT STATUS: 0; 2 the steps are out of order; 5 wrong passphrase.
     """

@@ -57,6 +57,6 @@ it, is in ``caretaker``.
 
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``,
 ``uptime.json``,
-``denied.json``.
+``denied.json``, ``former-authorities.pem``.
 A second daemon on the same folder is refused by a lock on ``run/lock``.
 """

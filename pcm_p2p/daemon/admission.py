@@ -3,7 +3,9 @@
 What is believed comes from the trusted view:
 
 - **authorities** are those of the signed target ``identity/ca.pem``; before the first view, and where it is absent or names none
-  of this fleet, those of the enrolment. An authority on the deny list is out at once, with all certificates it issued.
+  of this fleet, those of the enrolment. An authority on the deny list is out at once, with all certificates it issued. One that
+  was only retired still vouches for authors of records, which may have been on their way for weeks; such are remembered in
+  ``former-authorities.pem``.
 - **the deny list** is the one with the highest epoch that this device ever saw (``trust.deny``). It is kept in ``denied.json`` of
   the state folder as well: damaged files of the view, or a list that went back, set nobody free.
 
@@ -29,6 +31,7 @@ from pcm_p2p.errors import PcmError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.deny import SIZE_BYTES_MAX, DeniedDevice, DenyList, Revoked, decode_deny_untrusted, newer
 from pcm_p2p.trust.identity import (
+    AUTHORITIES_SIZE_BYTES_MAX,
     DeviceIdentity,
     PeerIdentity,
     authorities_untrusted,
@@ -40,6 +43,9 @@ from pcm_p2p.trust.identity import (
 from pcm_p2p.trust.index import AUTHORITIES, DENY
 from pcm_p2p.trust.view import Kept, TrustedView
 from pcm_p2p.wire.link import LinkSecurity
+
+FORMER_MAX = 8
+"""Choice: an authority lasts ten years."""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +69,8 @@ class Admission:
         self._read: dict[str, Kept | None] = {}
         self._from_view: bytes | None = None
         self._authorities_pem = identity.authorities_pem
+        self._former_path = path.with_name("former-authorities.pem")
+        self._former = self._remembered_former()
         self._denied = self._remembered()
         self._refused: Counter[str] = Counter()
         self.problems: tuple[str, ...] = ()
@@ -83,9 +91,11 @@ class Admission:
     def verify_author(self, certificate_der: bytes) -> PeerIdentity:
         """Whose certificate this is, if records that it signed are taken. Raises ``UntrustedBytes`` (``Revoked``).
 
-        One that has expired is good enough: a record may travel for weeks, and the collector judges its date.
+        One that has expired, or whose authority was retired since, is good enough: a record may travel for weeks, and the
+        collector judges its date.
         """
-        return self._verified(certificate_der, at=None, counted="records")
+        former = self._without_denied(self._former)
+        return self._verified(certificate_der, at=None, counted="records", also=former)
 
     def is_revoked(self, device: DeviceId) -> bool:
         return self._denied.device(device) is not None
@@ -140,12 +150,13 @@ class Admission:
 
     # Inside
 
-    def _verified(self, certificate_der: bytes, *, at: datetime | None, counted: str = "") -> PeerIdentity:
-        if not self._authorities_pem:
+    def _verified(
+        self, certificate_der: bytes, *, at: datetime | None, counted: str = "", also: bytes = b""
+    ) -> PeerIdentity:
+        believed = self._authorities_pem + also
+        if not believed:
             raise UntrustedBytes("certificate: every authority of this fleet is revoked")
-        identity = verified_identity_untrusted(
-            certificate_der, self._authorities_pem, fleet=self._identity.fleet, at=at
-        )
+        identity = verified_identity_untrusted(certificate_der, believed, fleet=self._identity.fleet, at=at)
         entry = self._denied.device(identity.device_id)
         if entry is not None:
             if counted:
@@ -186,22 +197,42 @@ class Admission:
         log.warning("deny list of epoch %d: %d devices revoked, %d restored", self._denied.epoch, len(new), len(freed))
 
     def _take_authorities(self, view: TrustedView, problems: list[str]) -> None:
-        believed = self._identity.authorities_pem
+        believed, after = self._identity.authorities_pem, b""
         if AUTHORITIES in view.kept:
             try:
-                self._from_view = _of_fleet(view.read(AUTHORITIES), self._identity.fleet)
+                after = _of_fleet(view.read(AUTHORITIES), self._identity.fleet)
             except PcmError as error:
                 self._read = {}
                 problems.append(f"the signed list of certificate authorities cannot be used: {error.message}")
-        believed = self._from_view or believed
+        before, believed = self._from_view or believed, after or self._from_view or believed
+        self._from_view = after or self._from_view
+        if before != believed:
+            self._remember_former(before, believed)
         self._authorities_pem = self._without_denied(believed)
         if not self._authorities_pem:
             problems.append("every certificate authority of this fleet is revoked: no neighbour can be believed")
 
+    def _remember_former(self, before: bytes, now: bytes) -> None:
+        present = set(authorities_untrusted(now))
+        known = [one for one in authorities_untrusted(self._former + before) if one not in present]
+        former = [one.public_bytes(Encoding.PEM) for one in dict.fromkeys(known)][-FORMER_MAX:]
+        if b"".join(former) == self._former:
+            return
+        self._former = b"".join(former)
+        try:
+            write_atomic(self._former_path, self._former, mode=0o600)
+        except OSError as error:
+            log.error("%s cannot be written: %s", self._former_path, error)
+
+    def _remembered_former(self) -> bytes:
+        with contextlib.suppress(OSError, UntrustedBytes), self._former_path.open("rb") as file:
+            return _of_fleet(file.read(AUTHORITIES_SIZE_BYTES_MAX + 1), self._identity.fleet)
+        return b""
+
     def _without_denied(self, pem: bytes) -> bytes:
         return b"".join(
             authority.public_bytes(Encoding.PEM)
-            for authority in authorities_untrusted(pem)
+            for authority in (authorities_untrusted(pem) if pem else ())
             if self._denied.authority(authority.public_bytes(Encoding.DER)) is None
         )
 

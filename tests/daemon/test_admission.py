@@ -234,6 +234,33 @@ async def test_a_retired_authority_is_out_with_every_certificate_that_it_issued(
         c.client.close()
 
 
+async def test_a_retired_authority_still_vouches_for_records_on_their_way_and_a_denied_one_does_not(
+    fleet: Fleet,
+) -> None:
+    """Reports of members that were offline for weeks must not be lost because the authority was replaced meanwhile."""
+    async with members(fleet, "a", "b") as (a, b):
+        await a.learn()
+        first = FleetCA.load(fleet.fleet.path / "ca", PASSPHRASE)
+        renew_authority(fleet)
+        await a.learn()
+        ca_folder.use_next(fleet.fleet.path / "ca")
+        ca_folder.retire(fleet.fleet.path / "ca")
+        fleet.fleet.stage_fleet_document()
+        fleet.sign()
+        fleet.publish()
+        await a.learn()
+        assert not a.accepts(b), "no session"
+        for admission in (a.admission, a.made()):  # after a restart, too
+            assert admission.verify_author(b.identity.certificate_der).device_id == b.id
+        change_deny_list(fleet.fleet, lambda held: held.with_authorities([first.der], "copied", fleet.clock.now))
+        fleet.sign()
+        fleet.publish()
+        await a.learn()
+        for admission in (a.admission, a.made()):
+            with pytest.raises(UntrustedBytes):
+                admission.verify_author(b.identity.certificate_der)
+
+
 async def test_a_denied_authority_is_out_at_once_even_while_it_is_still_listed(fleet: Fleet) -> None:
     async with members(fleet, "a", "b") as (a, b):
         second = renew_authority(fleet)
