@@ -214,7 +214,7 @@ def _check_targets(
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     """The contents by their hash, exactly those that differ. Raises ``UntrustedBytes``."""
     try:
-        wanted = differing_targets(published, proposed)
+        wanted = dict.fromkeys(differing_targets(published, proposed))
     except KeyError:
         raise UntrustedBytes("proposal: a target is not named by SHA-256") from None
     contents: dict[str, bytes] = {}

@@ -113,7 +113,8 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool) -> BundleDocum
         raise InputError("nothing is proposed", path=folder.path, remedy="Stage a change first.")
     root, top = folder.document("root"), folder.targets()
     # What an earlier delegation published and the present one does not name is nothing to compare with.
-    named = ("targets", *delegated_roles(top.signed if top is not None else None))
+    delegated = delegated_roles(top.signed if top is not None else None)
+    named = ("targets", *(role for role in delegated if role in proposed))
     published = {role: found for role in named if (found := folder.document(role)) is not None}
     targets = []
     for path, digest in differing_targets(published, proposed):

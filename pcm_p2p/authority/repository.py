@@ -9,6 +9,7 @@
     repository/metadata, /targets  what was published, and staged targets (named by hash, so staging changes nothing)
     segments/ab/<hex>              blobs of releases
     proposal/<role>.json           what would be published next, with the signatures so far; roles as in ``fleet_documents``
+    audit/                         every signing act, see ``audit_journal``
     enrolment/                     tokens and the desk
 
 Staging makes or extends the proposed document of one role, one version above the published one, with a new index, and drops
