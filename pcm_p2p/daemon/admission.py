@@ -68,10 +68,10 @@ class Admission:
         self._path = path
         self._read: dict[str, Kept | None] = {}
         self._from_view: bytes | None = None
-        self._authorities_pem = identity.authorities_pem
         self._former_path = path.with_name("former-authorities.pem")
         self._former = self._remembered_former()
         self._denied = self._remembered()
+        self._authorities_pem = self._without_denied(self._enrolled_pem())
         self._refused: Counter[str] = Counter()
         self.problems: tuple[str, ...] = ()
         self.security = LinkSecurity(
@@ -145,7 +145,7 @@ class Admission:
         """This device has another certificate now (same key, same fleet): new connections show it."""
         self._identity = identity
         if self._from_view is None:
-            self._authorities_pem = self._without_denied(identity.authorities_pem)
+            self._authorities_pem = self._without_denied(self._enrolled_pem())
         self._renew()
 
     # Inside
@@ -197,20 +197,27 @@ class Admission:
         log.warning("deny list of epoch %d: %d devices revoked, %d restored", self._denied.epoch, len(new), len(freed))
 
     def _take_authorities(self, view: TrustedView, problems: list[str]) -> None:
-        believed, after = self._identity.authorities_pem, b""
+        enrolled, after = self._enrolled_pem(), b""
         if AUTHORITIES in view.kept:
             try:
                 after = _of_fleet(view.read(AUTHORITIES), self._identity.fleet)
             except PcmError as error:
                 self._read = {}
                 problems.append(f"the signed list of certificate authorities cannot be used: {error.message}")
-        before, believed = self._from_view or believed, after or self._from_view or believed
+        before, believed = self._from_view or self._identity.authorities_pem, after or self._from_view or enrolled
         self._from_view = after or self._from_view
-        if before != believed:
-            self._remember_former(before, believed)
+        if after and before != after:
+            self._remember_former(before, after)
         self._authorities_pem = self._without_denied(believed)
         if not self._authorities_pem:
             problems.append("every certificate authority of this fleet is revoked: no neighbour can be believed")
+
+    def _enrolled_pem(self) -> bytes:
+        """The authorities of the enrolment, without those that signed lists have left out since: damaged files of the view bring
+        none of them back."""
+        former = set(authorities_untrusted(self._former)) if self._former else set()
+        enrolled = authorities_untrusted(self._identity.authorities_pem)
+        return b"".join(one.public_bytes(Encoding.PEM) for one in enrolled if one not in former)
 
     def _remember_former(self, before: bytes, now: bytes) -> None:
         present = set(authorities_untrusted(now))

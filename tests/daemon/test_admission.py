@@ -27,7 +27,7 @@ from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.certificate import CERTIFICATE_DAYS
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, server_context
-from pcm_p2p.trust.index import DENY
+from pcm_p2p.trust.index import AUTHORITIES, DENY
 from pcm_p2p.wire.link import LinkFailed, dial
 from pcm_p2p.wire.messages import FileGet
 from pcm_p2p.wire.session import SessionClosed
@@ -250,7 +250,11 @@ async def test_a_retired_authority_still_vouches_for_records_on_their_way_and_a_
         fleet.publish()
         await a.learn()
         assert not a.accepts(b), "no session"
-        for admission in (a.admission, a.made()):  # after a restart, too
+        assert a.client.view is not None
+        a.client.view.file_of(AUTHORITIES).write_bytes(b"")
+        for admission in (a.admission, a.made()):  # after a restart, too, and with a damaged list
+            with pytest.raises(UntrustedBytes):
+                admission.verify(b.identity.certificate_der)
             assert admission.verify_author(b.identity.certificate_der).device_id == b.id
         change_deny_list(fleet.fleet, lambda held: held.with_authorities([first.der], "copied", fleet.clock.now))
         fleet.sign()
