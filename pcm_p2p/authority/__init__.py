@@ -10,6 +10,8 @@ Goals
     - What a person signs is what that person was shown: bytes, names of people, dates.
     - SIGKILL at any point leaves the old state or the new one, and the same command repeats the work.
     - A folder that was restored from a backup cannot take the fleet back.
+    - No signature is without an entry in the audit log, and no entry can be taken out of it unseen.
+    - A signer needs the proposal in a file and the own key: no network, no fleet folder, no trust in who carries.
 
 Non-goals
     Deciding on a device (``trust``), and admitting devices (``enrolment``).

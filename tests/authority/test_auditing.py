@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority import audit_log, keyfile
 from pcm_p2p.authority.auditing import verify_folder, verify_tree
 from pcm_p2p.authority.carried_proposal import sign_each, signables_in
 from pcm_p2p.authority.carrying import export_proposal, merge, read_bundle, write_signature_file
@@ -39,6 +39,26 @@ def test_a_fleet_with_a_history_verifies_in_the_folder_and_in_the_tree(fleet: Re
     assert tree.complaints == ()
     assert 0 < tree.entries < folder.entries
     assert tree.unkept > 0, "the proposal that was dropped is in the log, and nowhere in the tree"
+
+
+def test_a_long_log_is_published_in_volumes_of_which_only_the_newest_changes(
+    fleet: RepositorySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "VOLUME_BYTES_MAX", 3_000)
+    closed: dict[str, str] = {}
+    for number in range(5):
+        fleet.publish_policy(f"policy-{number}")
+        named = {
+            path: info.hashes["sha256"]
+            for path, info in fleet.newest_targets().signed.targets.items()
+            if path.startswith("audit/log-")
+        }
+        assert named.items() >= closed.items()
+        closed = named
+    assert len(closed) > 1
+    assert (verify_folder(fleet.fleet).complaints, verify_tree(fleet.origin).complaints) == ((), ())
+    (fleet.fleet.path / "audit" / "log.jsonl").write_bytes(b"".join(lines_of(fleet)[2:]))
+    assert any("differs from line 1 on" in one for one in verify_folder(fleet.fleet).complaints)
 
 
 def test_devices_do_not_read_the_log(fleet: RepositorySimulator) -> None:

@@ -80,6 +80,24 @@ def test_a_lost_laptop_ends_with_keys_that_are_worthless(three: RepositorySimula
     ]
 
 
+def test_a_lost_laptop_with_a_key_of_a_site_on_it_is_replaced_there_as_well(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    _, site_key = new_key(tmp_path, "site-hq", "bob")
+    three.fleet.delegate("site-hq", [site_key.key], 1)
+    three.sign("alice", "bob")
+    three.publish()
+    (tmp_path / "new").mkdir()
+    made = [new_key(tmp_path / "new", role, "bob") for role in ("root", "targets", "site-hq")]
+    book = playbook.lost_laptop(three.fleet, "bob", tuple(public for public, _ in made))
+    assert book.done[2] == "site hq: bob gets a new key; 1 of 1 must sign"
+    three.sign("alice", "carol", role="root")
+    three.sign("alice", "carol")
+    three.publish()
+    assert holders_of(three.fleet, "site-hq", proposed=False).key_of("bob").keyid == made[2][1].keyid
+    assert site_key.keyid not in {key.keyid for key in three.fleet.halt_keys()}
+
+
 def _evil(fleet: RepositorySimulator) -> Targets:
     targets = fleet.newest_targets().signed
     targets.version += 1
