@@ -9,7 +9,8 @@ Delegated roles have a floor each, under the same rule: it is of no more use onc
 it, and it falls with the snapshot's, which is what names the versions of delegated documents.
 
 ``time_ms`` is the latest moment that a signed document proved: acceptance by the wall clock, or the signed ``x-pcm-issued`` of a
-timestamp, never beyond that timestamp's own expiry. Clocks that say 1970 are thereby harmless.
+timestamp, never beyond the first expiry among the documents that came with it. Clocks that say 1970 are thereby harmless, and a
+thief of the timestamp's key makes a device stale at worst: root and targets end when the people who signed them said.
 """
 
 from __future__ import annotations

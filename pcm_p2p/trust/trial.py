@@ -190,7 +190,7 @@ class Trial:
             snapshot_signers=state.snapshot_signers,
             now_ms=_ms(self.now),
             issued_ms=_issued_ms(timestamp.signed),
-            expires_ms=_ms(timestamp.signed.expires),
+            expires_ms=_ms(expires),
             delegated=delegates.floors,
         )
         self._keep_roots()

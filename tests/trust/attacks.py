@@ -221,7 +221,7 @@ ATTACKS: tuple[Attack, ...] = (
         DELIVERY + "test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed",
         "fuzz/test_fuzz.py::test_a_few_mutations_of_what_is_dear_to_decode")),
     Attack("10.14", "the signed time is driven into the future", "online keys",
-        "bounded by the timestamp's end; healed by new keys", (
+        "stale at worst: bounded by the first expiry; healed by new keys", (
         KNOWN + "test_a_timestamp_cannot_lift_time_beyond_its_own_end", KNOWN + "test_new_online_keys_heal_a_stolen_future")),
     Attack("10.15", "a site's own repository: re-keyed, revoked, signing for the fleet", "site key",
         "old keys worthless; fleet paths unheard", (

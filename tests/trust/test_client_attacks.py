@@ -431,7 +431,11 @@ def test_new_online_keys_heal_a_stolen_future(
     far = START + timedelta(days=9_000)
     thief = fleet.stolen(lifetime=timedelta(days=9_999), issued=far)
     assert attempt(device, TreeSource(thief)).kind == "good"
-    assert device.now() == far, "a signed moment is believed"
+    assert device.view is not None
+    assert START < device.now() == device.view.expires < far, (
+        "a signed moment is believed, to the end of what came with it"
+    )
+    assert device.freshness() == "stale", "what is in force stays so, and newer things are installed"
     fleet.publish_policy("second")
     fleet.rotate_online_keys()
     if interrupted:
