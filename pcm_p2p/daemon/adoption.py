@@ -2,8 +2,9 @@
 
 The moment matters. What root believes for ever must not come from a folder that the network's user could write, so adoption
 happens while the enrolled state folder is still root's (``pcm-p2p enroll join`` as root), and hands that folder to the daemon's
-user as its last act. From a folder that others could have changed since, root digest, device and site must be given by a person,
-who has them from the fleet's key sheet and from the console.
+user as its last act. A daemon that had applied by itself as root leaves what it knew: floors, counters, receipts. From a folder
+that others could have changed since, root digest, device and site must be given by a person, who has them from the fleet's key
+sheet and from the console.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hmac
 import json
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ from pathlib import Path
 
 from pcm_p2p.config import Config, load_config
 from pcm_p2p.daemon.apply_settings import PINNED_ROOT, SETTINGS, ApplySettings, account, load_settings, why_not_ours
+from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError
 from pcm_p2p.trust.identity import DeviceIdentity
 
 _BELIEVED = ("", "config.toml", "identity", "identity/root.json", "identity/fleet.json", "identity/device.crt")
 """What of the state folder adoption reads and the service then believes."""
+_INHERITED = ("trust", "site-trust", "releases", "apply/receipts")
 _HEADER = re.compile(r"^[ \t]*\[[ \t]*apply[ \t]*\][ \t]*(#.*)?$", re.MULTILINE)
 
 
@@ -67,6 +71,8 @@ def adopt(
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_once(state / PINNED_ROOT, identity.root_json, state)
+        if not doubt:
+            _inherit(source, state)
         _write_once(state / SETTINGS, text.encode(), state)
         settings, _ = load_settings(state)
         if not doubt:  # nothing is written, as root, into a folder in which others can put links
@@ -130,6 +136,36 @@ def _write_once(path: Path, data: bytes, state: Path) -> None:
             remedy=f"Edit it if only settings differ; for another fleet or device remove {state} first.",
         )
     write_atomic(path, data, mode=0o600)
+
+
+def _inherit(source: Path, state: Path) -> None:
+    """What a daemon that applied by itself had come to know, so that nothing of it can be rolled back by the change of hands: the
+    floor of metadata, the counters of what was applied, and the receipts. Only what is root's, and where the service has none.
+    """
+    if (state / SETTINGS).exists():
+        return
+    with lock_state(source):
+        if (source / "apply" / "journal.json").exists():
+            raise InputError(
+                "a change was interrupted",
+                path=source / "apply" / "journal.json",
+                remedy="Start the daemon once as before, so that it ends the change; then repeat this command.",
+            )
+        for name in _INHERITED:
+            _copy_ours(source / name, state / name)
+
+
+def _copy_ours(source: Path, target: Path) -> None:
+    """A folder whose every part is root's, without links, or nothing of it."""
+    parts = [source, *source.rglob("*")] if source.is_dir() else []
+    if not parts or any(why_not_ours(part) for part in parts):
+        return
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging, ignore=shutil.ignore_patterns(".lock", "staging", "*.deb"))
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
 
 
 def _name_service(path: Path, config: Config, socket: Path) -> None:

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 def run_apply_service(state: Path, *, json_log: bool = False, verbose: bool = False) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``PcmError`` when it cannot start."""
-    configure(json_lines=json_log, verbose=verbose)
     settings, root_json = load_settings(state)
     if settings.apply.root == "/" and os.geteuid() != 0:
         raise InputError(
@@ -31,6 +30,7 @@ def run_apply_service(state: Path, *, json_log: bool = False, verbose: bool = Fa
             path=state,
             remedy="Start it as root, best with 'systemctl start pcm-p2p-apply'.",
         )
+    configure(json_lines=json_log, verbose=verbose)
     os.umask(0o022)  # maintainer scripts expect it; files of our own are made with a mode that says so
     with lock_state(state):
         trio.run(_run_until_signalled, state, settings, root_json)

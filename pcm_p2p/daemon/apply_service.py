@@ -81,7 +81,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 4
 """Choice: a change, an assessment, an operator, and one to spare."""
 PENALTY_S = 1.0
-"""Choice: what a connection that says nonsense costs the next one; an honest daemon never waits for it."""
+"""Choice: what a connection that says nonsense costs the next one, and ten times what one costs that is refused."""
 SPARE_BYTES = 256 << 20
 """Choice: what must be left on the disk beside the staged bytes, for unpacking and the journal."""
 PROBES_MAX = 2
@@ -155,8 +155,8 @@ class ApplyService:
         async with trio.open_nursery() as nursery:
             while True:
                 await limit.acquire()
-                await trio.sleep_until(self._rest_until_s)
                 connection, _ = await listener.accept()
+                await trio.sleep_until(self._rest_until_s)
                 nursery.start_soon(self._serve, connection, limit)
 
     async def _serve(self, connection: trio.socket.SocketType, limit: trio.Semaphore) -> None:
@@ -170,9 +170,13 @@ class ApplyService:
                 await self._answer(channel, uid)
         except ChannelClosed as error:
             log.info("a connection ended early: %s", error.message)
-            self._rest_until_s = trio.current_time() + self._penalty_s
+            self._rest(self._penalty_s)
         finally:
             limit.release()
+
+    def _rest(self, seconds: float) -> None:
+        """Take no other connection meanwhile: what is asked in vain must cost the asker more than the service."""
+        self._rest_until_s = max(self._rest_until_s, trio.current_time() + seconds)
 
     async def _answer(self, channel: Channel, uid: int) -> None:
         request = await channel.hear(decode_request_untrusted)
@@ -183,6 +187,7 @@ class ApplyService:
         except (PcmError, OSError) as error:
             known = error if isinstance(error, PcmError) else StorageError(str(error))
             log.warning("%s was refused: %s", type(request).__name__, known)
+            self._rest(self._penalty_s / 10)
             await channel.say(Refused(_clip(known.message), _clip(known.remedy), known.exit_status))
 
     async def _do(self, request: Request, channel: Channel, uid: int) -> None:

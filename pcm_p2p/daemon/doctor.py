@@ -74,11 +74,17 @@ def _settings(state: Path) -> Item:
 
 
 def _apply_service(state: Path) -> list[Item]:
-    """Nothing where the daemon applies by itself."""
+    """Nothing where the daemon applies by itself below a private root."""
     try:
         config = load_config(state / "config.toml")
-        if not config.apply.service:
+    except PcmError:
+        return []  # said by what looks at the settings
+    if not config.apply.service:
+        if config.apply.root != "/":
             return []
+        text = "the daemon changes the system itself: who takes it over from the network has the device"
+        return [Item("apply service", "warn", text, "Let a process apart do it: 'pcm-p2p apply-service adopt'.")]
+    try:
         found = ask_once(Path(config.apply.service), GetStanding(), timeout_s=5.0)
     except PcmError as error:
         return [Item("apply service", "bad", error.message, error.remedy)]

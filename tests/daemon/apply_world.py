@@ -161,8 +161,7 @@ class ApplyWorld:
             self.simulator.fleet.root_bytes(1),
             wall_clock=self.clock,
             settle_s=0.0,
-            penalty_s=0.0,
-            **options,
+            **{"penalty_s": 0.0, **options},
         )
         (self.folder / "state").mkdir(mode=0o700, exist_ok=True)
         async with trio.open_nursery() as nursery:

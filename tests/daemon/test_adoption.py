@@ -142,6 +142,42 @@ def test_it_may_be_repeated_but_not_for_another_device(enrolled: Enrolled, tmp_p
         other.adopt()
 
 
+def test_what_a_daemon_that_was_root_knew_is_not_forgotten(enrolled: Enrolled) -> None:
+    for name in ("trust/floor.json", "trust/roots/2.root.json", "releases/tool/7.manifest", "apply/receipts/tool.json"):
+        path = enrolled.source / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(name)
+    (enrolled.source / "trust/.lock").touch()
+    enrolled.adopt()
+    kept = sorted(str(path.relative_to(enrolled.state)) for path in enrolled.state.rglob("*") if path.is_file())
+    assert kept == [
+        "apply.toml",
+        "apply/receipts/tool.json",
+        "releases/tool/7.manifest",
+        "root.json",
+        "trust/floor.json",
+        "trust/roots/2.root.json",
+    ]
+    assert {path.lstat().st_uid for path in enrolled.state.rglob("*")} == {0}
+
+
+def test_what_others_could_have_written_is_not_taken_over(enrolled: Enrolled) -> None:
+    (enrolled.source / "releases/tool").mkdir(mode=0o700, parents=True)
+    (enrolled.source / "releases/tool/7.manifest").symlink_to("/etc/shadow")
+    (enrolled.source / "trust").mkdir(mode=0o700)
+    (enrolled.source / "trust/floor.json").touch()
+    os.chown(enrolled.source / "trust/floor.json", 61_234, -1)
+    enrolled.adopt()
+    assert {path.name for path in enrolled.state.iterdir()} == {"apply.toml", "root.json"}
+
+
+def test_an_interrupted_change_is_ended_before(enrolled: Enrolled) -> None:
+    (enrolled.source / "apply").mkdir(mode=0o700)
+    (enrolled.source / "apply/journal.json").touch()
+    with pytest.raises(InputError, match="a change was interrupted"):
+        enrolled.adopt()
+
+
 CONFIGS = {
     "no table": SETTINGS,
     "a table": SETTINGS + '[apply]\nroot = "/"\n',

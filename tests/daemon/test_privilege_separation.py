@@ -243,8 +243,11 @@ async def test_doctor_looks_at_the_service(world: ApplyWorld) -> None:
     state = world.folder / "daemon"
     state.mkdir()
     config = state / "config.toml"
+    config.write_text('[apply]\nroot = "/srv/root"\n')
+    assert doctor._apply_service(state) == [], "where the daemon applies below a private root"
     config.write_text('[device]\nsite = "office"\n')
-    assert doctor._apply_service(state) == [], "where the daemon applies by itself"
+    (item,) = doctor._apply_service(state)
+    assert (item.state, "who takes it over" in item.what) == ("warn", True)
     config.write_text(f'[device]\nsite = "office"\nlabels = ["desktop"]\n[apply]\nservice = "{world.socket}"\n')
 
     async def look() -> tuple[str, str]:
@@ -350,7 +353,12 @@ async def test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows(w
     keys = OnlineKeys.open(site, PASSPHRASE)
     world.staged.put("office.bin", b"of the office")
     made = ingest(
-        [world.staged.folder / "office.bin"], release="office-tool", version="1", counter=1, work=site.path, processes=1
+        [world.staged.folder / "office.bin"],
+        release="office-tool",
+        version="1",
+        counter=site.next_counter("office-tool"),
+        work=site.path,
+        processes=1,
     )
     site.stage_release(made.manifest, made.segments_folder)
     site.stage_policy("own", OFFICE)
@@ -757,6 +765,17 @@ async def test_what_is_no_request_costs_a_connection_and_nothing_else(world: App
                         answer = b""
                 assert len(answer) < 1_000, name
         assert isinstance(await liar.apply(desired.releases[0].change), Ended)
+
+
+async def test_what_is_asked_in_vain_costs_the_asker(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first", activate=False)
+    async with world.serving(penalty_s=0.5):
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+        began = trio.current_time()
+        for _ in range(5):
+            refusal(await liar.apply(desired.releases[0].change))
+        assert trio.current_time() - began >= 4 * 0.05
 
 
 async def test_a_flood_of_connections_is_served_in_turn(world: ApplyWorld) -> None:
