@@ -55,14 +55,22 @@ class Doors:
 
         Raises ``OSError`` if a fixed address cannot be listened on, or if another program has the port.
         """
+        refusal: OSError | None = None  # raised outside of the nursery, which would make a group of it
         async with trio.open_nursery() as nursery:
-            await self._open_first(nursery, port, remembered_port)
-            task_status.started()
-            while True:
+            try:
+                await self._open_first(nursery, port, remembered_port)
+            except OSError as error:
+                refusal = error
+                nursery.cancel_scope.cancel()
+            else:
+                task_status.started()
+            while refusal is None:
                 with trio.move_on_after(WATCH_INTERVAL_S):
                     await self._again.wait()
                 self._again = trio.Event()
                 await self._follow(nursery)
+        if refusal is not None:
+            raise refusal
 
     async def _open_first(self, nursery: trio.Nursery, port: int, remembered_port: int) -> None:
         self._port = port or remembered_port

@@ -259,33 +259,43 @@ class Overlay:
         self, *, task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen, dial and serve until cancelled. Raises ``OSError`` if it cannot listen."""
+        refusal: OSError | None = None  # raised outside of the nursery, which would make a group of it
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await nursery.start(self._doors.run, self._settings.port, self._remembered.port)
-                self._fold(Tick())
-                for host, port in self._settings.seeds:
-                    self._fold(Introduced(Address(host, port), seed=True))
-                for entry in self._remembered.entries:
-                    if entry.host and entry.device != self.device and entry.site == self._settings.site:
-                        self._fold(Introduced(Address(entry.host, entry.port), DeviceId(entry.device)))
-                nursery.start_soon(self._keep_time)
-                if self._introducer is not None:
-                    await nursery.start(
-                        self._introducer.run,
-                        lambda: self._membership.port,
-                        self._introduce_candidate,
-                        self.network_changed,
-                    )
-                    nursery.start_soon(
-                        keep_announced, self._introducer, self.device, self._security.fleet, self.known, self._rng
-                    )
-                task_status.started(self.listening)
+                try:
+                    await nursery.start(self._doors.run, self._settings.port, self._remembered.port)
+                except OSError as error:
+                    refusal = error
+                else:
+                    await self._begin(nursery)
+                    task_status.started(self.listening)
         finally:
             self._nursery = None
             self._save()
+        if refusal is not None:
+            raise refusal
 
     # Inside
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        self._fold(Tick())
+        for host, port in self._settings.seeds:
+            self._fold(Introduced(Address(host, port), seed=True))
+        for entry in self._remembered.entries:
+            if entry.host and entry.device != self.device and entry.site == self._settings.site:
+                self._fold(Introduced(Address(entry.host, entry.port), DeviceId(entry.device)))
+        nursery.start_soon(self._keep_time)
+        if self._introducer is not None:
+            await nursery.start(
+                self._introducer.run,
+                lambda: self._membership.port,
+                self._introduce_candidate,
+                self.network_changed,
+            )
+            nursery.start_soon(
+                keep_announced, self._introducer, self.device, self._security.fleet, self.known, self._rng
+            )
 
     def _doors_changed(self) -> None:
         self._membership.port = self.listening[0][1] if self.listening else 0

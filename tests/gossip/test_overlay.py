@@ -207,6 +207,14 @@ async def test_two_that_dial_each_other_keep_one_session_and_agree_which(tmp_pat
             assert one.dialled != two.dialled
 
 
+async def test_a_port_that_is_taken_is_one_plain_error(tmp_path: Path) -> None:
+    async with fleet_in(tmp_path) as fleet:
+        a = await fleet.start("a")
+        refused = fleet.make("b", settings={"port": a.port})
+        with pytest.raises(OSError, match="in use"):
+            await fleet.nursery.start(refused.run)
+
+
 async def test_a_node_of_another_fleet_never_becomes_a_peer(tmp_path: Path) -> None:
     async with fleet_in(tmp_path) as fleet:
         a = await fleet.start("a")
