@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
-from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import audit_record
 from pcm_p2p.authority.founding import whole_seconds
@@ -19,6 +19,7 @@ from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.trust.delegation import HALT, TARGETS, index_of
 from pcm_p2p.trust.halt import (
     HALTS_MAX,
+    LIFTED_MAX,
     REASON_LENGTH_MAX,
     WHOLE_FLEET,
     Halt,
@@ -118,6 +119,8 @@ def lift(folder: FleetFolder, ids: Iterable[str]) -> tuple[Halt, ...]:
             tuple(sorted({*before.lifted, *gone})),
             tuple(one for one in before.confirmed if one not in gone),
         )
+        if len(after.lifted) > LIFTED_MAX:
+            raise InputError(f"{LIFTED_MAX} halts were lifted before, which is as many as devices read")
         folder.stage_locked(TARGETS, {LIFTED: after.encoded()})
     return tuple(chosen)
 
@@ -146,12 +149,23 @@ def standings(folder: FleetFolder) -> tuple[Standing, ...]:
     return tuple(sorted(found, key=lambda one: (one.halt.since, one.halt.id)))
 
 
-def refuse_dropped(folder: StagingArea, offered: Targets, targets: Targets) -> None:
-    """Raises ``TrustError`` if a list of halts drops one that is published, and that ``targets`` do not lift."""
+def refuse_halts(folder: StagingArea, offered: Targets, root: Root, targets: Targets) -> None:
+    """Raises ``TrustError`` if a list of halts drops one that is published and that ``targets`` do not lift, or adds one that
+    counts for nobody: any key of the fleet can sign the list, and what is in it stays in it."""
     published = folder.delegated(HALT)
-    if published is None:
-        return
-    gone = dropped(_by_id(published), _by_id(Metadata(offered)), lifted_of(folder, targets))
+    before, after = _by_id(published.signed) if published is not None else {}, _by_id(offered)
+    holders, readable = Holders.of(root, targets), {halt.id: halt for halt in halts_of(folder, offered)}
+    for one in sorted(after.keys() - before.keys()):
+        if one not in readable or readable[one].fleet != folder.fleet_id or holders.reach_of(readable[one]) == Reach():
+            raise TrustError(
+                f"refused to publish: the halt {one[:8]} is signed by nobody who may halt",
+                remedy="Discard the proposal, and order the halt with 'pcm-p2p halt'.",
+            )
+    if len(after) > HALTS_MAX:
+        raise TrustError(
+            f"refused to publish {len(after)} halts: devices read {HALTS_MAX}", remedy="Lift some of them."
+        )
+    gone = dropped(before, after, lifted_of(folder, targets))
     if gone:
         raise TrustError(
             f"refused to publish: the list of halts drops {gone[0][:8]}, which nobody lifted",
@@ -159,10 +173,8 @@ def refuse_dropped(folder: StagingArea, offered: Targets, targets: Targets) -> N
         )
 
 
-def _by_id(document: Metadata[Targets]) -> dict[str, str]:
-    return {
-        path[6:-5]: info.hashes["sha256"] for path, info in document.signed.targets.items() if path != index_of(HALT)
-    }
+def _by_id(targets: Targets) -> dict[str, str]:
+    return {path[6:-5]: info.hashes["sha256"] for path, info in targets.targets.items() if path != index_of(HALT)}
 
 
 def _holders(folder: StagingArea) -> Holders:

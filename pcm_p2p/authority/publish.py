@@ -40,7 +40,7 @@ from pcm_p2p.authority import audit_record, keyfile
 from pcm_p2p.authority.audit_journal import AuditJournal
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
-from pcm_p2p.authority.halting import refuse_dropped
+from pcm_p2p.authority.halting import refuse_halts
 from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.authority.people import online_key_file
 from pcm_p2p.authority.proposal import signatures_of
@@ -51,9 +51,9 @@ from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.lock_file import held
-from pcm_p2p.trust.delegation import HALT, TARGETS
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of
 from pcm_p2p.trust.floor import Versions
-from pcm_p2p.trust.index import target_file
+from pcm_p2p.trust.index import decode_index_untrusted, target_file
 from pcm_p2p.trust.lint import ISSUED_FIELD, lint_snapshot, lint_timestamp
 
 ROOT_WARNING_DAYS = 180
@@ -197,7 +197,10 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
             # Signed elsewhere, it was judged without the fleet's policies beside it.
             _refuse(policy_complaints(folder, role, document.signed))
     if HALT in proposed:
-        refuse_dropped(folder, proposed[HALT].signed, targets.signed)
+        refuse_halts(folder, proposed[HALT].signed, documents.root.signed, targets.signed)
+    for role, document in documents.delegated.items():
+        if role in proposed:
+            _refuse_index(folder, role, document.signed)
     _refuse_other_signers(documents)
     # Root last: once it is here, it counts.
     for role in reversed([role for role in folder.roles() if role in proposed]):
@@ -213,6 +216,23 @@ def _refuse_expired(role: str, document: Metadata[Any], now: datetime) -> None:
             f"refused to publish: {role} expired on {document.signed.expires:%Y-%m-%d}",
             remedy="Propose it anew and let its holders sign.",
         )
+
+
+def _refuse_index(folder: FleetFolder, role: str, targets: Targets) -> None:
+    """A document that devices could not use, since its own index does not fit it: one that was not made by this tool."""
+    path = index_of(role)
+    try:
+        info = targets.targets.get(path)
+        if info is None:
+            raise UntrustedBytes(f"{path} is missing")
+        index = decode_index_untrusted(folder.files.read(path, info), role)
+        unsigned = sorted({*index.policies, *index.releases, *index.halts} - targets.targets.keys())
+        if unsigned:
+            raise UntrustedBytes(f"{path} lists {unsigned[0]}, which is not signed")
+        if index.fleet != folder.fleet_id:
+            raise UntrustedBytes(f"{path} is of fleet {index.fleet[:8]}")
+    except UntrustedBytes as error:
+        raise TrustError(f"refused to publish: {role}: {error.message}", remedy="Stage and sign it anew.") from None
 
 
 def _refuse_gap(folder: FleetFolder, role: str, document: Metadata[Any]) -> None:

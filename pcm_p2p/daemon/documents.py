@@ -106,7 +106,9 @@ def read_documents(view: TrustedView, own: SiteWord | None = None, now: datetime
     halts, known = view.halts(), view.halts_known
     if own is not None:
         # Who signs for the site's own repository may halt on its devices, and on those only.
-        halts += tuple(InForce(one.halt, Reach(sites=frozenset({own.site}))) for one in _halts_of(own, problems))
+        halts += tuple(
+            InForce(one.halt, Reach(sites=frozenset({own.site})), one.by) for one in _halts_of(own, problems)
+        )
         known = known and own.view.halts_known
     return Documents(tuple(spoken), activation, allowances, tuple(problems), halts, known, _teams(listing))
 

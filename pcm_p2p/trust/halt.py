@@ -48,6 +48,7 @@ from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import check_name
 from pcm_p2p.toml_document import decode_toml
 from pcm_p2p.trust.delegation import kind_of
+from pcm_p2p.trust.lint import owner_of
 
 DOMAIN = b"pcm_p2p halt 1\n"
 SIZE_BYTES_MAX = 8_192
@@ -232,15 +233,16 @@ class Holders:
 
 @dataclass(frozen=True)
 class InForce:
-    """A halt that counts, and for whom."""
+    """A halt that counts, and for whom. ``by``: the person whom root or targets name for its key; empty where that key went."""
 
     halt: Halt
     reach: Reach
+    by: str = ""
 
     def sentence(self) -> str:
         """For status, reports and ``why``."""
         reason = f": {self.halt.reason}" if self.halt.reason else ""
-        return f"Halted by {self.halt.by} since {self.halt.since:%Y-%m-%d %H:%M} UTC{reason}"
+        return f"Halted by {self.by or self.halt.by} since {self.halt.since:%Y-%m-%d %H:%M} UTC{reason}"
 
 
 def in_force(halts: Iterable[Halt], holders: Holders, lifted: Lifted, fleet: str) -> tuple[InForce, ...]:
@@ -250,9 +252,13 @@ def in_force(halts: Iterable[Halt], holders: Holders, lifted: Lifted, fleet: str
     for halt in halts:
         if halt.id in gone or halt.fleet != fleet:
             continue
-        reach = WHOLE_FLEET if halt.id in confirmed else holders.reach_of(halt)
+        reach = holders.reach_of(halt)
+        # The name in the halt is its author's word; the one beside the key was signed by others.
+        by = owner_of(holders.keys[halt.keyid]) if reach != Reach() else ""
+        if halt.id in confirmed:
+            reach = WHOLE_FLEET
         if reach != Reach():
-            found.append(InForce(halt, reach))
+            found.append(InForce(halt, reach, by))
     return tuple(sorted(found, key=lambda one: (one.halt.since, one.halt.id)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from repository_simulator import (
@@ -25,6 +26,7 @@ from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.trust.delegation import HALT
+from pcm_p2p.trust.index import Index
 from pcm_p2p.trust.lint import lint_targets, owner_of
 
 BERLIN, PARIS, WEB = "site-berlin", "site-paris", "team-web"
@@ -217,6 +219,35 @@ def test_what_breaks_a_rule_is_not_published(offices: RepositorySimulator) -> No
             offices.publish()
         with pytest.raises(TrustError, match=complaint):
             offices.sign("bob", role=BERLIN)
+
+
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        (None, "index.json is missing"),
+        (b"{}", "does not fit its schema"),
+        ({"policies": ("policies/paris/x.toml",)}, "for which site-paris speaks"),
+        ({"policies": ("policies/berlin/x.toml",)}, "lists policies/berlin/x.toml, which is not signed"),
+        ({"fleet": "e" * 32}, "is of fleet eeeeeeee"),
+    ],
+)
+def test_an_index_that_devices_could_not_use_is_not_published(
+    offices: RepositorySimulator, index: dict[str, Any] | bytes | None, complaint: str
+) -> None:
+    path = "policies/berlin/index.json"
+
+    def edit(targets: Targets) -> None:
+        if index is None:
+            del targets.targets[path]
+            return
+        data = index if isinstance(index, bytes) else Index(**{**plain, **index}).encoded()
+        targets.targets[path] = offices.fleet.files.store(path, data)
+
+    plain: dict[str, Any] = {"schema": "pcm.index/1", "fleet": offices.fleet.fleet_id}
+    document = offices.signed_delegated(BERLIN, edit, "bob")
+    (offices.fleet.path / "proposal" / f"{BERLIN}.json").write_bytes(document.to_bytes())
+    with pytest.raises(TrustError, match=f"refused to publish: site-berlin: .*{complaint}"):
+        offices.publish()
 
 
 def test_new_holders_sign_anew_before_the_change_is_published(offices: RepositorySimulator) -> None:

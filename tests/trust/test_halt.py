@@ -219,6 +219,7 @@ LIES: dict[str, Callable[[RepositorySimulator, SigningKey], Halt]] = {
         fleet, bob, by="alice", keyid=read_public(fleet.key_path("root", "alice")).keyid
     ),
     "in the name of alice, with his own key id": lambda fleet, bob: statement(fleet, bob, by="alice"),
+    "with the name of alice in it": lambda fleet, bob: statement(fleet, bob, by="alice", release="tool"),
     "altered after signing": lambda fleet, bob: msgspec.structs.replace(
         statement(fleet, bob, release="tool"), release=""
     ),
@@ -237,9 +238,18 @@ LIES: dict[str, Callable[[RepositorySimulator, SigningKey], Halt]] = {
 def test_a_site_key_cannot_stop_another_site(fleet: RepositorySimulator, name: str) -> None:
     bob = key_of(fleet, "site-berlin", "bob")
     document = forged_list(fleet, bob, LIES[name](fleet, bob))
+    holders = Holders.of(fleet.fleet.root().signed, fleet.newest_targets().signed)
+    bare = not in_force([LIES[name](fleet, bob)], holders, NOTHING_LIFTED, fleet.fleet.fleet_id)
+    (fleet.fleet.path / "proposal" / "halt.json").write_bytes(document.to_bytes())
+    with pytest.raises(TrustError, match="is signed by nobody who may halt") if bare else contextlib.nullcontext():
+        publish_only(fleet, HALT)
     with fleet.client() as device:
-        attempt(device, fleet.source())
-        assert attempt(device, tree_with(fleet, document)).kind == "good", "one key of them all signs the list"
+        if bare:
+            attempt(device, fleet.source())
+            assert attempt(device, tree_with(fleet, document)).kind == "good", "one key of them all signs the list"
+        else:
+            assert attempt(device, fleet.source()).kind == "good"
+            assert {one.by for one in seen(device).halts()} == {"bob"}, "as targets name the holder of the key"
         assert seen(device).version_of(HALT) == 1
         assert why(device, "paris") == ""
         assert why(device, "paris", "tool") == ""
@@ -483,6 +493,7 @@ def test_no_holder_no_halt() -> None:
     assert in_force([one], Holders(), NOTHING_LIFTED, FLEET) == ()
     confirmed = Lifted("pcm.lifted/1", (), (ID,))
     assert in_force([one], Holders(), confirmed, FLEET) == (InForce(one, WHOLE_FLEET),)
+    assert InForce(one, WHOLE_FLEET).sentence() == "Halted by x since 2026-03-01 12:00 UTC"
     assert in_force([one], Holders(), Lifted("pcm.lifted/1", (ID,), (ID,)), FLEET) == ()
     assert in_force([one], Holders(), confirmed, "e" * 32) == ()
     assert LIFTED == "fleet/lifted.toml"
