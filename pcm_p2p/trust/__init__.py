@@ -2,8 +2,9 @@
 become members is ``enrolment``; what all three agree on (roles, names in the tree, lint, certificates) stands here.
 
 Participants
-    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released. Their keys
-    rest encrypted under a passphrase and sign on the authority's own machine.
+    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released and who may sign
+    for a site or a team. Their keys rest encrypted under a passphrase and sign on the authority's own machine.
+    **Sites and teams** sign their own policies or releases, each for its own folder, within what the fleet allows.
     The **publisher** holds the two online keys (snapshot, timestamp) and writes the origin tree. It can say "this is the newest
     you signed" and nothing else.
     The **desk** holds the key of the fleet's certificate authority and admits devices that bring a token.
@@ -13,6 +14,8 @@ Participants
 Goals
     - No byte is acted on before a threshold of authorities has signed its hash, length and version.
     - No carrier, and no thief of the online keys, makes a device go back to an older version or mix two of them.
+    - What is wrong with one site or team keeps no device from anything else. One key stops a rollout; it takes a threshold to let
+      it go on, and while a device does not know the newest halts, it applies nothing new.
     - A device that hears nothing new knows so: its view becomes stale and then frozen, and says since when.
     - What was good stays usable when a newer thing turns out bad: replacing the view is one atomic step.
     - SIGKILL at any point, on either side, leaves the old state or the new one, and the same command repeats the work.
@@ -31,7 +34,10 @@ role        keys                  lifetime  what it states
 ==========  ====================  ========  ==================================================================
 root        authorities, offline  2 years   keys and thresholds of all roles, and the fleet's id (``x-pcm-fleet``)
 targets     authorities, offline  1 year    every target by path, length and SHA-256: policies, manifests, documents
-snapshot    publisher, online     30 days   which version of targets belongs to now
+site-…      a site's people       90 days   the site's own policies, ``policies/<site>/*``
+team-…      a team's people       90 days   the team's own releases, ``releases/<team>/*``
+halt        any one authority     2 years   what must not be applied, ``halts/*`` (``halt``)
+snapshot    publisher, online     30 days   which versions of targets and of delegated roles belong to now
 timestamp   publisher, online     7 days    which snapshot is the newest
 ca          desk                  10 years  certificates: this key is device D in role R of fleet F
 ==========  ====================  ========  ==================================================================
@@ -39,12 +45,13 @@ ca          desk                  10 years  certificates: this key is device D i
 Origin tree (static files, any web server; peers serve the same paths)::
 
     metadata/timestamp.json                       written last; everything else never changes once written
-    metadata/N.root.json  N.snapshot.json  N.targets.json
+    metadata/N.root.json  N.snapshot.json  N.targets.json  N.<delegated role>.json
     targets/<folder>/<sha256>.<name>
     segments/ab/<64 hexadecimal digits>
 
 Targets: ``index.json`` (the only way to list), ``fleet/fleet.toml``, ``fleet/activation.toml``, ``identity/ca.pem``,
-``identity/deny.json``, ``policies/<id>.toml``, ``releases/main/<name>@<version>.manifest``.
+``identity/deny.json``, ``fleet/lifted.toml``, ``fleet/allowances.toml``, ``policies/<id>.toml``,
+``releases/main/<name>@<version>.manifest``; for people ``audit/log.jsonl``. A delegated role has its own index in its own folder.
 
 ===============  =====  ==================================================================================
 module           kind   what it holds
@@ -73,6 +80,7 @@ What the library (python-tuf) leaves to us, and where it is done
     - that a key counts once however often it is listed, and that key ids fit their keys: ``lint``
     - a fleet's id in the root, so that metadata of another fleet with a shared key is foreign: ``lint``
     - last known good independent of expiry, and the atomic change to the next: ``trial``, ``client``
+    - which delegations there may be, and that one bad delegate stands alone: ``delegation``, ``lint``, ``delegates``
     - time that only goes forward, and versions that zeroed cache files cannot bring back: ``floor``
     - equal version with other bytes is evidence, not an update: ``trial``
     - keys at rest and the order of writing an origin tree: ``authority.keyfile``, ``authority.publish``
