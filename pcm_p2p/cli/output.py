@@ -1,4 +1,8 @@
-"""How facts are printed: a table or lines for people, one JSON object for programs."""
+"""How facts are printed: a table or lines for people, one JSON object for programs.
+
+Much of what is printed was written by others: names in policies, what a neighbour says of itself, output of programs. None of it
+reaches the terminal as anything but text.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,39 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from pcm_p2p.authority.shown_text import shown
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+class _TextConsole(Console):
+    """Prints text and nothing that a terminal would obey; colours come from markup, not from characters."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_text(one) if isinstance(one, str) else one for one in objects), **options)
 
 
 def out() -> Console:
     """Standard output; rich itself honours NO_COLOR and pipes."""
-    return Console(highlight=False, soft_wrap=True)
+    return _TextConsole(highlight=False, soft_wrap=True)
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _TextConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(facts: object) -> None:
-    sys.stdout.write(json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(facts, ensure_ascii=False, indent=2)
+    # JSON itself escapes what is below U+0020; a terminal obeys some of what is above, too.
+    sys.stdout.write(text if text.isascii() else "".join(map(_json_character, text)))
+    sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     table = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(shown(str(cell))) for cell in row))
     out().print(table)
 
 
@@ -40,7 +56,7 @@ def print_facts(facts: dict[str, Any]) -> None:
     """Aligned ``name  value`` lines."""
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        grid.add_row(f"[dim]{escape(name)}[/dim]", escape(str(value)))
+        grid.add_row(f"[dim]{escape(name)}[/dim]", escape(_text(str(value))))
     out().print(grid)
 
 
@@ -57,3 +73,13 @@ def size(count_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+def _text(text: str) -> str:
+    return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
+
+
+def _json_character(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    return json.dumps(character)[1:-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typer.core import TyperGroup
 
 from pcm_p2p import __version__
 from pcm_p2p.cli import main, output
+from pcm_p2p.daemon.log import configure
 from pcm_p2p.errors import StorageError, exit_statuses
 
 
@@ -121,3 +124,41 @@ def test_the_shell_completes_commands(shell: str, cli: Command, monkeypatch: pyt
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "pcm-p2p fl")
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
     assert "fleet" in cli().out
+
+
+PAINTING = "site\x1b[2J\x1b]0;owned\x07 \x9b31m \u202egnp.exe\rx"
+"""Clears the screen, names the window, colours by one C1 character, turns the reading direction, goes back in the line."""
+
+
+@pytest.mark.parametrize("way", ["table", "facts", "line", "note", "json"])
+def test_what_a_stranger_wrote_cannot_paint_the_screen(way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    match way:
+        case "table":
+            output.print_table(("AGENT",), [(PAINTING,)])
+        case "facts":
+            output.print_facts({"agent": PAINTING})
+        case "line":
+            output.out().print(PAINTING, markup=False)
+        case "note":
+            output.note(PAINTING)
+        case _:
+            output.print_json({"agent": PAINTING})
+    printed = "".join(capsys.readouterr())
+    assert printed.replace("\n", "").isprintable()
+    assert "owned" in printed
+    if way == "json":
+        assert json.loads(printed) == {"agent": PAINTING}
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_what_a_stranger_wrote_ends_no_line_of_the_log(json_lines: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    try:
+        configure(json_lines=json_lines, verbose=False)
+        logging.getLogger("pcm_p2p.test").info("session ended: %s", f"bye\n2026-01-01 INFO all is well {PAINTING}")
+    finally:
+        root.handlers[:], _ = before
+        root.setLevel(before[1])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
