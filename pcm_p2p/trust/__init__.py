@@ -2,8 +2,8 @@
 become members is ``enrolment``; what all three agree on (roles, names in the tree, lint, certificates) stands here.
 
 Participants
-    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released and who may sign
-    for a site or a team. Their keys rest encrypted under a passphrase and sign on the authority's own machine.
+    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released and who may
+    sign for a site or a team. Their keys rest encrypted under a passphrase and sign on the authority's own machine.
     **Sites and teams** sign their own policies or releases, each for its own folder, within what the fleet allows.
     The **publisher** holds the two online keys (snapshot, timestamp) and writes the origin tree. It can say "this is the newest
     you signed" and nothing else.
