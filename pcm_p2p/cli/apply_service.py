@@ -53,8 +53,9 @@ def adopt(
     client: Annotated[str, typer.Option(help="Account of the daemon on the network.")] = "pcm-p2p",
     socket: Annotated[Path, typer.Option(help="Where the service listens.")] = DEFAULT_SOCKET,
     apply_root: Annotated[str, typer.Option(help="Where packages, archives and files go.")] = "/",
-    root_sha256: Annotated[
-        str | None, typer.Option(help="SHA-256 of the fleet's root that must be found.", metavar="HEX")
+    root_digest: Annotated[
+        str | None,
+        typer.Option(help="Digest of the fleet's root that must be found, as the key sheet shows it.", metavar="HEX"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Id of this device that must be found.", metavar="HEX")] = None,
     site: Annotated[str | None, typer.Option(help="Site of this device that must be found.")] = None,
@@ -65,14 +66,15 @@ def adopt(
     """Take the pinned root and the place in the fleet from a device that was just enrolled, as root.
 
     Writes apply.toml and root.json, names the socket in the daemon's config.toml, and gives the daemon's folder to its account.
-    A folder that others could have changed since is refused, unless --root-sha256, --device and --site confirm it.
+    A folder that others could have changed since is refused, unless --root-digest, --device and --site confirm it.
 
     EXIT STATUS: 0 adopted; 2 a setting is wrong, or it is adopted as something else; 5 the folder could have been changed, or is
     not what was confirmed; 6 a folder cannot be written.
     """
-    from pcm_p2p.daemon.adoption import Confirmed, adopt
+    from pcm_p2p.authority.fingerprint import grouped
+    from pcm_p2p.daemon.adoption import DIGEST_DIGITS_MIN, Confirmed, adopt
 
-    confirmed = Confirmed(root_sha256, device, site, tuple(label or ()))
+    confirmed = Confirmed(root_digest, device, site, tuple(label or ()))
     made = adopt(source, state, client=client, socket=socket, apply_root=apply_root, confirmed=confirmed)
     print_facts(
         {
@@ -80,7 +82,7 @@ def adopt(
             "fleet": made.settings.device.fleet,
             "site": made.settings.device.site,
             "labels": ", ".join(made.settings.device.labels) or "none",
-            "root": made.root_sha256,
+            "root": grouped(made.root_digest[:DIGEST_DIGITS_MIN]),
             "settings": state / "apply.toml",
         }
     )

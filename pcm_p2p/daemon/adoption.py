@@ -20,13 +20,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
+
 from pcm_p2p.config import Config, load_config
 from pcm_p2p.daemon.apply_settings import PINNED_ROOT, SETTINGS, ApplySettings, account, load_settings, why_not_ours
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError
 from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.trust.lint import lint_root
 
+DIGEST_DIGITS_MIN = 32
+"""128 bits: what the key sheet shows."""
 _BELIEVED = ("", "config.toml", "identity", "identity/root.json", "identity/fleet.json", "identity/device.crt")
 """What of the state folder adoption reads and the service then believes."""
 _INHERITED = ("trust", "site-trust", "releases", "apply/receipts")
@@ -35,9 +41,10 @@ _HEADER = re.compile(r"^[ \t]*\[[ \t]*apply[ \t]*\][ \t]*(#.*)?$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What a person says about a device whose folder cannot vouch for itself; None: nothing was said."""
+    """What a person says about a device whose folder cannot vouch for itself; None: nothing was said. ``root_digest`` as the key
+    sheet shows it: at least 32 hexadecimal digits, in groups or not."""
 
-    root_sha256: str | None = None
+    root_digest: str | None = None
     device: str | None = None
     site: str | None = None
     labels: Sequence[str] = ()
@@ -45,10 +52,11 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Adopted:
-    """``named``: whether the daemon's settings name the service now; if not, a person has to write it there."""
+    """``root_digest`` is SHA-256 of what the root's holders signed, in hexadecimal; the key sheet shows the first half of it.
+    ``named``: whether the daemon's settings name the service now; if not, a person has to write it there."""
 
     settings: ApplySettings
-    root_sha256: str
+    root_digest: str
     named: bool
 
 
@@ -62,9 +70,10 @@ def adopt(
     """
     said = confirmed or Confirmed()
     uid, gid = account(client, state)
+    socket = socket.absolute()
     identity = DeviceIdentity.load(source / "identity")
     config = load_config(source / "config.toml")
-    digest = hashlib.sha256(identity.root_json).hexdigest()
+    digest = _digest(identity)
     doubt = next((f"{source / name} {why}" for name in _BELIEVED if (why := why_not_ours(source / name))), "")
     _check(said, doubt, digest, identity, config)
     text = _settings_text(said, identity, config, client, socket, apply_root)
@@ -84,20 +93,36 @@ def adopt(
 
 
 def _check(said: Confirmed, doubt: str, digest: str, identity: DeviceIdentity, config: Config) -> None:
-    if doubt and (said.root_sha256 is None or said.device is None or said.site is None):
+    if doubt and (said.root_digest is None or said.device is None or said.site is None):
         raise TrustError(
             f"{doubt}: what it says could have been changed since this device was enrolled",
-            remedy="Adopt as root right after 'pcm-p2p enroll join' as root; or confirm what is right with --root-sha256 "
+            remedy="Adopt as root right after 'pcm-p2p enroll join' as root; or confirm what is right with --root-digest "
             "(from the fleet's key sheet), --device and --site.",
         )
     found = {"root": digest, "device": identity.device_id.hex(), "site": config.device.site}
-    wanted = {"root": said.root_sha256, "device": said.device, "site": said.site}
+    wanted = {"root": said.root_digest, "device": said.device, "site": said.site}
+    if wanted["root"] is not None:
+        wanted["root"] = "".join(wanted["root"].split()).lower()
+        found["root"] = digest[: max(DIGEST_DIGITS_MIN, len(wanted["root"]))]
     for what, value in wanted.items():
-        if value is not None and not hmac.compare_digest(value.lower().encode(), found[what].encode()):
+        if value is not None and not hmac.compare_digest(value.encode(), found[what].encode()):
             raise TrustError(
                 f"the {what} of this device is {found[what]}, and not {value}",
                 remedy="If what you gave is right, this device was tampered with: enrol it anew.",
             )
+
+
+def _digest(identity: DeviceIdentity) -> str:
+    """Of the pinned root, which must be one of the device's own fleet. Raises ``TrustError``."""
+    try:
+        document = Metadata[Root].from_bytes(identity.root_json)
+        document.signed.verify_delegate("root", document.signed_bytes, document.signatures)
+        complaints = lint_root(document.signed, identity.fleet)
+    except (RepositoryError, TypeError, ValueError) as error:
+        complaints = (str(error),)
+    if complaints:
+        raise TrustError(f"the pinned root cannot be believed: {complaints[0]}", remedy="Enrol this device again.")
+    return hashlib.sha256(document.signed_bytes).hexdigest()
 
 
 def _settings_text(

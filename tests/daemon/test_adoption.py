@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from repository_simulator import RepositorySimulator
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.cli.main import run
@@ -20,23 +22,23 @@ from pcm_p2p.daemon.apply_settings import load_settings
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.trust.identity import DeviceIdentity, FleetRecord, load_or_create_key
 
-FLEET = "ab" * 16
-ROOT = b'{"the": "pinned root"}'
 SETTINGS = '[device]\nsite = "office"\nlabels = ["desktop"]\n'
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving folders to another user takes root")
 
 
 class Enrolled:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fleet: RepositorySimulator) -> None:
+        self.fleet, self.root = fleet.fleet.fleet_id, fleet.fleet.root_bytes(1)
+        self.digest = hashlib.sha256(Metadata[Root].from_bytes(self.root).signed_bytes).hexdigest()
         self.source, self.state, self.socket = folder / "daemon", folder / "apply", Path("/run/pcm-test/socket")
         now = datetime.now(UTC)
-        authority = FleetCA.in_memory(FLEET, now=now)
+        authority = FleetCA.in_memory(self.fleet, now=now)
         key = load_or_create_key(self.source / "identity")
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         certificate = authority.issue(public, "device", now=now)
         DeviceIdentity.install(
-            self.source / "identity", certificate, authority.pem, FleetRecord(FLEET, site="office"), ROOT
+            self.source / "identity", certificate, authority.pem, FleetRecord(self.fleet, site="office"), self.root
         )
         (self.source / "config.toml").write_text(SETTINGS)
         self.source.chmod(0o700)
@@ -54,18 +56,18 @@ class Enrolled:
 
 
 @pytest.fixture(name="enrolled")
-def _enrolled(tmp_path: Path) -> Enrolled:
-    return Enrolled(tmp_path)
+def _enrolled(tmp_path: Path, first_fleet: RepositorySimulator) -> Enrolled:
+    return Enrolled(tmp_path, first_fleet)
 
 
 def test_what_was_enrolled_by_root_is_adopted_and_given_to_the_daemon(enrolled: Enrolled) -> None:
     made = enrolled.adopt()
     settings, root = load_settings(enrolled.state)
     assert settings == made.settings
-    assert root == ROOT
-    assert (settings.device.id, settings.device.fleet) == (enrolled.device, FLEET)
+    assert root == enrolled.root
+    assert (settings.device.id, settings.device.fleet) == (enrolled.device, enrolled.fleet)
     assert (settings.device.site, settings.device.labels) == ("office", ("desktop",))
-    assert made.root_sha256 == hashlib.sha256(ROOT).hexdigest()
+    assert made.root_digest == enrolled.digest
     assert load_config(enrolled.source / "config.toml").apply.service == str(enrolled.socket)
     assert {path.lstat().st_uid for path in (enrolled.source, *enrolled.source.rglob("*"))} == {61_234}
     assert {path.lstat().st_uid for path in (enrolled.state, *enrolled.state.rglob("*"))} == {0}
@@ -104,14 +106,14 @@ def test_what_others_could_have_changed_is_not_believed(enrolled: Enrolled, row:
     doubt(enrolled)
     with pytest.raises(TrustError, match=words) as caught:
         enrolled.adopt()
-    assert "--root-sha256" in caught.value.remedy
+    assert "--root-digest" in caught.value.remedy
     assert not enrolled.state.exists()
 
 
 def test_what_a_person_confirms_is_adopted_and_stays_where_it_is(enrolled: Enrolled) -> None:
     written_by_others(enrolled)
-    digest = hashlib.sha256(ROOT).hexdigest()
-    made = enrolled.adopt(Confirmed(digest, enrolled.device, "office", ("kiosk",)))
+    in_groups = " ".join(enrolled.digest[at : at + 4] for at in range(0, 32, 4))
+    made = enrolled.adopt(Confirmed(in_groups, enrolled.device, "office", ("kiosk",)))
     assert made.settings.device.labels == ("kiosk",), "labels are what the person said, not what the folder says"
     assert (enrolled.source / "identity/fleet.json").stat().st_uid == 0
     assert (enrolled.source / "config.toml").read_text() == SETTINGS, "root writes nothing where others can put links"
@@ -120,23 +122,26 @@ def test_what_a_person_confirms_is_adopted_and_stays_where_it_is(enrolled: Enrol
 
 WRONG: dict[str, Callable[[Enrolled], Confirmed]] = {
     "root": lambda enrolled: Confirmed("0" * 64, enrolled.device, "office"),
-    "device": lambda _: Confirmed(hashlib.sha256(ROOT).hexdigest(), "0" * 32, "office"),
-    "site": lambda enrolled: Confirmed(hashlib.sha256(ROOT).hexdigest(), enrolled.device, "elsewhere"),
+    "root digest of": lambda enrolled: Confirmed(enrolled.digest[:31], enrolled.device, "office"),
+    "device": lambda enrolled: Confirmed(enrolled.digest, "0" * 32, "office"),
+    "site": lambda enrolled: Confirmed(enrolled.digest, enrolled.device, "elsewhere"),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_not_what_was_confirmed_is_refused(enrolled: Enrolled, what: str) -> None:
     written_by_others(enrolled)
-    with pytest.raises(TrustError, match=f"the {what} of this device is"):
+    with pytest.raises(TrustError, match=f"the {what.split(maxsplit=1)[0]} of this device is"):
         enrolled.adopt(WRONG[what](enrolled))
 
 
-def test_it_may_be_repeated_but_not_for_another_device(enrolled: Enrolled, tmp_path: Path) -> None:
+def test_it_may_be_repeated_but_not_for_another_device(
+    enrolled: Enrolled, tmp_path: Path, first_fleet: RepositorySimulator
+) -> None:
     enrolled.adopt()
-    confirmed = Confirmed(hashlib.sha256(ROOT).hexdigest(), enrolled.device, "office", ("desktop",))
+    confirmed = Confirmed(enrolled.digest, enrolled.device, "office", ("desktop",))
     enrolled.adopt(confirmed)
-    other = Enrolled(tmp_path / "other")
+    other = Enrolled(tmp_path / "other", first_fleet)
     other.state = enrolled.state
     with pytest.raises(InputError, match="is there already and says otherwise"):
         other.adopt()
@@ -176,6 +181,14 @@ def test_an_interrupted_change_is_ended_before(enrolled: Enrolled) -> None:
     (enrolled.source / "apply/journal.json").touch()
     with pytest.raises(InputError, match="a change was interrupted"):
         enrolled.adopt()
+
+
+@pytest.mark.parametrize("root", [b"", b"{}", b"not json", b'{"signed": {}, "signatures": []}'])
+def test_a_root_that_is_none_is_not_adopted(enrolled: Enrolled, root: bytes) -> None:
+    (enrolled.source / "identity/root.json").write_bytes(root)
+    with pytest.raises(TrustError):
+        enrolled.adopt()
+    assert not enrolled.state.exists()
 
 
 CONFIGS = {
@@ -235,5 +248,5 @@ def test_the_command_prints_what_it_took(enrolled: Enrolled, capsys: pytest.Capt
     assert ended.value.code in (0, None)
     said = capsys.readouterr()
     assert enrolled.device in said.out
-    assert hashlib.sha256(ROOT).hexdigest() in said.out
+    assert f"{enrolled.digest[:4]} {enrolled.digest[4:8]}" in said.out, "as on the key sheet"
     assert "Compare the root" in said.err
