@@ -59,6 +59,8 @@ EXCHANGES_EACH_MAX = 8
 """Choice: from one address, of which a relaying neighbour or a NAT may have many devices behind it."""
 BURST, RATE_PER_S = 60, 2.0
 """Choice: 60 devices of an office that are imaged together are let in at once; then two a second from one address."""
+SWEEP_INTERVAL_MS = 10_000
+"""Choice: a full queue is looked through for room this often at most: a read of a small file for each that waits."""
 DESK_DAYS = 3_650
 """The desk's own certificate lasts as long as the authority's beside it, so that a desk that is never restarted goes on."""
 
@@ -75,6 +77,7 @@ class Desk:
         self._waiting = WaitingList(folder.path / "enrolment")
         self._identities = PublishedIdentities(folder)
         self._one_at_a_time = threading.Lock()
+        self._swept_ms = 0
         self._doorkeeper = Doorkeeper(
             at_once_max=EXCHANGES_MAX, each_at_once_max=EXCHANGES_EACH_MAX, burst=BURST, rate_per_s=RATE_PER_S
         )
@@ -163,8 +166,10 @@ class Desk:
         if self._identities.deny_list().device(device) is not None:
             return _refuse(request, "revoked")
         queue = self._waiting.standing(device, request.token_id)
-        if record.approval and not queue.waits and not admittance.has_room(record, queue):
+        crowded = record.approval and not queue.waits and not admittance.has_room(record, queue)
+        if crowded and now_ms - self._swept_ms >= SWEEP_INTERVAL_MS:
             self._waiting.sweep(now_ms)
+            self._swept_ms = now_ms
             queue = self._waiting.standing(device, request.token_id)
         answer = admittance.admit(
             record, public_key, revoked=self._tokens.is_revoked(request.token_id), queue=queue, now_ms=now_ms

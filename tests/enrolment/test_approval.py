@@ -21,6 +21,7 @@ from repository_simulator import killed_before
 
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.enrolment import admittance, waiting_list
+from pcm_p2p.enrolment import desk as desk_module
 from pcm_p2p.enrolment.admittance import QUEUE_MAX, QUEUE_SLACK, Decision, Queue, admit
 from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.enrolment.device_code import device_code
@@ -191,6 +192,7 @@ def test_the_queue_is_bounded_for_each_token_and_in_all(
     fleet: FleetFolder, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admittance, "QUEUE_MAX", 30)
+    monkeypatch.setattr(desk_module, "SWEEP_INTERVAL_MS", 0)
     few, many = image_token(fleet, uses=1), image_token(fleet)
     answers = [counter.asks(few, key_of(number)) for number in range(1, 31)]
     assert answers == ["waiting"] * (2 + QUEUE_SLACK) + ["full"] * 12, "twice the uses left, and a few"
@@ -333,6 +335,22 @@ def test_nobody_is_certified_without_a_word_a_use_and_time(
 
 
 # The device's side
+
+
+def test_a_full_queue_is_not_looked_through_for_everybody_who_knocks(
+    fleet: FleetFolder, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admittance, "QUEUE_MAX", 1)
+    sweeps: list[int] = []
+    real = WaitingList.sweep
+    monkeypatch.setattr(WaitingList, "sweep", lambda self, now_ms: (sweeps.append(now_ms), real(self, now_ms)))
+    token, start = image_token(fleet), clock()
+    fleet.wall_clock = lambda: start
+    assert counter.asks(token, key_of(1)) == "waiting"
+    assert {counter.asks(token, key_of(number)) for number in range(2, 40)} == {"full"}
+    fleet.wall_clock = lambda: start + timedelta(milliseconds=desk_module.SWEEP_INTERVAL_MS)
+    assert counter.asks(token, key_of(2)) == "full"
+    assert len(sweeps) == 2
 
 
 async def test_the_device_shows_the_code_that_the_person_sees(fleet: FleetFolder, tmp_path: Path) -> None:
