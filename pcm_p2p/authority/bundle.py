@@ -11,13 +11,13 @@ newest root, each target by the hash in the document that is signed, and what is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
@@ -166,7 +166,23 @@ def _read(data: bytes, role: str) -> Metadata[Any]:
         raise UntrustedBytes(f"proposal: what is called {role} is a {found.signed.type} document")
     if complaints := lint_version(found.signed):
         raise UntrustedBytes(f"proposal: {complaints[0]}")
+    if not all(isinstance(text, str) for text in _texts(found.signed)):
+        raise UntrustedBytes(f"proposal: {role} names a key or a path that is no text")
     return found
+
+
+def _texts(signed: Root | Targets) -> Iterator[object]:
+    """What everything after this takes for text, and the library does not check."""
+    roles: Iterable[Role] = ()
+    if isinstance(signed, Root):
+        roles = signed.roles.values()
+    elif signed.delegations is not None:
+        roles = (signed.delegations.roles or {}).values()
+    for role in roles:
+        yield from role.keyids
+        yield from getattr(role, "paths", None) or ()
+    if isinstance(signed, Targets):
+        yield from (digest for info in signed.targets.values() for digest in info.hashes.values())
 
 
 def _by_role(documents: Iterable[BundledDocument], what: str) -> dict[str, Metadata[Any]]:

@@ -32,3 +32,33 @@ def test_a_root_with_a_number_that_cannot_be_signed_is_refused(
     )
     with pytest.raises(UntrustedBytes, match="root cannot be read"):
         decode_bundle_untrusted(msgspec.msgpack.encode(document))
+
+
+def bundle_of(fleet: RepositorySimulator, targets: dict[str, Any]) -> bytes:
+    document = BundleDocument(
+        fleet.fleet.fleet_id,
+        "Simulated",
+        (fleet.fleet.root_bytes(1),),
+        (BundledDocument("targets", fleet.newest_targets().to_bytes()),),
+        (BundledDocument("targets", json.dumps(targets).encode()),),
+        (),
+    )
+    return msgspec.msgpack.encode(document)
+
+
+@pytest.mark.parametrize("place", ["key of a role", "path of a role", "hash of a target"])
+def test_what_should_be_text_and_is_a_number_is_refused(fleet: RepositorySimulator, place: str) -> None:
+    """The library takes it; what is shown to the person who is asked to sign, and the lint behind it, would not."""
+    fleet.delegate("site-berlin", "bob")
+    targets = fleet.newest_targets().to_dict()
+    targets["signed"]["version"] += 1
+    site = next(role for role in targets["signed"]["delegations"]["roles"] if role["name"] == "site-berlin")
+    match place:
+        case "key of a role":
+            site["keyids"] = [2**63 - 1]
+        case "path of a role":
+            site["paths"] = [7]
+        case _:
+            targets["signed"]["targets"]["policies/first.toml"]["hashes"]["sha256"] = 7
+    with pytest.raises(UntrustedBytes, match=r"no text|cannot be read"):
+        decode_bundle_untrusted(bundle_of(fleet, targets))

@@ -233,7 +233,8 @@ def proposed(data: bytes) -> None:
         for role, document in bundle.proposed.items():
             before = bundle.root if role == "root" else bundle.published.get(role)
             shown = difference(before.signed if before is not None else None, document.signed, bundle.content)
-            assert "\x1b" not in "\n".join(shown.lines(full=True)), "the screen can be painted"
+            for line in shown.lines(full=True):
+                assert line.isprintable(), f"the screen can be painted: {line!r}"
             json.dumps(shown.as_json())
 
 
