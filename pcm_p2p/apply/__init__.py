@@ -33,7 +33,8 @@ differs or an operator resets it. What cannot be rolled back is parked at once, 
 
 Goals
     Nothing is changed without an ``Authorisation`` that names the change. Staged files are hashed again from the bytes that are
-    used. No link is followed out of the root. Every subprocess has a deadline and no terminal.
+    used. No link is followed out of the root, and what is opened is a regular file; in a folder that others can write to, no
+    set-user bit and no further name of a file is trusted. Every subprocess has a deadline and no terminal.
 
 Non-goals
     Dependency resolution (a release lists what it needs), reboots, windows.

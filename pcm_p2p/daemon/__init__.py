@@ -55,6 +55,10 @@ Roll-back: a device does not hold the whole release that it has in place, since 
 device. Before a change, the package that it replaces is gathered from neighbours; the reason, and what happens when nobody has
 it, is in ``caretaker``.
 
+Two processes: what speaks with the network need not be root. Where ``[apply] service`` names a socket, the apply service makes
+the changes: root, without network, with a state folder, a pinned root and a decision of its own (``apply_service``). The daemon
+names changes and brings bytes. Without it, the daemon applies by itself: labs, private roots.
+
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``,
 ``uptime.json``,
 ``denied.json``, ``former-authorities.pem``.

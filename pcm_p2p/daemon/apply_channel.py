@@ -17,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from pcm_p2p.apply.dialogue import LENGTH_BYTES, Bring, Brought, Request, Said, encode, length_untrusted
-from pcm_p2p.errors import TransferError, UntrustedBytes
+from pcm_p2p.errors import StorageError, TransferError, UntrustedBytes
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Channel:
             await self._send(data[at : at + PIECE_BYTES])
 
     async def give_file(self, path: Path) -> None:
-        """``Bring``, and the bytes of a file of our own. Raises ``OSError``; a file that shrinks meanwhile ends the channel."""
+        """``Bring``, and the bytes of a file of our own. Raises ``OSError``, or ``StorageError`` if it shrinks meanwhile."""
         descriptor = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             left = os.fstat(descriptor).st_size
@@ -81,7 +81,7 @@ class Channel:
             while left:
                 piece = await trio.to_thread.run_sync(os.read, descriptor, min(left, PIECE_BYTES))
                 if not piece:
-                    raise ChannelClosed(f"{path.name} became shorter while it was sent")
+                    raise StorageError(f"{path} became shorter while it was sent")
                 await self._send(piece)
                 left -= len(piece)
         finally:

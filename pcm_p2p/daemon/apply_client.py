@@ -237,7 +237,10 @@ class RemoteApplier:
         async with self._connected() as channel:
             await channel.say(request)
             while isinstance(said := await channel.hear(decode_said_untrusted, timeout_s=timeout_s), Question):
-                await bring(said, channel)
+                with contextlib.suppress(
+                    ChannelClosed
+                ):  # what it said before it closed is heard next, or that it closed
+                    await bring(said, channel)
         if isinstance(said, Refused):
             self._told.clear()  # it may have lost what it was told
             raise _ERRORS.get(said.exit_status, PcmError)(said.message, remedy=said.remedy or None)

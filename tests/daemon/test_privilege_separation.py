@@ -273,6 +273,15 @@ async def test_a_daemon_without_its_service_is_told_so(world: ApplyWorld) -> Non
         assert not await remote.is_in_place(desired.releases[0].change, {}), "and asked again later"
 
 
+async def test_why_the_service_hangs_up_is_heard_in_the_middle_of_sending(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first")
+    (world.staged.folder / "tool-1.bin").write_bytes(bytes(8 << 20))
+    async with world.serving():
+        desired, remote = await world.refresh(), world.remote()
+        with pytest.raises(TrustError, match=r"offers 8388608 bytes for 0-tool-1\.bin; 5 were signed"):
+            await remote.apply(desired.releases[0].change, desired.authorisation, world.staged)
+
+
 async def test_news_go_over_once(world: ApplyWorld) -> None:
     world.publish_file("1", b"first")
     async with world.serving() as service:
