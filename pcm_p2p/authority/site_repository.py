@@ -8,6 +8,7 @@ keys) is how the fleet takes the site out of wrong hands.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_folder import NAME, SiteFacts, site_of
 from pcm_p2p.authority.staging import system_clock
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
-from pcm_p2p.trust.delegation import site_role
+from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.trust.delegation import TARGETS, site_role
 from pcm_p2p.trust.index import site_root_path
-from pcm_p2p.trust.site_root import SITE_FIELD, decode_site_root_untrusted, repository_id
+from pcm_p2p.trust.lint import owner_of
+from pcm_p2p.trust.site_root import PREFIX, SITE_FIELD, decode_site_root_untrusted, repository_id
 
 
 def found_site(
@@ -97,3 +99,34 @@ def list_site_root(fleet: FleetFolder, site: str, root: bytes) -> str:
             error.message, remedy="Make it with 'pcm-p2p site autonomous' for this site of this fleet."
         ) from None
     return fleet.stage_file(site_root_path(site), root)
+
+
+@dataclass(frozen=True)
+class ListedRoot:
+    """A site that acts alone, as the fleet lists it: the people who hold its root keys, and whether that is published yet."""
+
+    site: str
+    version: int
+    sha256: str
+    people: tuple[str, ...]
+    published: bool
+
+
+def listed_roots(fleet: FleetFolder) -> tuple[ListedRoot, ...]:
+    """The roots of sites that are proposed, else published, by site. Raises ``StorageError`` if one does not read any more."""
+    published = fleet.targets()
+    found = []
+    for path, info in sorted(fleet.working(TARGETS).targets.items()):
+        folder, _, name = path.rpartition("/")
+        if name == "root.json" and folder.startswith(PREFIX):
+            site, data = folder.removeprefix(PREFIX), fleet.files.read(path, info)
+            try:
+                root = decode_site_root_untrusted(data, fleet.fleet_id, site).signed
+            except UntrustedBytes as error:
+                raise StorageError(
+                    f"{path}: {error.message}", remedy="List the site's root anew: 'pcm-p2p site autonomous'."
+                ) from None
+            people = sorted(owner_of(root.keys[keyid]) for keyid in root.roles["root"].keyids)
+            there = published is not None and published.signed.targets.get(path) == info
+            found.append(ListedRoot(site, root.version, info.hashes["sha256"], tuple(people), there))
+    return tuple(found)

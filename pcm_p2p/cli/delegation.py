@@ -10,7 +10,7 @@ import typer
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, out, print_json
-from pcm_p2p.cli.site_alone import SiteFolder, SiteRoot
+from pcm_p2p.cli.site_alone import SiteFolder, SiteRoot, alone_listed, print_alone
 from pcm_p2p.cli.site_alone import autonomous as make_autonomous
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def site_delegate(
 def site_show(
     fleet: Fleet, site: Annotated[str | None, typer.Argument(help="Only this one.")] = None, json: Json = False
 ) -> None:
-    """Delegated sites: who signs for them, how many must, and what of them is published or proposed.
+    """Delegated sites: who signs for them, how many must, and what of them is published or proposed; and sites that act alone.
 
     EXIT STATUS: 0; 2 there is no such delegation.
     """
@@ -203,6 +203,8 @@ def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json:
                 "proposed": proposed is not None,
             }
         )
+    alone = [one for one in alone_listed(folder) if name in (None, one["site"])] if kind == "site" else []
+    found += alone
     if name is not None and not found:
         raise InputError(
             f"{kind} {name} has no delegation", remedy=f"See 'pcm-p2p {kind} show' for those that there are."
@@ -213,6 +215,9 @@ def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json:
     if not found:
         note(f"Nobody signs for a {kind}. 'pcm-p2p {kind} delegate' proposes it.")
     for one in found:
+        if one in alone:
+            print_alone(one)
+            continue
         people = one["people"]
         version = (
             f"version {one['version']}, expires {str(one['expires'])[:10]}" if one["version"] else "nothing published"

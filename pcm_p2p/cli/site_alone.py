@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 if TYPE_CHECKING:
     from pcm_p2p.authority.founders import Founders
     from pcm_p2p.authority.founding import Passphrase
+    from pcm_p2p.authority.repository import FleetFolder
 
 SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder ('site found'), if it is at hand.")]
 SiteRoot = Annotated[Path | None, typer.Option(help="The site's newest root, where only that was carried here.")]
@@ -126,6 +127,30 @@ def autonomous(
         if allowances is None or allowances.of(site) is None:
             note(f"The fleet allows site {site} nothing yet: 'pcm-p2p policy allow FILE'.")
     note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+
+
+def alone_listed(folder: FleetFolder) -> list[dict[str, Any]]:
+    """Sites that act alone, as facts for ``site show``."""
+    from pcm_p2p.authority.site_repository import listed_roots
+
+    return [
+        {
+            "site": one.site,
+            "own_repository": "published" if one.published else "proposed",
+            "root_version": one.version,
+            "root_sha256": one.sha256,
+            "people": list(one.people),
+        }
+        for one in listed_roots(folder)
+    ]
+
+
+def print_alone(facts: dict[str, Any]) -> None:
+    out().print(
+        f"site {facts['site']} acts alone: root version {facts['root_version']} of {', '.join(facts['people'])}; "
+        f"{facts['own_repository']}; sha256 {facts['root_sha256'][:16]}",
+        markup=False,
+    )
 
 
 def _root_bytes(folder: Path | None, root: Path | None) -> bytes:

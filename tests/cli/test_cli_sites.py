@@ -227,6 +227,10 @@ def test_delegating_with_autonomous_lists_the_sites_own_repository(
     ended = cli(*arguments, "--autonomous", "--folder", office)
     assert ended.status == 0, ended.err
     assert "sites/berlin/root.json" in ended.out
+    shown = cli("site", "show", "--fleet", fleet.path)
+    assert "site berlin acts alone: root version 1 of olga; proposed; sha256" in shown.out
+    (facts,) = cli("site", "show", "berlin", "--fleet", fleet.path, "--json").facts
+    assert (facts["own_repository"], facts["people"]) == ("proposed", ["olga"])
     assert cli(*arguments).status == 2
     assert "--key is missing" in cli(*arguments).err
     assert cli(*arguments, "--folder", office).status == 2
