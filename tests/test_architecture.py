@@ -366,3 +366,16 @@ def test_names_of_test_files_are_unique() -> None:
 def test_the_commands_of_a_newcomer_can_be_run() -> None:
     for name in ("bootstrap/venv", "bootstrap/up", "bootstrap/test", ".ci/run"):
         assert (TOP / name).stat().st_mode & 0o111, f"{name} has no run bit: chmod +x {name}"
+
+
+@named
+def test_patterns_of_schemas_end_where_the_text_ends(module: Module) -> None:
+    """``$`` also matches before a line break at the end: an id with one would pass, and be another key in every table."""
+    refuse(
+        [
+            f"{module.at(node.value)}: the pattern {node.value.value!r} ends with '$'; end it with '\\Z'"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.keyword) and node.arg == "pattern"
+            if isinstance(node.value, ast.Constant) and str(node.value.value).endswith("$")
+        ]
+    )

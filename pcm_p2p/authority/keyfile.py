@@ -57,8 +57,8 @@ PASSES_MAX = 16
 SIZE_BYTES_MAX = 8_192
 SEED_SIZE_BYTES = 32
 
-_Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-_Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Derivation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +84,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     header: Header
-    box: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})+$", max_length=SIZE_BYTES_MAX)]
+    box: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=SIZE_BYTES_MAX)]
 
 
 _decoder = msgspec.json.Decoder(Document)

@@ -33,8 +33,8 @@ CLONES_MAX = 64
 """Choice: more than an office sees at once; the report stays small."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-_Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_DeviceHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_DeviceHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 ReleaseState = Literal[
     "wanted", "fetching", "staged", "waiting", "applying", "applied", "rolled_back", "parked", "failed"
 ]

@@ -45,7 +45,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     secret: _Bytes16
     root_sha256: _Bytes32
     authority_der: Annotated[bytes, msgspec.Meta(min_length=1, max_length=CERTIFICATE_SIZE_BYTES_MAX)]
-    fleet: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    fleet: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     fleet_name: _Text
     expires_ms: _ExpiresMs
     role: EnrolledRole
@@ -103,7 +103,7 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device in.
     """
 
-    secret: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    secret: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     expires_ms: _ExpiresMs
     uses_max: Annotated[int, msgspec.Meta(ge=1)]
     role: EnrolledRole

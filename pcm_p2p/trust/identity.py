@@ -71,7 +71,7 @@ class FleetRecord(msgspec.Struct, frozen=True):
     """``fleet.json``: what the token said that no certificate holds. ``fleet`` is 32 hex digits; ``desk`` is ``host:port`` of the
     desk that certified this device, empty for devices that were enrolled by an older version."""
 
-    fleet: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    fleet: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     schema: Literal["pcm.fleet/1"] = "pcm.fleet/1"
     name: str = ""
     site: str = "default"

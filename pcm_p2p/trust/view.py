@@ -43,7 +43,7 @@ GRACE = timedelta(days=21)
 """DESIGN.md 7: stale for 21 days after expiry, then frozen."""
 METADATA_FILES = ("metadata/timestamp.json", "metadata/snapshot.json", "metadata/targets.json")
 
-_Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

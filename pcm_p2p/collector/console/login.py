@@ -99,7 +99,7 @@ class RequireLogin:
             await self._app(scope, receive, send)
 
     async def _refusal(self, request: Request) -> Response | None:
-        path = request.url.path
+        path = str(request.scope["path"])  # what is routed by; an address also has what the client says of the host
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or self._gate.session(request) is not None:
             return None
         if path.startswith("/api/"):
