@@ -6,6 +6,7 @@ would have it do.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -113,3 +114,23 @@ def test_the_sandbox_bites(tmp_path: Path) -> None:
     words = [sys.executable, sandbox, UNITS / "pcm-p2p.service", sys.executable, "-c", tried]
     done = subprocess.run(list(map(str, words)), check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["writable code 1", "packet socket 97", "chroot 1", "file allowed"]
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None or os.geteuid() != 0, reason="systemd-sysusers as root is not here"
+)
+def test_the_accounts_of_the_units_are_made(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    words = ["systemd-sysusers", f"--root={tmp_path}", UNITS / "pcm-p2p.sysusers"]
+    subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=60)
+    made = {line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
+    assert made == {settings(UNITS / name)["User"][0] for name in SERVICES if name != "pcm-p2p-apply.service"}
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-tmpfiles") is None or os.geteuid() != 0, reason="systemd-tmpfiles as root is not here"
+)
+def test_the_folders_of_the_units_are_made(tmp_path: Path) -> None:
+    words = ["systemd-tmpfiles", "--create", f"--root={tmp_path}", UNITS / "pcm-p2p.tmpfiles"]
+    subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "etc/pcm-p2p").stat().st_mode & 0o777 == 0o755
