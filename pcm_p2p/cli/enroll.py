@@ -242,6 +242,7 @@ def join(
     """
     import trio
 
+    from pcm_p2p.config import load_config
     from pcm_p2p.daemon.log import configure
     from pcm_p2p.daemon.state_lock import lock_state
     from pcm_p2p.enrolment.new_identity import NEXT, take_place, unfinished
@@ -263,6 +264,11 @@ def join(
     if retired is not None:
         note(f"The old identity is in {retired}; remove it once nobody needs it as evidence.")
     identity = DeviceIdentity.load(state / "identity")
+    if retired is not None and load_config(state / "config.toml").apply.service:
+        note(
+            "The apply service here knows the old identity: remove its apply.toml, then, as root, "
+            f"'pcm-p2p apply-service adopt --device {identity.device_id.hex()}' with --root-digest and --site."
+        )
     facts = {
         "device": identity.device_id.hex(),
         "role": identity.role,

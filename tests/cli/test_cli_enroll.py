@@ -146,7 +146,8 @@ async def test_a_device_whose_identity_is_used_twice_gets_a_fresh_one(
     state = tmp_path / "state"
     async with desk_of(fleet) as address:
         token = token_for(cli, fleet, address, "--uses", "2")
-        before = (await joins(cli, token, state, "--set", "listen.port=8999", "--json")).facts
+        settings = ("--set", "listen.port=8999", "--set", "apply.service=/run/pcm-p2p-apply/socket")
+        before = (await joins(cli, token, state, *settings, "--json")).facts
         with sqlite3.connect(state / "node.sqlite") as connection:
             connection.execute("CREATE TABLE numbering (x)")
         connection.close()
@@ -159,6 +160,7 @@ async def test_a_device_whose_identity_is_used_twice_gets_a_fresh_one(
         assert after.facts["device"] != before["device"]
         (retired,) = state.glob("identity.retired-*")
         assert str(retired) in after.err
+        assert f"apply-service adopt --device {after.facts['device']}" in after.err
         assert DeviceIdentity.load(retired).device_id.hex() == before["device"]
         assert (retired / "node.sqlite").exists()
         assert not (state / "node.sqlite").exists()
