@@ -19,8 +19,9 @@ from repository_simulator import (
     small_manifest,
     with_target,
 )
-from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.errors import TrustError
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.delegation import roles_of_device
 from pcm_p2p.trust.index import Index
@@ -153,6 +154,43 @@ def test_40_sites_are_40_folders(offices: RepositorySimulator) -> None:
     with device_of(offices, "s39") as device:
         assert attempt(device, offices.source()).kind == "good"
         assert seen(device).read("policies/s39/last.toml") == site_policy("s39", "last")
+
+
+def overlapping(targets: Targets) -> None:
+    """40 roles that may all sign everybody's policies: python-tuf would look into the first 32 and find nothing."""
+    assert targets.delegations is not None
+    roles = targets.delegations.roles
+    assert roles is not None
+    for number in range(40):
+        name = f"site-s{number}"
+        roles[name] = DelegatedRole(name, roles[BERLIN].keyids, 1, terminating=False, paths=["policies/*/*"])
+
+
+def shadowing(targets: Targets) -> None:
+    """A role in front of berlin's that speaks for the same folder."""
+    assert targets.delegations is not None
+    roles = targets.delegations.roles
+    assert roles is not None
+    first = DelegatedRole("site-aachen", roles[PARIS].keyids, 1, terminating=True, paths=["policies/berlin/*"])
+    targets.delegations.roles = {"site-aachen": first, **roles}
+
+
+@pytest.mark.parametrize("edit", [overlapping, shadowing])
+def test_delegations_that_overlap_are_refused_though_the_centre_signed_them(
+    offices: RepositorySimulator, edit: Callable[[Targets], None]
+) -> None:
+    document = offices.signed_targets(edit)
+    with offices.client() as device:
+        attempt(device, offices.source())
+        before = seen(device)
+        result = attempt(device, TreeSource(offices.stolen(targets=document)))
+        assert (result.kind, "and nothing else" in result.reason) == ("bad", True)
+        assert seen(device) == before
+    (offices.fleet.path / "proposal" / "targets.json").write_bytes(document.to_bytes())
+    with pytest.raises(TrustError, match="and nothing else"):
+        offices.sign()
+    with pytest.raises(TrustError, match="and nothing else"):
+        offices.publish()
 
 
 # A site that signs what is not its own
