@@ -84,9 +84,12 @@ from pcm_p2p.gossip.discovery import SERVICE, candidates_untrusted, is_nearby
 from pcm_p2p.gossip.roster_file import Remembered
 from pcm_p2p.gossip.roster_file import decode_untrusted as decode_roster_untrusted
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.policy.activation import decode_activation
-from pcm_p2p.policy.allowance import decode_allowances
+from pcm_p2p.policy.activation import decode_activation, why_inactive
+from pcm_p2p.policy.allowance import decode_allowances, why_beyond
+from pcm_p2p.policy.desired import decide
 from pcm_p2p.policy.document import decode_policy
+from pcm_p2p.policy.precedence import may_meet, why_looser
+from pcm_p2p.policy.selector import DeviceFacts, sentence
 from pcm_p2p.swarm.conduct import Conduct
 from pcm_p2p.swarm.events import PeerUp
 from pcm_p2p.swarm.exchange import Exchange
@@ -113,6 +116,7 @@ COLLECTOR_KEY = PrivateKey(b"c" * 32)
 MANIFEST, _ = small_manifest()
 ID = bytes(MANIFEST.manifest_id)
 ORIGIN_OF_TIME = bytes(16)
+FACTS = DeviceFacts(DEVICE, "berlin", ("canary",))
 
 
 def sign(domain: bytes, data: bytes) -> bytes:
@@ -339,6 +343,29 @@ def decode_halt(data: bytes) -> None:
     assert InForce(halt, WHOLE_FLEET).sentence()
 
 
+# Policy
+
+
+def decide_policy(data: bytes) -> None:
+    """A policy of a site, and all that a device makes of it beside the fleet's own."""
+    policy, base = decode_policy(data, "p.toml"), decode_policy(POLICY, "base.toml")
+    allowances, activation = decode_allowances(ALLOWANCES), decode_activation(ACTIVATION)
+    sentence(policy.applies_to)
+    why_beyond(policy, "berlin", allowances)
+    why_looser(policy, (base,), may_meet("berlin"))
+    decide((base, policy), activation, FACTS, NOW, "fresh")
+
+
+def activate(data: bytes) -> None:
+    why_inactive(decode_activation(data), FACTS, NOW)
+
+
+def find_site(data: bytes) -> None:
+    document = decode_fleet_document(data, "f.toml")
+    for address in ("10.1.0.7", "2001:db8:1::7", "::ffff:10.1.0.7", "no address"):
+        document.site_of(address)
+
+
 # Authority and enrolment
 
 
@@ -461,6 +488,48 @@ version = { ge = "1.9.13" }
 [transfer]
 wan_in_bytes_per_s = 50000
 """
+POLICY_OF_ALL_KINDS = b"""schema = "pcm.policy/1"
+id = "all"
+version = 1
+mode = "enforce"
+[[assign]]
+release = "berlin-tool"
+version = "1"
+[[assign.resource]]
+kind = "package"
+artifact = "tool_1.2_amd64.deb"
+[[assign.resource]]
+kind = "archive"
+artifact = "tool.tar.xz"
+name = "tool"
+path = "/opt/berlin"
+link = "current"
+[[assign.resource]]
+kind = "service"
+name = "tool.service"
+active = true
+restart_on_change = true
+[[check]]
+id = "shadow"
+resource = "file"
+path = "/etc/shadow"
+mode = { at_most = 0o640 }
+[[check]]
+id = "kptr"
+resource = "sysctl"
+key = "kernel.kptr_restrict"
+live = 2
+[[check]]
+id = "audit"
+resource = "service"
+name = "auditd.service"
+active = true
+[[check]]
+id = "tmp"
+resource = "mount"
+path = "/tmp"
+fstab_options = { includes = ["nosuid"] }
+"""
 FLEET_TOML = (
     starting_document(FLEET, "Example").encode()
     + b"""
@@ -519,9 +588,9 @@ DECODERS = (
     Decoder("deny", lambda data: decode_deny_untrusted(data, FLEET), lambda: [
         DenyList.empty(FLEET).with_devices((DEVICE,), "stolen", NOW).encoded()], "json"),
     Decoder("manifest", decode_manifest_untrusted, samples(MANIFEST.encoded), "msgpack"),
-    Decoder("policy", lambda data: decode_policy(data, "p.toml"), samples(POLICY), "text", TOML),
-    Decoder("activation", decode_activation, samples(ACTIVATION), "text", TOML),
-    Decoder("fleet-document", lambda data: decode_fleet_document(data, "f.toml"), samples(FLEET_TOML), "text", TOML),
+    Decoder("policy", decide_policy, samples(POLICY, POLICY_OF_ALL_KINDS), "text", TOML),
+    Decoder("activation", activate, samples(ACTIVATION), "text", TOML),
+    Decoder("fleet-document", find_site, samples(FLEET_TOML), "text", TOML),
     Decoder("allowances", decode_allowances, samples(ALLOWANCES), "text", TOML),
     Decoder("halt", decode_halt, samples(HALT), "text"),
     Decoder("lifted", decode_lifted_untrusted, samples(LIFTED), "text"),
