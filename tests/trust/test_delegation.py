@@ -14,6 +14,7 @@ from repository_simulator import (
     Tree,
     TreeSource,
     attempt,
+    killed_before,
     put_segment,
     site_policy,
     small_manifest,
@@ -527,3 +528,31 @@ def test_a_cancelled_attempt_leaves_sites_as_they_were(offices: RepositorySimula
         trio.run(work, device)
         assert device.view is None
         assert attempt(device, offices.source()).kind == "good"
+
+
+def test_killed_at_any_step_a_device_has_the_old_documents_of_its_site_or_the_new(offices: RepositorySimulator) -> None:
+    with device_of(offices) as device:
+        attempt(device, offices.source())
+    folder, saved = offices.folder / "device", offices.folder / "saved"
+    folder.rename(saved)
+    offices.publish_site_policy("berlin", "second", "bob")
+
+    def learn() -> None:
+        with device_of(offices) as device:
+            assert attempt(device, offices.source()).kind == "good"
+
+    step, killed, versions = 0, True, set()
+    while killed:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+        killed = killed_before(step, learn)
+        with device_of(offices) as device:
+            view = seen(device)
+            assert all(view.read(path) for path in view.paths())
+            assert ("policies/berlin/second.toml" in view.kept) == (view.version_of(BERLIN) == 2), f"step {step}"
+            versions.add(view.version_of(BERLIN))
+            assert attempt(device, offices.source()).kind in {"good", "unchanged"}, f"step {step}"
+            assert (seen(device).version_of(BERLIN), seen(device).settled) == (2, True)
+        step += 4
+    assert step > 15
+    assert versions == {1, 2}
