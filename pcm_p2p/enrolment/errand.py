@@ -92,9 +92,10 @@ async def ask_desk(
             try:
                 reply = await _through(host, port, name, desk, context, request, now)
             except (TransferError, TrustError) as error:
-                log.info("%s", error)
                 failures.append(error)
                 continue
+            for error in failures:  # somebody in the place of the desk is worth a word though the right one was found
+                log.log(logging.WARNING if isinstance(error, TrustError) else logging.INFO, "%s", error)
             return Brought(reply, desk.addresses[0] if desk.addresses else f"the other end of {name}", name)
     raise _worst(desk, failures, len(asked), looked=look_around is not None)
 

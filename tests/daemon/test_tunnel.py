@@ -228,7 +228,9 @@ async def test_a_neighbour_that_alters_bytes_is_found_out_and_the_next_is_tried(
     assert not (tmp_path / "a" / "identity" / "device.crt").exists()
 
 
-async def test_a_neighbour_that_plays_the_desk_is_told_apart(fleet: FleetFolder, tmp_path: Path) -> None:
+async def test_a_neighbour_that_plays_the_desk_is_told_apart(
+    fleet: FleetFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     foreign = DeviceIdentity.create(
         tmp_path / "foreign", FleetCA.in_memory(fleet.fleet_id, now=clock()), "desk", now=clock()
     )
@@ -253,6 +255,8 @@ async def test_a_neighbour_that_plays_the_desk_is_told_apart(fleet: FleetFolder,
                 await joins(tmp_path / "a", token_for(fleet, address))
             assert address in refused.value.message
         assert (await joins(tmp_path / "a", token_for(fleet, stranger, insider, honest))).through == honest
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [address for address in (stranger, insider) if address in "".join(warned)] == [stranger, insider]
 
 
 @pytest.mark.parametrize("cut_at", [1, 2, 3, 4, 5, 6])
