@@ -94,8 +94,8 @@ async def ask_desk(
             except (TransferError, TrustError) as error:
                 failures.append(error)
                 continue
-            for error in failures:  # somebody in the place of the desk is worth a word though the right one was found
-                log.log(logging.WARNING if isinstance(error, TrustError) else logging.INFO, "%s", error)
+            for failure in failures:  # somebody in the place of the desk is worth a word though the right one was found
+                log.log(logging.WARNING if isinstance(failure, TrustError) else logging.INFO, "%s", failure)
             return Brought(reply, desk.addresses[0] if desk.addresses else f"the other end of {name}", name)
     raise _worst(desk, failures, len(asked), looked=look_around is not None)
 
