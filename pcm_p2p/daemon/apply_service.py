@@ -171,6 +171,9 @@ class ApplyService:
         except ChannelClosed as error:
             log.info("a connection ended early: %s", error.message)
             self._rest(self._penalty_s)
+        except Exception as error:  # whatever it is, it must not end the others, nor a change that is under way
+            log.error("a connection ended for a reason that nobody thought of", exc_info=error)
+            self._rest(self._penalty_s)
         finally:
             limit.release()
 

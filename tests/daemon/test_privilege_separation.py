@@ -606,7 +606,7 @@ def test_killed_before_any_operation_on_files_a_change_ends_whole_at_the_next_st
         assert world.installed == b"second"
         left = {path.name for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".pcm-tmp", "journal.json"))}
         assert not left
-        step += 4  # every one of the applier's own is in test_apply_crash
+        step += 7  # every one of the applier's own is in test_apply_crash
     assert seen == {b"first", b"second"}
     assert step > 15
 
@@ -785,6 +785,17 @@ async def test_what_is_asked_in_vain_costs_the_asker(world: ApplyWorld) -> None:
         for _ in range(5):
             refusal(await liar.apply(desired.releases[0].change))
         assert trio.current_time() - began >= 4 * 0.05
+
+
+async def test_what_nobody_thought_of_ends_one_connection(world: ApplyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish_file("1", b"first")
+    async with world.serving() as service:
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+        with monkeypatch.context() as broken, pytest.raises(ChannelClosed):
+            broken.setattr(service, "_standing", lambda: 1 / 0)
+            await liar.ask(GetStanding())
+        assert isinstance(await liar.apply(desired.releases[0].change), Ended)
 
 
 async def test_a_flood_of_connections_is_served_in_turn(world: ApplyWorld) -> None:
