@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from random import SystemRandom
 
 import trio
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 async def look_around(fleet: str, interfaces: Sequence[str] = (), *, seconds: float = LOOK_S) -> list[tuple[str, int]]:
     """Hosts and ports of members of ``fleet`` (32 hex digits) that announce themselves. Hints: who answers there proves nothing.
 
-    ``interfaces``: addresses of this machine to use; empty: all. An empty list where mDNS cannot work.
+    ``interfaces``: addresses of this machine to use; empty: all. An empty list where mDNS cannot work. In a random order, so that
+    who floods the network with announcements does not keep a device that tries again from ever finding an honest one.
     """
     found: dict[tuple[str, int], None] = {}
 
@@ -31,4 +33,6 @@ async def look_around(fleet: str, interfaces: Sequence[str] = (), *, seconds: fl
         discovery = Discovery(sidecar, fleet=fleet, interfaces=interfaces)
         with trio.move_on_after(seconds):
             await discovery.run(lambda: 0, introduce, lambda: None)
-    return list(found)
+    places = list(found)
+    SystemRandom().shuffle(places)
+    return places
