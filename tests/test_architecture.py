@@ -66,6 +66,7 @@ CORES = {
         "policy.expression",
         "policy.fitness",
         "policy.document",
+        "policy.places",
         "policy.precedence",
         "policy.resource",
         "policy.selector",

@@ -14,7 +14,7 @@ from pcm_p2p.authority.staging import StagingArea
 from pcm_p2p.errors import InputError
 from pcm_p2p.policy.allowance import Allowances, decode_allowances, why_beyond
 from pcm_p2p.policy.document import Policy, decode_policy
-from pcm_p2p.policy.precedence import may_meet, why_looser
+from pcm_p2p.policy.precedence import Measure, may_meet, why_looser
 from pcm_p2p.trust.delegation import TARGETS, kind_of
 from pcm_p2p.trust.index import ALLOWANCES
 
@@ -59,11 +59,11 @@ def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple
     kind = kind_of(role)
     if kind is None or kind[0] != "site":
         return ()
-    allowances, floor = allowances_of(folder), fleet_policies(folder)
+    allowances, floor, measure = allowances_of(folder), fleet_policies(folder), Measure()
     return tuple(
         f"policy {policy.id} of site {kind[1]}: {reason}"
-        for policy in _policies(folder, targets)
-        for reason in why_refused(policy, kind[1], allowances, floor)
+        for policy in sorted(_policies(folder, targets), key=lambda one: (one.id, one.version))
+        for reason in (*measure.why_too_much(policy), *why_refused(policy, kind[1], allowances, floor))
     )
 
 

@@ -13,6 +13,7 @@ fitness        whether the artifacts of a release can be what a policy makes of 
 document       the policy document: assignments, the six checks with their remedies, transfer limits
 activation     the document without which nothing is changed anywhere
 allowance      what the fleet lets a site set by itself
+places         what of a device a policy manages or looks at, and what reaches it
 precedence     whose word counts: the fleet, a site's delegated role, a site's own repository
 desired        all of the above for one device at one moment, and the ``Authorisation`` that ``apply`` asks for
 =============  ==============================================================================================

@@ -8,7 +8,7 @@ Loosening, judged against the policies of higher rank that speak about the same 
 
 - having the id of one of them, since findings and editions are told apart by it;
 - assigning a release that one of them assigns, in another version, with other resources, or in a milder mode;
-- changing a place that one of them manages or checks: a path, a folder around it or below it, a service, a package.
+- changing a place that one of them manages or checks (``places``).
 
 The ceiling of ``allowance`` comes first. What remains of a site's policy speaks for devices of that site, whatever its selectors
 say. Activation, halts and freshness of the fleet bind a site's policies like its own; with ``when_frozen`` the site's own
@@ -17,24 +17,13 @@ repository may go on while the fleet is silent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pcm_p2p.policy.allowance import Allowances, resources_of, why_beyond
-from pcm_p2p.policy.document import (
-    Assignment,
-    Check,
-    FileCheck,
-    FileContentCheck,
-    Mode,
-    MountCheck,
-    PackageCheck,
-    Policy,
-    ServiceCheck,
-    SysctlCheck,
-)
-from pcm_p2p.policy.resource import ArchiveResource, FileResource, PackageResource, Resource
+from pcm_p2p.policy.document import Mode, Policy
+from pcm_p2p.policy.places import Held, words_of
 from pcm_p2p.policy.selector import DeviceFacts, Selector, matches
 
 Speaker = Literal["fleet", "site role", "site repository"]
@@ -44,13 +33,8 @@ RANK: dict[Speaker, int] = {"site repository": 0, "site role": 1, "fleet": 2}
 STRENGTH: dict[Mode, int] = {"observe": 0, "notify": 1, "enforce": 2}
 
 FROZEN = "The policy could not be refreshed for too long (frozen), so nothing new is installed."
-_SYSCTL_FOLDERS = (
-    "/etc/sysctl.d/",
-    "/run/sysctl.d/",
-    "/usr/lib/sysctl.d/",
-    "/usr/local/lib/sysctl.d/",
-    "/lib/sysctl.d/",
-)
+POLICIES_MAX, ASSIGNMENTS_MAX, CHANGES_MAX, CHECKS_MAX = 32, 256, 1_024, 1_024
+"""Choice, for each signer of a site: a quarter of the releases that a device works on, a sixteenth of a report's findings."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +78,18 @@ def weigh(
     def both_speak(one: Selector, other: Selector) -> bool:
         return matches(one, device) and matches(other, device)
 
+    held: dict[int, Held] = {}
     for speaker in sorted(RANK, key=RANK.__getitem__, reverse=True):
-        floor = tuple(counting)
-        for one in everyone:
+        floor, measure = tuple(counting), Measure()
+        for one in sorted(everyone, key=lambda one: (one.policy.id, one.policy.version)):
             if one.speaker != speaker:
                 continue
             policy = one.policy
             if speaker != "fleet":
-                reasons = (*why_beyond(policy, device.site, allowances), *why_looser(policy, floor, both_speak))
+                reasons = measure.why_too_much(policy) or (
+                    *why_beyond(policy, device.site, allowances),
+                    *why_looser(policy, floor, both_speak, held),
+                )
                 if reasons:
                     problems.append(set_aside(policy, device.site, reasons))
                     continue
@@ -111,6 +99,28 @@ def weigh(
             standing[policy.id] = Standing(RANK[speaker], FROZEN if silent or one.frozen else "")
             counting.append(policy)
     return Weighed(tuple(counting), standing, tuple(sorted(problems)))
+
+
+class Measure:
+    """How much of a site counts. Policies of a site are weighed against the fleet's at each turn, their checks run and reported
+    beside the fleet's, their releases worked on beside the fleet's: none of that may crowd out what the fleet asks."""
+
+    def __init__(self) -> None:
+        self._policies = self._assignments = self._changes = self._checks = 0
+
+    def why_too_much(self, policy: Policy) -> tuple[str, ...]:
+        """Count a policy in; says why not if it is too much."""
+        sums = (
+            ("policies", POLICIES_MAX, self._policies + 1),
+            ("assignments", ASSIGNMENTS_MAX, self._assignments + len(policy.assignments)),
+            ("changes", CHANGES_MAX, self._changes + sum(1 for _ in resources_of(policy))),
+            ("checks", CHECKS_MAX, self._checks + len(policy.checks)),
+        )
+        for what, most, found in sums:
+            if found > most:
+                return (f"with it the site would ask for {found} {what}, and at most {most} count",)
+        self._policies, self._assignments, self._changes, self._checks = (found for _, _, found in sums)
+        return ()
 
 
 def set_aside(policy: Policy, site: str, reasons: Sequence[str]) -> str:
@@ -134,13 +144,22 @@ def may_meet(site: str) -> Callable[[Selector, Selector], bool]:
     return meet
 
 
-def why_looser(policy: Policy, floor: Sequence[Policy], meet: Callable[[Selector, Selector], bool]) -> tuple[str, ...]:
-    """Each sentence says how ``policy`` would loosen one of ``floor``; ``meet`` says whether two selectors name one device."""
+def why_looser(
+    policy: Policy,
+    floor: Sequence[Policy],
+    meet: Callable[[Selector, Selector], bool],
+    held: MutableMapping[int, Held] | None = None,
+) -> tuple[str, ...]:
+    """Each sentence says how ``policy`` would loosen one of ``floor``; ``meet`` says whether two selectors name one device.
+    ``held`` remembers the places of ``floor`` from one call to the next, where ``meet`` speaks of one and the same device."""
     ordered = sorted(floor, key=lambda one: (one.id, one.version))
-    return tuple(reason for stronger in ordered for reason in _looser(policy, stronger, meet))
+    known = held if held is not None else {}
+    return tuple(reason for stronger in ordered for reason in _looser(policy, stronger, meet, known))
 
 
-def _looser(policy: Policy, stronger: Policy, meet: Callable[[Selector, Selector], bool]) -> Iterator[str]:
+def _looser(
+    policy: Policy, stronger: Policy, meet: Callable[[Selector, Selector], bool], known: MutableMapping[int, Held]
+) -> Iterator[str]:
     if policy.id == stronger.id:
         yield "a policy of higher rank has this id"
     if not meet(policy.applies_to, stronger.applies_to):
@@ -161,95 +180,11 @@ def _looser(policy: Policy, stronger: Policy, meet: Callable[[Selector, Selector
                 yield f"its mode is {policy.mode}, and policy {stronger.id} assigns {mine.release} with {stronger.mode}"
     same = [(theirs.release, theirs.version, theirs.resources) for theirs in fixed]
     rest = {f"release {mine.release}" for mine in asked if (mine.release, mine.version, mine.resources) not in same}
-    held = list(_held(stronger, fixed))
+    if id(stronger) not in known:
+        known[id(stronger)] = Held(stronger, fixed)
+    held = known[id(stronger)]
     for asker, resource in resources_of(policy):
         if asker.startswith("release ") and asker not in rest:
             continue
-        holder = next((holder for holder, place in held if _touches(resource, asker, place)), "")
-        if holder:
-            yield f"{asker} changes {_words(_place(resource))}, which {holder} of policy {stronger.id} holds"
-
-
-# Places: what of a device a resource changes, or a check looks at
-
-_Kind = Literal["path", "tree", "unit", "package", "sysctl"]
-_Place = tuple[_Kind, str]
-
-
-def _held(stronger: Policy, fixed: Iterable[Assignment]) -> Iterator[tuple[str, _Place]]:
-    """The places that a policy manages or checks, each with what does so."""
-    releases = {f"release {assignment.release}" for assignment in fixed}
-    for asker, resource in resources_of(stronger):
-        if asker.startswith("check ") or asker in releases:
-            yield asker, _place(resource)
-            if isinstance(resource, ArchiveResource):
-                yield asker, ("path", f"{resource.path}/{resource.link}")
-    for check in stronger.checks:
-        yield from ((f"check {check.id}", place) for place in _looked_at(check))
-
-
-def _looked_at(check: Check) -> Iterator[_Place]:
-    match check:
-        case FileCheck() | FileContentCheck():
-            yield "path", check.path
-        case MountCheck():
-            yield "path", check.path
-            yield "path", "/etc/fstab"
-        case ServiceCheck():
-            yield "unit", check.name
-        case SysctlCheck():
-            yield "sysctl", check.key.replace("/", ".")
-            yield "path", "/etc/sysctl.conf"
-        case PackageCheck():
-            yield "package", check.name
-
-
-def _place(resource: Resource) -> _Place:
-    match resource:
-        case FileResource():
-            return "path", resource.path
-        case ArchiveResource():
-            return "tree", f"{resource.path}/{resource.name}"
-        case PackageResource():
-            return "package", resource.artifact.partition("_")[0]
-        case _:
-            return "unit", resource.name
-
-
-def _touches(resource: Resource, asker: str, held: _Place) -> bool:
-    """Whether a change of ``resource`` reaches what is held."""
-    kind, name = _place(resource)
-    held_kind, held_name = held
-    match resource:
-        case PackageResource():
-            return held_kind == "package" and name == held_name
-        case FileResource() if held_kind == "sysctl":
-            mine = f"{_SYSCTL_FOLDERS[0]}90-pcm_p2p-"
-            if asker.startswith("check ") and name.startswith(mine):  # the remedy of a sysctl check sets one key
-                return name == f"{mine}{held_name}.conf"
-            return name.startswith(_SYSCTL_FOLDERS)
-        case FileResource() if held_kind == "path":
-            return name == held_name or held_name.startswith(f"{name}/")
-        case FileResource() if held_kind == "tree":
-            return name == held_name or _below_version(name, held_name) or held_name.startswith(f"{name}/")
-        case ArchiveResource() if held_kind == "path":
-            link = f"{resource.path}/{resource.link}"
-            return held_name == link or held_name.startswith(f"{link}/") or _below_version(held_name, name)
-        case ArchiveResource() if held_kind == "tree":
-            return name == held_name or _below_version(name, held_name) or _below_version(held_name, name)
-    return kind == held_kind == "unit" and name == held_name and _says_state(resource)
-
-
-def _below_version(path: str, tree: str) -> bool:
-    """Whether ``path`` is in a folder ``<tree>-<some version>``, or is that folder."""
-    return path.startswith((f"{tree}-", f"{tree}/"))
-
-
-def _says_state(resource: Resource) -> bool:
-    """Whether a service resource asks for a state. To restart it with the release loosens nothing."""
-    return getattr(resource, "enabled", None) is not None or getattr(resource, "active", None) is not None
-
-
-def _words(place: _Place) -> str:
-    kind, name = place
-    return f"package {name}" if kind == "package" else name
+        if holder := held.holder_of(resource, asker):
+            yield f"{asker} changes {words_of(resource)}, which {holder} of policy {stronger.id} holds"

@@ -14,7 +14,19 @@ from pcm_p2p.policy.activation import decode_activation
 from pcm_p2p.policy.allowance import Allowances, decode_allowances
 from pcm_p2p.policy.desired import Desired, decide
 from pcm_p2p.policy.document import Policy, decode_policy
-from pcm_p2p.policy.precedence import STRENGTH, Freshness, Speaker, Spoken, may_meet, weigh, why_looser
+from pcm_p2p.policy.precedence import (
+    ASSIGNMENTS_MAX,
+    CHANGES_MAX,
+    CHECKS_MAX,
+    POLICIES_MAX,
+    STRENGTH,
+    Freshness,
+    Speaker,
+    Spoken,
+    may_meet,
+    weigh,
+    why_looser,
+)
 from pcm_p2p.policy.selector import DeviceFacts, Selector
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -96,6 +108,18 @@ LOOSER = {
     "a file that the fleet checks": assign("mine", "1", file("/etc/shadow", "mode = 0o666")),
     "a remedy on a file that the fleet checks": check("file", 'path = "/etc/shadow"\nmode = 0o666\nremediate = true'),
     "a service that the fleet checks": assign("mine", "1", 'kind = "service"\nname = "auditd.service"\nactive = false'),
+    "a drop-in of a service that the fleet checks": assign(
+        "mine", "1", file("/etc/systemd/system/auditd.service.d/a.conf")
+    ),
+    "the unit of a service of the fleet": assign("mine", "1", file("/usr/lib/systemd/system/agent.service")),
+    "a link in place of such a unit": assign(
+        "mine",
+        "1",
+        'kind = "archive"\nartifact = "m.tar"\nname = "x"\npath = "/etc/systemd/system"\nlink = "auditd.service"',
+    ),
+    "an archive whose versions are around a fleet file": assign(
+        "mine", "1", 'kind = "archive"\nartifact = "m.tar"\nname = "tree"\npath = "/srv"\nlink = "other"'
+    ),
     "a sysctl file beside a fleet sysctl": assign("mine", "1", file("/etc/sysctl.d/99-z.conf")),
     "the remedy of the same sysctl": check(
         "sysctl", 'key = "kernel/kptr_restrict"\npersisted = 0\nremediate = true', "kptr"
@@ -116,6 +140,8 @@ FINE = {
     ),
     "a stricter check": check("file", 'path = "/etc/shadow"\nmode = { at_most = 0o600 }', "shadow"),
     "another sysctl remedied": check("sysctl", 'key = "kernel.dmesg"\npersisted = 1\nremediate = true'),
+    "a unit of its own": assign("mine", "1", file("/etc/systemd/system/mine.service")),
+    "a sysctl file where nothing of the fleet is": assign("mine", "1", file("/etc/sysctl.conf.d")),
     "a lower limit": "[transfer]\nwan_in_bytes_per_s = 5000\n",
 }
 
@@ -305,3 +331,48 @@ def test_whatever_a_site_signs_a_device_is_never_milder_than_the_fleet_alone_mak
     for release in both.releases:
         if release.policy_id not in ids:
             assert not held & {resource.key for resource in release.resources}
+
+
+# How much of a site counts
+
+
+@pytest.mark.parametrize(
+    ("policies", "counting", "word"),
+    [
+        ([""] * (POLICIES_MAX + 2), POLICIES_MAX, "policies"),
+        ([assign("x", "1"), "".join(assign(f"r{number}") for number in range(ASSIGNMENTS_MAX))], 1, "assignments"),
+        (
+            [
+                "".join(
+                    assign(f"r{number}", "1", file(f"/opt/{number}/a"))
+                    + f"[[assign.resource]]\n{file(f'/opt/{number}/b')}\n"
+                    for number in range(ASSIGNMENTS_MAX // 2)
+                ),
+                "".join(
+                    check("file", f'path = "/opt/c{number}"\nmode = 0o600\nremediate = true', f"c{number}")
+                    for number in range(CHANGES_MAX - ASSIGNMENTS_MAX + 1)
+                ),
+            ],
+            1,
+            "changes",
+        ),
+        (
+            ["".join(check("file", 'path = "/x"\nmode = 0o600', f"c{number}") for number in range(CHECKS_MAX + 1))],
+            0,
+            "checks",
+        ),
+    ],
+    ids=["policies", "assignments", "changes", "checks"],
+)
+def test_a_site_cannot_crowd_out_what_the_fleet_asks(policies: list[str], counting: int, word: str) -> None:
+    spoken = [Spoken(policy(f"p{number:03}", text), "site role") for number, text in enumerate(policies)]
+    weighed = weigh([Spoken(FLEET), *spoken], ANYTHING, DEVICE, "fresh")
+    assert [one.id for one in weighed.policies] == ["base", *(f"p{number:03}" for number in range(counting))]
+    assert len(weighed.problems) == len(policies) - counting
+    assert all(f"{word}, and at most" in problem for problem in weighed.problems)
+
+
+def test_each_signer_of_a_site_has_a_measure_of_its_own() -> None:
+    spoken = [Spoken(policy(f"r{number:02}"), "site role") for number in range(POLICIES_MAX)]
+    spoken += [Spoken(policy(f"o{number:02}"), "site repository") for number in range(POLICIES_MAX)]
+    assert len(weigh(spoken, ANYTHING, DEVICE, "fresh").policies) == 2 * POLICIES_MAX
