@@ -86,12 +86,14 @@ _OF_ROOT = ("root", "targets", "snapshot", "timestamp")
 
 
 def _act(act: Act, role: str, document: Metadata[Any], keyid: str, delegators: Iterable[Delegator]) -> SigningAct:
-    """``under`` is the newest version among ``delegators`` that lists the key; for root always the root that is signed."""
+    """``under`` is the oldest version among ``delegators`` that lists the key: it is published, or will be, whatever becomes of a
+    proposal. For root it is the root that is signed.
+    """
     owner, under = "", 0
     for one in delegators:
         keys = one.keys if isinstance(one, Root) else {key.keyid: key for key in (holders(one, role) or ((), 0))[0]}
         listed = one.roles[role].keyids if isinstance(one, Root) and role in _OF_ROOT else list(keys)
-        if keyid in listed and keyid in keys and one.version >= under:
+        if keyid in listed and keyid in keys and (not under or one.version < under):
             owner, under = owner_of(keys[keyid]), one.version
     return SigningAct(
         act,

@@ -47,9 +47,10 @@ def _proposals(bundle: Bundle) -> Iterator[Proposal]:
             yield propose_root(bundle.root.signed if bundle.root is not None else None, document)
             continue
         before = bundle.published.get(role)
-        delegator = delegators_in(bundle, role)[-1:]
-        if delegator and _names(delegator[0], role):
-            yield propose_targets(delegator[0], before.signed if before is not None else None, document, role)
+        # As proposed where that names the role: whatever a key could sign is shown.
+        naming = [one for one in delegators_in(bundle, role) if _names(one, role)]
+        if naming:
+            yield propose_targets(naming[-1], before.signed if before is not None else None, document, role)
 
 
 def _names(delegator: Delegator, role: str) -> bool:

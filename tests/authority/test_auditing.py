@@ -12,6 +12,7 @@ from pcm_p2p.authority import audit_log, keyfile
 from pcm_p2p.authority.auditing import verify_folder, verify_tree
 from pcm_p2p.authority.carried_proposal import sign_each, signables_in
 from pcm_p2p.authority.carrying import export_proposal, merge, read_bundle, write_signature_file
+from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
 from pcm_p2p.errors import InputError, StorageError
@@ -59,6 +60,24 @@ def test_a_long_log_is_published_in_volumes_of_which_only_the_newest_changes(
     assert (verify_folder(fleet.fleet).complaints, verify_tree(fleet.origin).complaints) == ((), ())
     (fleet.fleet.path / "audit" / "log.jsonl").write_bytes(b"".join(lines_of(fleet)[2:]))
     assert any("differs from line 1 on" in one for one in verify_folder(fleet.fleet).complaints)
+
+
+def test_a_signature_of_a_site_is_judged_by_targets_that_were_published_not_by_a_dropped_proposal(
+    fleet: RepositorySimulator, tmp_path: Path
+) -> None:
+    dave = keyfile.create(tmp_path / "dave.key", PASSPHRASE, "site-hq", "dave", preset="lab")
+    fleet.fleet.delegate("site-hq", [dave.key], 1)
+    fleet.sign()
+    fleet.publish()
+    fleet.fleet.stage_policy("dropped", b"version = 1\n")
+    fleet.fleet.stage("site-hq", {})
+    fleet.fleet.sign(dave.path, PASSPHRASE)
+    publish(fleet.fleet, fleet.origin, fleet.keys, only=["site-hq"])
+    fleet.fleet.discard()
+    fleet.fleet.revoke("site-hq")
+    fleet.sign()
+    fleet.publish()
+    assert verify_folder(fleet.fleet).complaints == ()
 
 
 def test_devices_do_not_read_the_log(fleet: RepositorySimulator) -> None:

@@ -361,6 +361,32 @@ def test_the_first_root_of_people_on_machines_of_their_own_is_carried_signed_and
     assert verify_folder(folder).complaints == ()
 
 
+def test_nothing_is_signed_elsewhere_that_was_not_shown(three: RepositorySimulator, tmp_path: Path) -> None:
+    """A document of a role whose delegation is to go in the same file: its old key could sign it, so it is shown."""
+    key = keyfile.create(tmp_path / "dave.key", PASSPHRASE, "site-hq", "dave", preset="lab")
+    three.fleet.delegate("site-hq", [key.key], 1)
+    three.sign("alice", "bob")
+    three.publish()
+    three.fleet.stage_policy("local", b"version = 1\n", "site-hq")
+    with_site = export_proposal(three.fleet, tmp_path / "site")
+    three.fleet.discard()
+    three.fleet.revoke("site-hq")
+    without = export_proposal(three.fleet, tmp_path / "revoked")
+    both = msgspec.structs.replace(
+        document_in(tmp_path / "site"),
+        proposed=(*document_in(tmp_path / "site").proposed, *document_in(tmp_path / "revoked").proposed),
+        targets=tuple(
+            BundledTarget(bundle.paths[digest], data)
+            for bundle in (with_site, without)
+            for digest, data in bundle.contents.items()
+        ),
+    )
+    bundle = decoded(both)
+    signed = {one.role for one in sign_each(signables_in(bundle), key.signer(), key.keyid)}
+    assert signed == {"site-hq"}
+    assert signed <= {one.role for one in proposals_in(bundle)}
+
+
 # What the signer's machine remembers
 
 
