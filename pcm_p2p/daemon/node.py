@@ -168,7 +168,7 @@ class _Node:
         self.store, self.client, self.origin = store, client, origin
         self.admission = Admission(identity, client, state / "denied.json")
         self.evidence = Evidence(state / "trust" / "evidence")
-        self.surroundings = Surroundings(client, identity, self.admission.is_revoked)
+        self.surroundings = Surroundings(client, identity, self.admission.is_revoked, site=config.device.site)
         self.nursery: trio.Nursery | None = None
         self.uptime = Uptime(state / "uptime.json", _wall_ms)
         uptime = self.uptime.share  # the same to all neighbours, until the next start

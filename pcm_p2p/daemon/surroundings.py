@@ -40,8 +40,11 @@ def fleet_document(client: TrustClient) -> FleetDocument | None:
 class Surroundings:
     """``changed`` reads the document anew; the rest answers from what was read. The carrier seals to the collectors in it."""
 
-    def __init__(self, client: TrustClient, identity: DeviceIdentity, revoked: Callable[[DeviceId], bool]) -> None:
+    def __init__(
+        self, client: TrustClient, identity: DeviceIdentity, revoked: Callable[[DeviceId], bool], *, site: str
+    ) -> None:
         self._client = client
+        self._site = site
         self._revoked = revoked
         self._identity = identity
         self._document: FleetDocument | None = None
@@ -93,7 +96,8 @@ class Surroundings:
         sites = self._document.site if self._document is not None else ()
         subnets = [ipaddress.ip_network(subnet) for site in sites for subnet in site.subnets]
         machine = machine_addresses()
-        found = exposed(machine, subnets)
+        named = any(site.name == self._site and site.subnets for site in sites)
+        found = exposed(machine, subnets, own_site_is_named=named)
         self._exposed_interfaces = frozenset(machine[address] for address in found)
         return found
 

@@ -4,8 +4,8 @@ Rules, for a device whose settings name no address:
 
 - The fleet document names subnets of sites: the addresses in one of them, of whichever site, since a laptop may be at another
   site's desk. On every other network (a café, a phone, the outside of a gateway) the device dials out and is not reached.
-- It names none, or there is no document yet: private addresses (RFC 1918, link-local IPv4, unique local IPv6), so that the first
-  devices of an office find each other. Never one that the internet routes.
+- It names none for the device's own site, or there is no document yet: private addresses too (RFC 1918, link-local IPv4, unique
+  local IPv6), so that the devices of an office find each other. Never one that the internet routes.
 - Never loopback, link-local IPv6 (needs a zone, and peers are told no zones) or multicast.
 
 A socket that is bound to an address is reached through every interface: Linux answers for its addresses on all of them. So a
@@ -29,12 +29,12 @@ _PRIVATE: tuple[Network, ...] = tuple(
 )
 
 
-def exposed(addresses: Iterable[str], subnets: Collection[Network]) -> tuple[str, ...]:
+def exposed(addresses: Iterable[str], subnets: Collection[Network], *, own_site_is_named: bool) -> tuple[str, ...]:
     """Those of ``addresses`` (numeric; what does not read is skipped) that are listened on, IPv4 first, in numeric order.
 
-    ``subnets``: of all sites in the signed fleet document; empty: it names none.
+    ``subnets``: of all sites in the signed fleet document; ``own_site_is_named``: whether some are of the device's own site.
     """
-    inside = subnets or _PRIVATE
+    inside = tuple(subnets) if own_site_is_named else (*subnets, *_PRIVATE)
     found: set[Address] = set()
     for text in addresses:
         try:
