@@ -6,7 +6,6 @@ dialogue by itself, so that it can say what no daemon would.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,7 +29,6 @@ from pcm_p2p.apply.dialogue import (
     decode_said_untrusted,
 )
 from pcm_p2p.apply.receipt import digest_of
-from pcm_p2p.apply.step import Staged
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.signing_key import open_signing_key
@@ -237,11 +235,3 @@ class Liar:
 
     async def apply(self, change: Change, bring: Bring | None = None) -> Said:
         return await self.ask(Apply(change.subject, change.version, digest_of(change)), bring)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def staged_of(world: ApplyWorld) -> Callable[[str], Staged]:
-    return world.staged
