@@ -159,9 +159,9 @@ class Steward:
         if view is None:
             return
         own = self._own_site()
-        documents = read_documents(view, own, self._now())
+        documents = await trio.to_thread.run_sync(read_documents, view, own, self._now())
         freshness = self._client.freshness()
-        weighed = documents.weighed(self._facts, freshness)
+        weighed = await trio.to_thread.run_sync(documents.weighed, self._facts, freshness)
         desired = documents.desired(weighed, self._facts, self._now(), freshness)
         of_roles = view.problems(self._now())
         problems = (*of_roles, *documents.problems, *weighed.problems, *desired.conflicts)

@@ -24,6 +24,7 @@ from typing import Literal
 from pcm_p2p.policy.allowance import Allowances, resources_of, why_beyond
 from pcm_p2p.policy.document import Mode, Policy
 from pcm_p2p.policy.places import Held, words_of
+from pcm_p2p.policy.resource import Resource
 from pcm_p2p.policy.selector import DeviceFacts, Selector, matches
 
 Speaker = Literal["fleet", "site role", "site repository"]
@@ -154,11 +155,16 @@ def why_looser(
     ``held`` remembers the places of ``floor`` from one call to the next, where ``meet`` speaks of one and the same device."""
     ordered = sorted(floor, key=lambda one: (one.id, one.version))
     known = held if held is not None else {}
-    return tuple(reason for stronger in ordered for reason in _looser(policy, stronger, meet, known))
+    changes = list(resources_of(policy))
+    return tuple(reason for stronger in ordered for reason in _looser(policy, changes, stronger, meet, known))
 
 
 def _looser(
-    policy: Policy, stronger: Policy, meet: Callable[[Selector, Selector], bool], known: MutableMapping[int, Held]
+    policy: Policy,
+    changes: Sequence[tuple[str, Resource]],
+    stronger: Policy,
+    meet: Callable[[Selector, Selector], bool],
+    known: MutableMapping[int, Held],
 ) -> Iterator[str]:
     if policy.id == stronger.id:
         yield "a policy of higher rank has this id"
@@ -183,7 +189,7 @@ def _looser(
     if id(stronger) not in known:
         known[id(stronger)] = Held(stronger, fixed)
     held = known[id(stronger)]
-    for asker, resource in resources_of(policy):
+    for asker, resource in changes:
         if asker.startswith("release ") and asker not in rest:
             continue
         if holder := held.holder_of(resource, asker):
