@@ -1,8 +1,8 @@
 """authority: the side of those who sign. Keys of people, the fleet folder, proposals, signatures, publishing.
 
 Participants
-    **Authorities** are people with key files: root keys say who the others are, targets keys say what is released. Their keys
-    rest encrypted under a passphrase and sign on the authority's own machine.
+    **Authorities** are people with keys: root keys say who the others are, targets keys say what is released. A key rests in a
+    file under a passphrase or in a token, and signs on its holder's own machine; only public files and signatures travel.
     The **publisher** holds the two online keys (snapshot, timestamp) and writes the origin tree.
 
 Goals

@@ -11,8 +11,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -61,18 +62,23 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def machine(tool: Path, tmp_path: Path) -> Run:
+@pytest.fixture(scope="module")
+def home(tool: Path) -> Iterator[Path]:
+    """The home of nobody, with the file in it. Not below pytest's own folder, which each other run closes to all but its user."""
+    folder = Path(tempfile.mkdtemp(prefix="pcm-offline-"))
+    try:
+        folder.chmod(0o755)
+        shutil.copy(tool, folder)
+        os.chown(folder, NOBODY, NOBODY)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def machine(home: Path, tool: Path) -> Run:
     """Runs a command of the file as nobody, in a namespace without interfaces, with no environment but an empty home."""
-    home = tmp_path / "home"
-    home.mkdir()
-    file = Path(shutil.copy(tool, home))
-    for folder in (home, *home.parents):
-        if folder == Path("/"):
-            break
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    os.chown(home, NOBODY, NOBODY)
+    file = home / tool.name
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         alone = ["unshare", "--net", "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
@@ -82,8 +88,7 @@ def machine(tool: Path, tmp_path: Path) -> Run:
     return run
 
 
-def test_keys_a_fleet_and_signatures_are_made_where_nothing_can_be_reached(machine: Run, tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_keys_a_fleet_and_signatures_are_made_where_nothing_can_be_reached(machine: Run, home: Path) -> None:
     (home / "words").write_text("correct horse battery staple\n")
     words = ("--passphrase-file", "words")
     for role in ("root", "targets"):
@@ -100,20 +105,16 @@ def test_keys_a_fleet_and_signatures_are_made_where_nothing_can_be_reached(machi
     shown = machine("key", "show", "root.pub", "--json")
     assert shown.returncode == 0, shown.stderr
     assert msgspec.json.decode(shown.stdout)["words"] in founded.stdout
-    proposed = machine("sign", "--fleet", "fleet")
-    assert proposed.returncode == 0, proposed.stderr
-    assert "alice" in proposed.stderr + proposed.stdout
     for role in ("root", "targets"):
         signed = machine("sign", "--fleet", "fleet", "--key", f"{role}.key", "--yes", *words)
         assert signed.returncode == 0, signed.stderr
+        assert "targets: alice may sign" in signed.stderr, "what is signed is shown first"
     assert "targets: complete, signed by alice" in signed.stdout
     tested = machine("key", "test", "--fleet", "fleet", "root.key", *words)
     assert (tested.returncode, tested.stderr) == (0, "")
     sheet = machine("fleet", "sheet", "--fleet", "fleet", "--out", "sheet.html")
     assert sheet.returncode == 0, sheet.stderr
     assert (home / "sheet.html").stat().st_size > 3_000
-    wrong = machine("key", "show", "absent.key")
-    assert (wrong.returncode, "there is no such file" in wrong.stderr) == (2, True)
 
 
 def test_the_namespace_of_these_tests_has_no_way_out(machine: Run) -> None:
