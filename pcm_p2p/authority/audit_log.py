@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key, Signature  # type: ignore[attr-defined]  # exported without __all__
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.shown_text import cut, shown
@@ -182,13 +183,16 @@ class Evidence:
     """What is at hand to compare the log with.
 
     ``roots`` by version; ``targets``: every published top-level targets document by version; ``published``: every document whose
-    signatures must be in the log; ``payloads``: signed bytes by their SHA-256, of whatever else is kept.
+    signatures must be in the log; ``payloads``: signed bytes by their SHA-256, of whatever else is kept; ``chain``: the
+    published roots, ``None`` before the first; ``current``: what devices read now of the roles that root names.
     """
 
     roots: dict[int, Metadata[Root]]
     targets: dict[int, Metadata[Targets]] = field(default_factory=dict)
     published: list[tuple[str, Metadata[Any]]] = field(default_factory=list)
     payloads: dict[str, bytes] = field(default_factory=dict)
+    chain: dict[int, Metadata[Root]] | None = None
+    current: list[tuple[str, Metadata[Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class Verdict:
 def verify(log: bytes, evidence: Evidence, embedded: bytes | None = None) -> Verdict:
     """Judge the whole log; ``embedded`` is the one in the repository, ``None`` if it is this one."""
     entries, broken = read_chain(log)
-    complaints = list(broken)
+    complaints = [*_unsigned(evidence), *broken]
     if embedded is not None and not log.startswith(embedded):
         complaints.append(_not_the_beginning(log, embedded))
     payloads = dict(evidence.payloads)
@@ -230,6 +234,35 @@ def verify(log: bytes, evidence: Evidence, embedded: bytes | None = None) -> Ver
             in_force = max(in_force, entry.under)
     complaints += _unlogged(evidence, known)
     return Verdict(len(entries), verified, unkept, tuple(complaints))
+
+
+def _unsigned(evidence: Evidence) -> Iterator[str]:
+    """Roots that do not follow from the one before, and what devices read now without the signatures that root asks for.
+
+    The first root is believed: its digest is what people compare.
+    """
+    if evidence.chain is None:
+        return
+    newest = max(evidence.chain, default=0)
+    missing = [number for number in range(1, newest + 1) if number not in evidence.chain]
+    if missing or not newest:
+        yield f"root {missing[0] if missing else 1} is not there: nobody can tell whose keys count"
+        return
+    for number, root in sorted(evidence.chain.items()):
+        for signer in (number - 1, number):
+            if signer and not _signed_by(evidence.chain[signer].signed, "root", root):
+                yield f"root {number} is not signed by enough holders of root {signer}"
+    for role, document in evidence.current:
+        if not _signed_by(evidence.chain[newest].signed, role, document):
+            yield f"{role} {document.signed.version} is not signed by who may by root {newest}"
+
+
+def _signed_by(delegator: Root, role: str, document: Metadata[Any]) -> bool:
+    try:
+        delegator.verify_delegate(role, document.signed_bytes, document.signatures)
+    except (RepositoryError, ValueError):
+        return False
+    return True
 
 
 def _root_fault(entry: Entry, in_force: int) -> str | None:

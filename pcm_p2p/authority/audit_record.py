@@ -75,11 +75,14 @@ def documents_below(metadata: Any) -> Iterator[tuple[str, Metadata[Any]]]:
             named.append((match[2] != "root", match[2], int(match[1]), file))
         elif file.name == "timestamp.json":
             named.append((True, "timestamp", 0, file))
-    for _, role, _, file in sorted(named):
+    for _, role, version, file in sorted(named):
         try:
-            yield role, Metadata[Any].from_bytes(file.read_bytes())
+            document = Metadata[Any].from_bytes(file.read_bytes())
         except (OSError, RepositoryError, TypeError, ValueError) as error:
             raise StorageError(f"{file} cannot be read: {error}", remedy="Restore it from its backup.") from None
+        if version and document.signed.version != version:
+            raise StorageError(f"{file} holds version {document.signed.version}", remedy="Restore it from its backup.")
+        yield role, document
 
 
 _OF_ROOT = ("root", "targets", "snapshot", "timestamp")

@@ -8,6 +8,8 @@ documents that were never published are counted as not kept.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,29 @@ from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.trust.index import target_file
 
 
-def verify_folder(folder: FleetFolder) -> Verdict:
-    """The log of a fleet folder. Raises ``InputError`` if nothing was ever logged, ``StorageError`` for damaged documents."""
+@dataclass(frozen=True)
+class Audited:
+    """A verdict, and the root that it stands on: version and SHA-256 of the newest, for people to compare; 0 before the first."""
+
+    verdict: Verdict
+    root_version: int
+    root_sha256: str
+
+
+def verify_folder(folder: FleetFolder, root: Path | None = None) -> Audited:
+    """The log of a fleet folder; ``root`` is a root document that is known to be right, from another place.
+
+    Raises ``InputError`` if nothing was ever logged, ``StorageError`` for damaged documents.
+    """
     journal = AuditJournal(folder.path, folder.wall_clock)
     embedded = _embedded(folder.path / "repository")
     if not journal.begun and embedded is None:
         raise InputError("has no audit log yet", path=folder.path, remedy="It begins with the next signature.")
     evidence = evidence_below(folder.metadata)
     evidence.payloads = journal.documents()
+    evidence.current = _current(folder.path / "repository")
+    if folder.first_root_waits():
+        evidence.chain = None
     for role in folder.roles():
         proposed = folder.proposed(role)
         if proposed is not None:
@@ -38,11 +55,11 @@ def verify_folder(folder: FleetFolder) -> Verdict:
                 evidence.roots.setdefault(proposed.signed.version, proposed)
             elif role == "targets":
                 evidence.targets.setdefault(proposed.signed.version, proposed)
-    return verify(journal.read(), evidence, embedded)
+    return _audited(verify(journal.read(), evidence, embedded), evidence, root)
 
 
-def verify_tree(origin: Path) -> Verdict:
-    """The log embedded in an origin tree: a folder, or a copy of what a web server serves. Raises as ``verify_folder``.
+def verify_tree(origin: Path, root: Path | None = None) -> Audited:
+    """The log embedded in an origin tree: a folder, or a copy of what a web server serves. As ``verify_folder``.
 
     Signatures that were made after the newest targets were proposed are not in it yet: those on the newest targets (and what is
     published with them) are no fault, and neither are younger online signatures.
@@ -55,14 +72,36 @@ def verify_tree(origin: Path) -> Verdict:
     if log is None:
         raise InputError("holds no audit log", path=origin, remedy="It is published with the next targets.")
     evidence = evidence_below(origin / "metadata")
-    newest = _newest_targets(origin)
-    assert newest is not None, "it embeds the log"
-    evidence.published = [
-        (role, document)
-        for role, document in evidence.published
-        if not _may_be_younger(role, document, newest.signed.version, evidence, log)
-    ]
-    return verify(log, evidence)
+    evidence.current = _current(origin)
+    newest = evidence.current[2][1].signed.version
+    judged = list(evidence.published)
+    evidence.published = [one for one in judged if not _may_be_younger(*one, newest, evidence, log)]
+    return _audited(verify(log, evidence), evidence, root)
+
+
+def _audited(verdict: Verdict, evidence: Evidence, known: Path | None) -> Audited:
+    chain = evidence.chain or {}
+    newest = max(chain, default=0)
+    digest = hashlib.sha256(chain[newest].signed_bytes).hexdigest() if newest else ""
+    if known is not None and (why := _why_other(chain, known)):
+        verdict = replace(verdict, complaints=(why, *verdict.complaints))
+    return Audited(verdict, newest, digest)
+
+
+def _why_other(chain: Mapping[int, Metadata[Root]], known: Path) -> str:
+    """Whether the chain does not hold the root in the file ``known``. Raises ``InputError`` if that is no root."""
+    try:
+        root = Metadata[Root].from_bytes(known.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=known, remedy="Check the path.") from None
+    except (RepositoryError, TypeError, ValueError):
+        raise InputError("is no root document", path=known, remedy="Pass a root.json of this fleet.") from None
+    if not isinstance(root.signed, Root):
+        raise InputError("is no root document", path=known, remedy="Pass a root.json of this fleet.")
+    there = chain.get(root.signed.version)
+    if there is not None and there.signed_bytes == root.signed_bytes:
+        return ""
+    return f"root {root.signed.version} is not the one in {known}: these are the keys of somebody else"
 
 
 def _may_be_younger(role: str, document: Metadata[Any], newest: int, evidence: Evidence, log: bytes) -> bool:
@@ -84,39 +123,39 @@ def _may_be_younger(role: str, document: Metadata[Any], newest: int, evidence: E
 
 def evidence_below(metadata: Path) -> Evidence:
     """All signed documents of a tree. Raises ``StorageError``."""
-    evidence = Evidence({})
+    evidence = Evidence({}, chain={})
     for role, document in documents_below(metadata):
         evidence.published.append((role, document))
         if isinstance(document.signed, Root):
             evidence.roots[document.signed.version] = document
+            assert evidence.chain is not None, "given above"
+            evidence.chain[document.signed.version] = document
         elif role == "targets":
             evidence.targets[document.signed.version] = document
     return evidence
 
 
-def _newest_targets(tree: Path) -> Metadata[Targets] | None:
-    """What the tree's timestamp refers to. Raises ``StorageError``."""
+def _current(tree: Path) -> list[tuple[str, Metadata[Any]]]:
+    """What the tree's timestamp refers to: timestamp, snapshot, targets; nothing before the first. Raises ``StorageError``."""
     metadata = tree / "metadata"
     file = metadata / "timestamp.json"
     try:
         if not file.exists():
-            return None
+            return []
         timestamp = Metadata[Timestamp].from_bytes(file.read_bytes())
         file = metadata / f"{timestamp.signed.snapshot_meta.version}.snapshot.json"
         snapshot = Metadata[Snapshot].from_bytes(file.read_bytes())
         file = metadata / f"{snapshot.signed.meta['targets.json'].version}.targets.json"
-        return Metadata[Targets].from_bytes(file.read_bytes())
+        targets = Metadata[Targets].from_bytes(file.read_bytes())
     except (OSError, RepositoryError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise StorageError(f"{file} cannot be read: {error}", remedy="Restore it from its backup.") from None
+    return [("timestamp", timestamp), ("snapshot", snapshot), ("targets", targets)]
 
 
 def _embedded(tree: Path) -> bytes | None:
     """The log that the newest targets publish, each volume checked against its hash. Raises ``StorageError``."""
-    targets = _newest_targets(tree)
-    if targets is None:
-        return None
     volumes: dict[str, bytes] = {}
-    for path, info in targets.signed.targets.items():
+    for path, info in [item for _, one in _current(tree)[2:] for item in one.signed.targets.items()]:
         if not is_volume(path):
             continue
         file = tree / target_file(path, info.hashes["sha256"])

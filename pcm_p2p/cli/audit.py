@@ -20,6 +20,9 @@ def verify(
     origin: Annotated[
         Path | None, typer.Option("--origin", help="A published tree, or a copy of one, instead.")
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="A root document that is known to be right, such as one of enrolment.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check the whole log, without a network: the chain, every signature in it, and that no published one is missing from it.
@@ -29,20 +32,24 @@ def verify(
     EXIT STATUS: 0 the log is whole; 2 there is none; 5 it is not, with what is wrong.
     """
     from pcm_p2p.authority.auditing import verify_folder, verify_tree
+    from pcm_p2p.authority.fingerprint import grouped
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.shown_text import cut
     from pcm_p2p.errors import InputError, TrustError
 
     if origin is not None:
-        verdict = verify_tree(origin)
+        audited = verify_tree(origin, root)
     elif fleet is not None:
-        verdict = verify_folder(FleetFolder.open(fleet))
+        audited = verify_folder(FleetFolder.open(fleet), root)
     else:
         raise InputError("nothing is named", remedy="Pass --fleet FOLDER, or --origin TREE.")
+    verdict = audited.verdict
     if json:
         print_json(
             {
                 "schema": "pcm.audit/1",
+                "root": audited.root_version,
+                "root_sha256": audited.root_sha256,
                 "whole": not verdict.complaints,
                 "entries": verdict.entries,
                 "verified": verdict.verified,
@@ -52,6 +59,11 @@ def verify(
         )
     else:
         out().print(f"{verdict.entries} entries, {verdict.verified} signatures verified", markup=False)
+        if root is None and audited.root_version:
+            digest = grouped(audited.root_sha256[:32])
+            note(
+                f"by the keys of root {audited.root_version}: compare its digest with another person, or pass --root: {digest}"
+            )
         if verdict.unkept:
             note(f"{verdict.unkept} are over documents that are not kept here; of these the chain alone was checked.")
     if verdict.complaints:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
+from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import audit_log, keyfile
 from pcm_p2p.authority.auditing import verify_folder, verify_tree
@@ -34,7 +35,7 @@ def test_a_fleet_with_a_history_verifies_in_the_folder_and_in_the_tree(fleet: Re
     fleet.sign()
     fleet.fleet.discard()
     fleet.publish_policy("third")
-    folder, tree = verify_folder(fleet.fleet), verify_tree(fleet.origin)
+    folder, tree = verify_folder(fleet.fleet).verdict, verify_tree(fleet.origin).verdict
     assert (folder.complaints, folder.unkept) == ((), 0)
     assert folder.entries == folder.verified == len(lines_of(fleet))
     assert tree.complaints == ()
@@ -57,9 +58,9 @@ def test_a_long_log_is_published_in_volumes_of_which_only_the_newest_changes(
         assert named.items() >= closed.items()
         closed = named
     assert len(closed) > 1
-    assert (verify_folder(fleet.fleet).complaints, verify_tree(fleet.origin).complaints) == ((), ())
+    assert (verify_folder(fleet.fleet).verdict.complaints, verify_tree(fleet.origin).verdict.complaints) == ((), ())
     (fleet.fleet.path / "audit" / "log.jsonl").write_bytes(b"".join(lines_of(fleet)[2:]))
-    assert any("differs from line 1 on" in one for one in verify_folder(fleet.fleet).complaints)
+    assert any("differs from line 1 on" in one for one in verify_folder(fleet.fleet).verdict.complaints)
 
 
 def test_a_signature_of_a_site_is_judged_by_targets_that_were_published_not_by_a_dropped_proposal(
@@ -77,7 +78,7 @@ def test_a_signature_of_a_site_is_judged_by_targets_that_were_published_not_by_a
     fleet.fleet.revoke("site-hq")
     fleet.sign()
     fleet.publish()
-    assert verify_folder(fleet.fleet).complaints == ()
+    assert verify_folder(fleet.fleet).verdict.complaints == ()
 
 
 def test_devices_do_not_read_the_log(fleet: RepositorySimulator) -> None:
@@ -94,23 +95,23 @@ def test_an_act_that_was_taken_out_is_named_in_the_folder_and_in_the_next_tree(f
     kept = [line for line in lines_of(fleet) if not (b'"targets"' in line and b'"version":2' in line)]
     log_of(fleet).write_bytes(b"".join(kept))
     missing = "the signature of alice on targets 2 has no entry: an act is missing"
-    assert missing in verify_folder(fleet.fleet).complaints
+    assert missing in verify_folder(fleet.fleet).verdict.complaints
     fleet.publish_policy("third")
-    assert missing in verify_folder(fleet.fleet).complaints
-    assert missing in verify_tree(fleet.origin).complaints
+    assert missing in verify_folder(fleet.fleet).verdict.complaints
+    assert missing in verify_tree(fleet.origin).verdict.complaints
 
 
 def test_a_log_that_was_begun_anew_differs_from_the_embedded_one(fleet: RepositorySimulator) -> None:
     log_of(fleet).unlink()
     fleet.refresh()
-    complaints = verify_folder(fleet.fleet).complaints
+    complaints = verify_folder(fleet.fleet).verdict.complaints
     assert any("differs from line 1 on" in one for one in complaints)
 
 
 def test_a_log_that_was_cut_off_is_found_by_what_is_published(fleet: RepositorySimulator) -> None:
     fleet.publish_policy("second")
     log_of(fleet).write_bytes(b"".join(lines_of(fleet)[:1]))
-    complaints = verify_folder(fleet.fleet).complaints
+    complaints = verify_folder(fleet.fleet).verdict.complaints
     assert any("entries more: the end of this one was cut off" in one for one in complaints)
     assert "the signature of publisher on timestamp 2 has no entry: an act is missing" in complaints
 
@@ -140,14 +141,14 @@ def test_a_folder_of_before_begins_its_log_with_the_signatures_that_are_there(tm
         verify_folder(folder)
     folder.stage_fleet_document()
     folder.sign(folder.path / "keys" / "targets-admin.key", PASSPHRASE)
-    verdict = verify_folder(folder)
+    verdict = verify_folder(folder).verdict
     assert (verdict.entries, verdict.verified, verdict.complaints) == (2, 2, ())
 
 
 def test_an_edited_document_of_the_folder_is_found(fleet: RepositorySimulator) -> None:
     file = fleet.fleet.metadata / "1.targets.json"
     file.write_bytes(file.read_bytes().replace(b"2027-03-01", b"2028-03-01"))
-    complaints = verify_folder(fleet.fleet).complaints
+    complaints = verify_folder(fleet.fleet).verdict.complaints
     assert "the signature of alice on targets 1 has no entry: an act is missing" in complaints
 
 
@@ -174,11 +175,62 @@ def test_killed_at_any_step_no_signature_is_without_its_entry_and_the_same_comma
         shutil.rmtree(fleet.fleet.path)
         shutil.copytree(tmp_path / "saved", fleet.fleet.path)
         killed = killed_before(step, work)
-        unlogged = [one for one in verify_folder(fleet.fleet).complaints if "has no entry" in one]
+        unlogged = [one for one in verify_folder(fleet.fleet).verdict.complaints if "has no entry" in one]
         assert not unlogged, f"step {step}"
         work()
-        verdict = verify_folder(fleet.fleet)
+        verdict = verify_folder(fleet.fleet).verdict
         assert verdict.complaints == (), f"step {step}"
         assert fleet.fleet.proposals()[0].complete
         step += 1
     assert step > 4
+
+
+# Whose keys
+
+
+def test_a_tree_that_somebody_made_anew_is_told_apart_by_a_root_that_is_known(
+    fleet: RepositorySimulator, tmp_path: Path
+) -> None:
+    """All of it can be made anew by who has other keys: what stands behind it is the root that people compare."""
+    known = tmp_path / "root.json"
+    known.write_bytes(fleet.fleet.root_bytes(1))
+    assert verify_tree(fleet.origin, known).verdict.complaints == ()
+    assert verify_folder(fleet.fleet, known).verdict.complaints == ()
+    other = RepositorySimulator(tmp_path / "other")
+    audited = verify_tree(other.origin)
+    assert audited.verdict.complaints == ()
+    assert audited.root_sha256 != verify_tree(fleet.origin).root_sha256
+    (complaint,) = verify_tree(other.origin, known).verdict.complaints
+    assert complaint.startswith("root 1 is not the one in ")
+    with pytest.raises(InputError, match="is no root document"):
+        verify_tree(fleet.origin, fleet.origin / "metadata" / "timestamp.json")
+
+
+def test_targets_that_nobody_signed_do_not_make_a_log_believed(fleet: RepositorySimulator) -> None:
+    """The newest targets are the only ones whose signatures the embedded log cannot have: root vouches for them."""
+    fleet.publish_policy("second")
+    file = fleet.origin / "metadata" / "2.targets.json"
+    document = Metadata[Targets].from_bytes(file.read_bytes())
+    document.signatures.clear()
+    file.unlink()
+    file.write_bytes(document.to_bytes())
+    assert "targets 2 is not signed by who may by root 1" in verify_tree(fleet.origin).verdict.complaints
+
+
+def test_a_root_that_does_not_follow_from_the_one_before_is_named(fleet: RepositorySimulator) -> None:
+    fleet.publish_root(lambda root: None)
+    file = fleet.origin / "metadata" / "2.root.json"
+    document = Metadata[Root].from_bytes(file.read_bytes())
+    document.signatures.clear()
+    file.unlink()
+    file.write_bytes(document.to_bytes())
+    complaints = verify_tree(fleet.origin).verdict.complaints
+    assert complaints[:2] == (
+        "root 2 is not signed by enough holders of root 1",
+        "root 2 is not signed by enough holders of root 2",
+    )
+    file.with_name("1.root.json").unlink()
+    assert "root 1 is not there: nobody can tell whose keys count" in verify_tree(fleet.origin).verdict.complaints
+    file.rename(file.with_name("3.root.json"))
+    with pytest.raises(StorageError, match=r"3.root.json holds version 2"):
+        verify_tree(fleet.origin)

@@ -106,7 +106,7 @@ def test_signatures_made_elsewhere_are_merged_in_any_order_and_published(
         assert attempt(device, three.source()).kind == "good"
         assert device.view is not None
         assert device.view.read("policies/second.toml") == b"version = 1\n"
-    assert verify_folder(three.fleet).complaints == ()
+    assert verify_folder(three.fleet).verdict.complaints == ()
 
 
 def test_what_is_shown_elsewhere_is_what_is_shown_here(three: RepositorySimulator, carried: Path) -> None:
@@ -358,7 +358,7 @@ def test_the_first_root_of_people_on_machines_of_their_own_is_carried_signed_and
     assert refusals(folder, *files) == []
     assert all(one.complete for one in folder.proposals())
     publish(folder, tmp_path / "origin", OnlineKeys.open(folder, PASSPHRASE))
-    assert verify_folder(folder).complaints == ()
+    assert verify_folder(folder).verdict.complaints == ()
 
 
 def test_nothing_is_signed_elsewhere_that_was_not_shown(three: RepositorySimulator, tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_a_proposal_goes_into_another_copy_with_its_documents_blobs_and_signatur
     assert import_proposal(copy.fleet, tmp_path / "file") == ("targets",), "once more changes nothing"
     copy.sign("carol")
     assert copy.publish().segments_added == 1
-    assert verify_folder(copy.fleet).complaints == ()
+    assert verify_folder(copy.fleet).verdict.complaints == ()
 
 
 def test_a_blob_that_was_altered_on_the_way_is_refused(

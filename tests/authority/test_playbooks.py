@@ -74,7 +74,7 @@ def test_a_lost_laptop_ends_with_keys_that_are_worthless(three: RepositorySimula
         refused = attempt(device, TreeSource(three.stolen(targets=stolen)))
         assert (refused.kind, "signed by 1/2 keys" in refused.reason) == ("bad", True)
     assert holders_of(three.fleet, "root").key_of("bob").keyid == root_file.keyid
-    assert verify_folder(three.fleet).complaints == ()
+    assert verify_folder(three.fleet).verdict.complaints == ()
     assert [one.text.split(":")[0] for one in check(three.fleet) if "never signed" in one.text] == [
         "the key of bob never signed"
     ]
@@ -179,7 +179,7 @@ def test_a_fast_forward_by_stolen_online_keys_heals(three: RepositorySimulator) 
         for tree in (three.stolen(timestamp_version=2**31 - 1, keys=old), raised):
             assert attempt(device, TreeSource(tree)).kind in ("bad", "older")
         assert device.digest() == before
-    assert verify_folder(three.fleet).complaints == ()
+    assert verify_folder(three.fleet).verdict.complaints == ()
 
 
 def test_one_new_online_key_alone_would_not_heal(three: RepositorySimulator) -> None:
@@ -224,7 +224,7 @@ def test_a_stolen_site_key_ends_with_other_keys_and_the_old_ones_worthless(
     (three.fleet.path / "proposal" / "site-hq.json").write_bytes(forged.to_bytes())
     with pytest.raises(TrustError, match="site-hq: 1 more of erin must sign; signed by nobody yet"):
         three.publish()
-    assert verify_folder(three.fleet).complaints == ()
+    assert verify_folder(three.fleet).verdict.complaints == ()
 
 
 def test_a_stolen_site_key_without_a_new_one_ends_the_delegation(three: RepositorySimulator, tmp_path: Path) -> None:
