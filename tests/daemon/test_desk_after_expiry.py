@@ -40,4 +40,4 @@ async def test_a_desk_that_was_off_for_weeks_signs_expired_metadata_anew_at_its_
         assert (levels["snapshot"], levels["timestamp"]) == (Level.ok, Level.ok)
         assert (await device.attempt(fleet.source())).kind == "good"
         assert device.freshness() == "fresh"
-    assert verify_folder(fleet.fleet).complaints == ()
+    assert verify_folder(fleet.fleet).verdict.complaints == ()
