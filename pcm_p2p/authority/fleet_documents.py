@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,9 +85,18 @@ class FleetDocuments:
 
     def delegated(self, role: str) -> Metadata[Targets] | None:
         """The published document of a delegated role; ``None`` before its first, and where nobody is delegated."""
+        return self.delegated_among([role]).get(role)
+
+    def delegated_among(self, roles: Iterable[str]) -> dict[str, Metadata[Targets]]:
+        """The published documents of these delegated roles, as far as there are any, by role."""
         snapshot = self.snapshot()
-        meta = snapshot.signed.meta.get(f"{role}.json") if snapshot is not None and kind_of(role) else None
-        return self._read(self.metadata / f"{meta.version}.{role}.json", Targets) if meta is not None else None
+        named = snapshot.signed.meta if snapshot is not None else {}
+        found = {role: named.get(f"{role}.json") for role in roles if kind_of(role) is not None}
+        return {
+            role: self._read(self.metadata / f"{meta.version}.{role}.json", Targets)
+            for role, meta in found.items()
+            if meta is not None
+        }
 
     def document(self, role: str) -> Metadata[Any] | None:
         """What is published of ``role``, top-level or delegated; ``None`` before the first publishing."""
@@ -109,10 +118,11 @@ class FleetDocuments:
 
     def proposed_of(self, role: str) -> Metadata[Targets] | None:
         """The proposal of ``targets`` or of a delegated role, unless it was published already."""
-        proposed, published = self._proposed(role, Targets), self.document(role)
-        if proposed is None or (published is not None and proposed.signed.version <= published.signed.version):
-            return None
-        return proposed
+        proposed = self._proposed(role, Targets)
+        if proposed is None:
+            return None  # which is seen without reading what is published: fleets have hundreds of roles
+        published = self.document(role)
+        return proposed if published is None or proposed.signed.version > published.signed.version else None
 
     def proposed_root(self) -> Metadata[Root] | None:
         proposed = self._proposed("root", Root)

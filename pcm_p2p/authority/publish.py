@@ -159,12 +159,10 @@ def _published(folder: FleetFolder) -> _Documents:
 
 def _delegated(folder: FleetFolder, targets: Metadata[Targets], taken: Collection[str]) -> dict[str, Metadata[Targets]]:
     """Documents of the roles that ``targets`` delegates; of those ``taken`` the proposed one, if there is one."""
-    found = {}
-    for role in delegated_roles(targets.signed):
-        document = (folder.proposed_of(role) if role in taken else None) or folder.delegated(role)
-        if document is not None:
-            found[role] = document
-    return found
+    roles = delegated_roles(targets.signed)
+    proposed = {role: found for role in roles if role in taken and (found := folder.proposed_of(role)) is not None}
+    documents = {**folder.delegated_among(roles), **proposed}
+    return {role: documents[role] for role in roles if role in documents}
 
 
 def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:

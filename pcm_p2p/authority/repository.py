@@ -206,7 +206,7 @@ class FleetFolder(StagingArea):
     def policies(self) -> dict[str, tuple[bytes, ...]]:
         """Documents of all policies by target path: what is staged and, where it is another one, what is published."""
         found: dict[str, tuple[bytes, ...]] = {}
-        for targets in self._all_targets():
+        for targets in self._all_targets(self.roles()[1:]):
             for path, info in sorted(targets.targets.items()):
                 if path.startswith("policies/") and path.endswith(".toml"):
                     document = self.files.read(path, info)
@@ -220,19 +220,23 @@ class FleetFolder(StagingArea):
     def releases(self) -> tuple[Release, ...]:
         """Staged and published releases of the fleet and of its teams, by name and counter."""
         found: list[Release] = []
-        for role in self.roles()[1:]:
+        for role in self._releasing():
             published = self.document(role)
             found += releases_of(self.working(role), published.signed if published is not None else None)
         return tuple(sorted(found, key=lambda release: (release.name, release.counter)))
 
     def next_counter(self, release: str) -> int:
         """One above the highest counter that release ever had: devices never go to a lower one."""
-        known = (highest_counters(one).get(release, 0) for one in self._all_targets())
+        known = (highest_counters(one).get(release, 0) for one in self._all_targets(self._releasing()))
         return 1 + max((counters_above(self.path), *known))
 
-    def _all_targets(self) -> Iterator[Targets]:
-        """Of every role that lists targets: what is proposed, and what is published."""
-        for role in self.roles()[1:]:
+    def _releasing(self) -> tuple[str, ...]:
+        """The roles that may release: the fleet's own and the teams."""
+        return tuple(role for role in self.roles()[1:] if role == TARGETS or role.startswith("team-"))
+
+    def _all_targets(self, roles: Iterable[str]) -> Iterator[Targets]:
+        """Of these roles, which list targets: what is proposed, and what is published."""
+        for role in roles:
             yield self.working(role)
             if (published := self.document(role)) is not None:
                 yield published.signed
