@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +48,8 @@ MANIFESTS_MAX = 256
 LOOK_S = 2.0
 """Choice: who publishes at a desk sees it taken up at once; one ``stat`` costs nothing."""
 LOOK_S_MAX = 60.0
+RETRY_S = 60.0
+"""Choice: a disk that is full or read-only is no shorter matter."""
 
 
 class Overlay(Protocol):
@@ -182,8 +183,8 @@ class SiteRepository:
             self._fleet_changed = trio.Event()
             listed = await trio.to_thread.run_sync(self._listed_root, root)
             if listed is None:
+                # What was trusted stays on the disk, unheard: a site that is listed again goes on where it was, and not before.
                 root = None
-                await trio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
                 await self._fleet_changed.wait()
                 continue
             root = listed
@@ -219,22 +220,25 @@ class SiteRepository:
     async def _live(self, root: bytes) -> None:
         """One trusted set, from its root on, until cancelled."""
         repository = repository_id(self._fleet.fleet_id, self._site)
-        try:
-            folder = await trio.to_thread.run_sync(trusted_folder, self._folder, root)
-            client = TrustClient(
-                folder,
-                root,
-                repository,
-                wall_clock=self._fleet.now,
-                wanted=_Wanted(self._site),
-                standing=(),
-                roles=lambda role: role == HALT,
-            )
-            await trio.to_thread.run_sync(client.open)
-        except (OSError, TrustError, StorageError) as error:
-            self.problem = f"the repository of site {self._site} cannot be followed: {error}"
-            log.error("%s", self.problem)
-            return
+        while True:
+            try:
+                folder = await trio.to_thread.run_sync(trusted_folder, self._folder, root)
+                client = TrustClient(
+                    folder,
+                    root,
+                    repository,
+                    wall_clock=self._fleet.now,
+                    wanted=_Wanted(self._site),
+                    standing=(),
+                    roles=lambda role: role == HALT,
+                )
+                await trio.to_thread.run_sync(client.open)
+                break
+            except (OSError, TrustError, StorageError) as error:
+                self.problem = f"the repository of site {self._site} cannot be followed: {error}"
+                log.error("%s", self.problem)
+                await trio.sleep(RETRY_S)
+        self.problem = ""
         try:
             await self._follow(client)
         finally:

@@ -221,8 +221,8 @@ async def running(*devices: Device) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         for device in devices:
             device.fleet.open()
-            await device.follow_fleet()
             nursery.start_soon(device.site.run)
+            await device.follow_fleet()
         yield
         nursery.cancel_scope.cancel()
     for device in devices:
@@ -354,17 +354,72 @@ async def test_a_listed_root_that_is_not_of_this_site_of_this_fleet_is_refused_a
         assert device.site.word() is None
 
 
-async def test_a_root_that_is_listed_no_longer_ends_the_sites_say(world: World) -> None:
+async def test_a_root_that_is_listed_no_longer_ends_the_sites_say_and_listed_again_it_goes_back_to_nothing_older(
+    world: World,
+) -> None:
+    site = world.found()
+    world.lists(signed_root(site.folder))
+    site.publish(own=policy())
+    early = (site.tree / "metadata" / "timestamp.json").read_bytes()
+    site.publish(own=policy(2))
+    device = Device(world, {}, tree=site.tree)
+    async with running(device):
+        await device.until_targets(2)
+        world.lists(None)
+        await device.follow_fleet()
+        await device.until(lambda: device.site.word() is None)
+        assert device.site.policies() == ()
+        (site.tree / "metadata" / "timestamp.json").write_bytes(early)
+        world.lists(signed_root(site.folder))
+        await device.follow_fleet()
+        await device.until_targets(2)
+        await device.until(lambda: device.site.facts()["reason"])
+        assert [one.version for one in device.site.policies()] == [2]
+
+
+@pytest.mark.parametrize("lost", ["the fleet's trusted set", "the listed root"])
+async def test_what_the_disk_lost_of_the_fleet_takes_nothing_from_what_is_known_of_the_site(
+    world: World, lost: str
+) -> None:
+    site = world.found()
+    world.lists(signed_root(site.folder))
+    site.publish(own=policy())
+    early = {file.name: file.read_bytes() for file in (site.tree / "metadata").iterdir()}
+    site.publish(own=policy(2))
+    device = Device(world, {}, tree=site.tree)
+    async with running(device):
+        await device.until_targets(2)
+    for name, data in early.items():
+        (site.tree / "metadata" / name).write_bytes(data)
+    again = Device(world, {}, tree=site.tree)
+    if lost == "the listed root":
+        for root in (again.folder / "trust").glob("generations/*/targets/sites/*/*"):
+            root.write_bytes(b"rotten")
+    else:
+        (again.folder / "trust" / "current").unlink()
+        for state in (again.folder / "trust").rglob("state.json"):
+            state.unlink()
+    async with running(again):
+        await again.until_targets(2)
+        await again.until(lambda: again.site.facts()["reason"])
+        assert [one.version for one in again.site.policies()] == [2], "the older state that is offered is refused"
+
+
+async def test_a_folder_that_cannot_be_used_is_said_and_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_repository, "RETRY_S", 0.05)
     site = world.found()
     world.lists(signed_root(site.folder))
     site.publish(own=policy())
     device = Device(world, {}, tree=site.tree)
+    device.folder.mkdir(parents=True, exist_ok=True)
+    (device.folder / "site-trust").write_text("in the way")
     async with running(device):
+        await device.until(lambda: "cannot be followed" in device.site.facts()["reason"])
+        (device.folder / "site-trust").unlink()
         await device.until_targets(1)
-        world.lists(None)
-        await device.follow_fleet()
-        await device.until(lambda: device.site.word() is None)
-        await device.until(lambda: not (device.folder / "site-trust").exists())
+        assert device.site.facts()["reason"] == ""
 
 
 async def test_a_restart_with_nobody_around_knows_what_was_trusted(world: World) -> None:

@@ -227,7 +227,7 @@ ATTACKS: tuple[Attack, ...] = (
         "old keys worthless; fleet paths unheard", (
         "daemon/test_site_repository.py::test_another_root_in_the_fleet_drops_what_was_trusted_and_makes_old_keys_worthless",
         "daemon/test_site_repository.py::test_whatever_else_a_site_signs_is_not_heard",
-        "daemon/test_site_repository.py::test_a_root_that_is_listed_no_longer_ends_the_sites_say",
+        "daemon/test_site_repository.py::test_a_root_that_is_listed_no_longer_ends_the_sites_say_and_listed_again_it_goes_back_to_nothing_older",
         "policy/test_precedence.py::test_whatever_a_site_signs_a_device_is_never_milder_than_the_fleet_alone_makes_it")),
     Attack("10.16", "a publisher restored from a backup", "disk", "refuses to sign lower", (
         "authority/test_publish.py::test_a_restored_backup_is_refused",
