@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -47,7 +49,8 @@ async def run_desk(
                 if port_file is not None:
                     await trio.to_thread.run_sync(write_atomic, port_file, f"{host}:{bound}\n".encode())
                 if origin is not None and keys is not None:
-                    nursery.start_soon(_keep_fresh, folder, origin, keys)
+                    reopen = partial(OnlineKeys.open, folder, passphrase)
+                    nursery.start_soon(_keep_fresh, folder, origin, keys, reopen)
                 log.info("the desk of fleet %s is open at %s:%d", folder.name, host, bound)
                 async for number in signals:
                     log.info("ending on %s", signal.Signals(number).name)
@@ -57,10 +60,16 @@ async def run_desk(
         desk.close()
 
 
-async def _keep_fresh(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> None:
+async def _keep_fresh(
+    folder: FleetFolder, origin: Path, keys: OnlineKeys, reopen: Callable[[], OnlineKeys] | None = None
+) -> None:
+    """``reopen`` gives the keys that root names by then, when a new root no longer names these."""
     while True:
         try:
             if await trio.to_thread.run_sync(_is_due, folder):
+                if reopen is not None and not await trio.to_thread.run_sync(_are_named, folder, keys):
+                    keys = await trio.to_thread.run_sync(reopen)
+                    log.info("root names other online keys; their files are used from now on")
                 published = await trio.to_thread.run_sync(refresh_online, folder, origin, keys)
                 log.info("timestamp %d signed, good until %s", published.versions.timestamp, published.expires)
                 for remark in published.remarks:
@@ -68,6 +77,14 @@ async def _keep_fresh(folder: FleetFolder, origin: Path, keys: OnlineKeys) -> No
         except (PcmError, OSError) as error:
             log.error("the timestamp could not be signed anew: %s", error)
         await trio.sleep(LOOK_INTERVAL_S)
+
+
+def _are_named(folder: FleetFolder, keys: OnlineKeys) -> bool:
+    roles = folder.root().signed.roles
+    return all(
+        signer.public_key.keyid in roles[role].keyids
+        for role, signer in (("snapshot", keys.snapshot), ("timestamp", keys.timestamp))
+    )
 
 
 def _is_due(folder: FleetFolder) -> bool:
