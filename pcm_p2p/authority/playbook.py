@@ -171,7 +171,7 @@ def stolen_online_keys(
                 "publisher",
                 "if the tree says that it is ahead of this folder, the thief wrote there: publish into an empty one",
             ),
-            Step("publisher", "start the desk anew on a clean machine: it takes the key files that the new root names"),
+            Step("publisher", "start the desk on a clean machine: it takes the key files that the new root names"),
             Step(
                 "publisher",
                 "keep the old machine for examination; 'pcm-p2p audit verify' shows which signatures were yours",
