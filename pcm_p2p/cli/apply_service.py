@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,22 +60,28 @@ def adopt(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Id of this device that must be found.", metavar="HEX")] = None,
     site: Annotated[str | None, typer.Option(help="Site of this device that must be found.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="The token with which this device joined, root's file: it confirms all three.")
+    ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="With --site: a label of this device, may be repeated.")
+        list[str] | None, typer.Option(help="With --site or --token-file: a label of this device, may be repeated.")
     ] = None,
 ) -> None:
     """Take the pinned root and the place in the fleet from a device that was just enrolled, as root.
 
     Writes apply.toml and root.json, names the socket in the daemon's config.toml, and gives the daemon's folder to its account.
-    A folder that others could have changed since is refused, unless --root-digest, --device and --site confirm it.
+    A folder that others could have changed since is refused, unless --root-digest, --device and --site, or --token-file,
+    confirm it.
 
     EXIT STATUS: 0 adopted; 2 a setting is wrong, or it is adopted as something else; 5 the folder could have been changed, or is
     not what was confirmed; 6 a folder cannot be written.
     """
     from pcm_p2p.authority.fingerprint import grouped
-    from pcm_p2p.daemon.adoption import DIGEST_DIGITS_MIN, Confirmed, adopt
+    from pcm_p2p.daemon.adoption import DIGEST_DIGITS_MIN, Confirmed, adopt, confirmed_by
 
     confirmed = Confirmed(root_digest, device, site, tuple(label or ()))
+    if token_file is not None:
+        confirmed = replace(confirmed_by(token_file, source), labels=confirmed.labels)
     made = adopt(source, state, client=client, socket=socket, apply_root=apply_root, confirmed=confirmed)
     print_facts(
         {

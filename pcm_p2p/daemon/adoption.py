@@ -4,7 +4,7 @@ The moment matters. What root believes for ever must not come from a folder that
 happens while the enrolled state folder is still root's (``pcm-p2p enroll join`` as root), and hands that folder to the daemon's
 user as its last act. A daemon that had applied by itself as root leaves what it knew: floors, counters, receipts. From a folder
 that others could have changed since, root digest, device and site must be given by a person, who has them from the fleet's key
-sheet and from the console.
+sheet and from the console, or by the token of an image, which is root's file and pins them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.config import Config, load_config
-from pcm_p2p.daemon.apply_settings import PINNED_ROOT, SETTINGS, ApplySettings, account, load_settings, why_not_ours
+from pcm_p2p.daemon.apply_settings import (
+    PINNED_ROOT,
+    SETTINGS,
+    ApplySettings,
+    account,
+    load_settings,
+    require_ours,
+    require_ours_above,
+    why_not_ours,
+)
 from pcm_p2p.daemon.state_lock import lock_state
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, StorageError, TrustError
-from pcm_p2p.trust.identity import DeviceIdentity
+from pcm_p2p.enrolment.token import decode_token_untrusted
+from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.trust.identity import DeviceIdentity, verified_identity_untrusted
 from pcm_p2p.trust.lint import lint_root
 
 DIGEST_DIGITS_MIN = 32
@@ -90,6 +102,30 @@ def adopt(
     except OSError as error:
         raise StorageError(f"{error.filename or state}: {error.strerror}", remedy="Repeat this command.") from None
     return Adopted(settings, digest, config.apply.service == str(socket) or not doubt)
+
+
+def confirmed_by(token_file: Path, source: Path) -> Confirmed:
+    """What the token of an image says of the device that joined with it, without a person: the token is root's file, and pins the
+    root and the authority that certified the device. Whoever holds the device's folder holds its key, and no other device's.
+
+    Raises ``TrustError`` if the token could have been changed by others or the device did not join with it, ``InputError`` if it
+    is none.
+    """
+    require_ours(token_file)
+    require_ours_above(token_file)
+    try:
+        token = decode_token_untrusted(token_file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError, UntrustedBytes) as error:
+        raise InputError(f"is no token: {error}", path=token_file) from None
+    identity = DeviceIdentity.load(source / "identity")
+    authority = x509.load_der_x509_certificate(token.authority_der).public_bytes(Encoding.PEM)
+    try:
+        member = verified_identity_untrusted(identity.certificate_der, authority, fleet=token.fleet)
+    except UntrustedBytes as error:
+        raise TrustError(f"this device did not join with {token_file}: {error}", remedy="Enrol it anew.") from None
+    if not hmac.compare_digest(hashlib.sha256(identity.root_json).digest(), token.root_sha256):
+        raise TrustError(f"the root of this device is not the one that {token_file} pins", remedy="Enrol it anew.")
+    return Confirmed(_digest(identity), member.device_id.hex(), token.site)
 
 
 def _check(said: Confirmed, doubt: str, digest: str, identity: DeviceIdentity, config: Config) -> None:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -17,8 +18,9 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.cli.main import run
 from pcm_p2p.config import load_config
-from pcm_p2p.daemon.adoption import Adopted, Confirmed, adopt
+from pcm_p2p.daemon.adoption import Adopted, Confirmed, adopt, confirmed_by
 from pcm_p2p.daemon.apply_settings import load_settings
+from pcm_p2p.enrolment.token import Token
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.trust.identity import DeviceIdentity, FleetRecord, load_or_create_key
 
@@ -31,18 +33,41 @@ class Enrolled:
     def __init__(self, folder: Path, fleet: RepositorySimulator) -> None:
         self.fleet, self.root = fleet.fleet.fleet_id, fleet.fleet.root_bytes(1)
         self.digest = hashlib.sha256(Metadata[Root].from_bytes(self.root).signed_bytes).hexdigest()
+        self.folder = folder
         self.source, self.state, self.socket = folder / "daemon", folder / "apply", Path("/run/pcm-test/socket")
         now = datetime.now(UTC)
         authority = FleetCA.in_memory(self.fleet, now=now)
         key = load_or_create_key(self.source / "identity")
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         certificate = authority.issue(public, "device", now=now)
+        self.authority_der = authority.der
         DeviceIdentity.install(
             self.source / "identity", certificate, authority.pem, FleetRecord(self.fleet, site="office"), self.root
         )
         (self.source / "config.toml").write_text(SETTINGS)
         self.source.chmod(0o700)
         self.device = DeviceIdentity.load(self.source / "identity").device_id.hex()
+
+    def token(self, **fields: object) -> Path:
+        """The file of the token with which the device joined; ``fields`` are what it says otherwise."""
+        said: dict[str, Any] = {
+            "desk": "desk:1",
+            "token_id": bytes(16),
+            "secret": bytes(16),
+            "root_sha256": hashlib.sha256(self.root).digest(),
+            "authority_der": self.authority_der,
+            "fleet": self.fleet,
+            "fleet_name": "acme",
+            "expires_ms": 0,
+            "role": "device",
+            "site": "office",
+            "origins": (),
+            "seeds": (),
+        }
+        path = self.folder / "token"
+        path.write_text(Token(**{**said, **fields}).line() + "\n")
+        path.chmod(0o600)
+        return path
 
     def adopt(self, confirmed: Confirmed | None = None, **options: str) -> Adopted:
         return adopt(
@@ -118,6 +143,42 @@ def test_what_a_person_confirms_is_adopted_and_stays_where_it_is(enrolled: Enrol
     assert (enrolled.source / "identity/fleet.json").stat().st_uid == 0
     assert (enrolled.source / "config.toml").read_text() == SETTINGS, "root writes nothing where others can put links"
     assert not made.named
+
+
+def test_the_token_of_an_image_confirms_who_joined_with_it(enrolled: Enrolled) -> None:
+    written_by_others(enrolled)
+    made = enrolled.adopt(confirmed_by(enrolled.token(), enrolled.source))
+    assert (made.settings.device.id, made.settings.device.site) == (enrolled.device, "office")
+    assert made.root_digest == enrolled.digest
+
+
+def test_another_token_confirms_nobody(enrolled: Enrolled) -> None:
+    stranger = FleetCA.in_memory(enrolled.fleet, now=datetime.now(UTC))
+    for fields, words in (
+        ({"root_sha256": bytes(32)}, "not the one that"),
+        ({"fleet": "0" * 32}, "did not join with"),
+        ({"authority_der": stranger.der}, "did not join with"),
+    ):
+        with pytest.raises(TrustError, match=words):
+            confirmed_by(enrolled.token(**fields), enrolled.source)
+    written_by_others(enrolled)
+    with pytest.raises(TrustError, match="the site of this device is"):
+        enrolled.adopt(confirmed_by(enrolled.token(site="elsewhere"), enrolled.source))
+
+
+def test_a_token_that_others_could_have_written_confirms_nothing(enrolled: Enrolled) -> None:
+    path = enrolled.token()
+    path.chmod(0o666)
+    with pytest.raises(TrustError, match="can be written by others"):
+        confirmed_by(path, enrolled.source)
+    path.chmod(0o600)
+    os.chown(path, 61_234, -1)
+    with pytest.raises(TrustError, match="belongs to user 61234"):
+        confirmed_by(path, enrolled.source)
+    os.chown(path, 0, -1)
+    path.write_text("pcm1.nonsense")
+    with pytest.raises(InputError, match="is no token"):
+        confirmed_by(path, enrolled.source)
 
 
 WRONG: dict[str, Callable[[Enrolled], Confirmed]] = {

@@ -25,7 +25,10 @@ EXPOSURE_MAX = {
     "pcm-p2p-join.service": 14,
     "pcm-p2p-collector.service": 14,
     "pcm-p2p-apply.service": 55,
+    "pcm-p2p-adopt.service": 20,
 }
+ROOTS = ("pcm-p2p-apply.service", "pcm-p2p-adopt.service")
+"""Those that are root, without network."""
 
 pytestmark = [
     pytest.mark.systemd,
@@ -66,7 +69,7 @@ def test_exposure_is_not_above_what_was_reached(installed: Path, name: str) -> N
     assert done.returncode == 0, level and level[0]
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICES if name != "pcm-p2p-apply.service"])
+@pytest.mark.parametrize("name", [name for name in SERVICES if name not in ROOTS])
 def test_what_speaks_with_the_network_is_nobody_and_stays_so(name: str) -> None:
     said = settings(UNITS / name)
     assert said["User"] not in ([], ["root"])
@@ -116,21 +119,48 @@ def test_the_sandbox_bites(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["writable code 1", "packet socket 97", "chroot 1", "file allowed"]
 
 
-@pytest.mark.skipif(
-    shutil.which("systemd-sysusers") is None or os.geteuid() != 0, reason="systemd-sysusers as root is not here"
+needs_installing = pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None or shutil.which("systemd-tmpfiles") is None or os.geteuid() != 0,
+    reason="systemd-sysusers and systemd-tmpfiles as root are not here",
 )
-def test_the_accounts_of_the_units_are_made(tmp_path: Path) -> None:
+
+
+def install(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(UNITS / "install"), *map(str, words)], check=False, capture_output=True, text=True, timeout=60
+    )
+
+
+@needs_installing
+def test_units_accounts_and_folders_are_installed(tmp_path: Path) -> None:
+    program = tmp_path / "opt/pcm-p2p/bin/pcm-p2p"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
     (tmp_path / "etc").mkdir()
-    words = ["systemd-sysusers", f"--root={tmp_path}", UNITS / "pcm-p2p.sysusers"]
-    subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=60)
+    for _ in range(2):
+        done = install(
+            "device", "image", "desk", "collector", "--root", tmp_path, "--program", "/opt/pcm-p2p/bin/pcm-p2p"
+        )
+        assert done.returncode == 0, done.stderr
+    assert "apply-service adopt" in done.stderr
+    placed = tmp_path / "etc/systemd/system"
+    assert sorted(path.name for path in placed.iterdir()) == SERVICES
+    assert all("ExecStart=/opt/pcm-p2p/bin/pcm-p2p " in path.read_text() for path in placed.iterdir())
     made = {line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
-    assert made == {settings(UNITS / name)["User"][0] for name in SERVICES if name != "pcm-p2p-apply.service"}
-
-
-@pytest.mark.skipif(
-    shutil.which("systemd-tmpfiles") is None or os.geteuid() != 0, reason="systemd-tmpfiles as root is not here"
-)
-def test_the_folders_of_the_units_are_made(tmp_path: Path) -> None:
-    words = ["systemd-tmpfiles", "--create", f"--root={tmp_path}", UNITS / "pcm-p2p.tmpfiles"]
-    subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=60)
+    assert made == {settings(UNITS / name)["User"][0] for name in SERVICES if name not in ROOTS}
     assert (tmp_path / "etc/pcm-p2p").stat().st_mode & 0o777 == 0o755
+
+
+@needs_installing
+def test_a_device_gets_its_two_units_and_a_wrong_word_is_named(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    assert install("device", "--root", tmp_path).returncode == 0
+    placed = tmp_path / "etc/systemd/system"
+    assert sorted(path.name for path in placed.iterdir()) == ["pcm-p2p-apply.service", "pcm-p2p.service"]
+    for words, complaint in (
+        (("devise",), "what is 'devise'?"),
+        ((), "nothing to install"),
+        (("--program", "pcm"), "nothing"),
+    ):
+        done = install(*words)
+        assert (done.returncode, complaint in done.stderr) == (2, True)
