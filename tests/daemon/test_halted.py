@@ -9,7 +9,7 @@ from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_s
 
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.signing_key import open_signing_key
-from pcm_p2p.daemon.documents import manifest_place, manifests_to_keep, read_documents
+from pcm_p2p.daemon.documents import SiteWord, manifest_place, manifests_to_keep, read_documents
 from pcm_p2p.daemon.halted import UNKNOWN
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.desired import Desired
@@ -144,3 +144,23 @@ def test_the_fleets_own_release_comes_before_a_teams(teams: RepositorySimulator,
         assert manifest_place(device.view, None, "tool", "1.0") == (device.view, "releases/main/tool@1.0.manifest")
         halt(teams, "team-ops", "otto")
         assert held(desired(teams, device)) == {"agent": "Halted by otto"}, "a team's key holds its own alone"
+
+
+def test_who_signs_for_a_sites_own_repository_halts_on_its_devices_only(
+    teams: RepositorySimulator, tmp_path: Path
+) -> None:
+    office = RepositorySimulator(tmp_path / "office")
+    with office.client() as of_site, device_of(teams) as device:
+        desired(teams, device)
+        attempt(of_site, office.source())
+        assert device.view is not None
+        halt(office, "root", "alice")
+        attempt(of_site, office.source())
+        assert of_site.view is not None
+        own = read_documents(device.view, SiteWord("berlin", of_site.view))
+        assert own.halted("berlin")("tool", "1.0").startswith("Halted by alice")
+        assert own.halted("berlin")("", "").startswith("Halted by alice")
+        assert own.halted("paris")("tool", "1.0") == ""
+        halt(office, "targets", "alice")
+        attempt(of_site, office.source(missing={f"metadata/2.{HALT}.json"}))
+        assert read_documents(device.view, SiteWord("berlin", of_site.view)).halted("berlin")("x", "1") == UNKNOWN
