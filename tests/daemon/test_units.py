@@ -25,7 +25,7 @@ EXPOSURE_MAX = {
     "pcm-p2p-join.service": 14,
     "pcm-p2p-collector.service": 14,
     "pcm-p2p-apply.service": 55,
-    "pcm-p2p-adopt.service": 20,
+    "pcm-p2p-adopt.service": 12,
 }
 ROOTS = ("pcm-p2p-apply.service", "pcm-p2p-adopt.service")
 """Those that are root, without network."""
