@@ -8,7 +8,6 @@ documents is decided by the same functions as in the daemon (``documents``), wit
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from pcm_p2p.policy.desired import Desired
 from pcm_p2p.policy.document import Policy
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import Attempt, MetadataSource, TrustClient
-from pcm_p2p.trust.delegation import roles_of_device
+from pcm_p2p.trust.delegation import HALT, roles_of_device
 from pcm_p2p.trust.floor import NOTHING, Versions
 from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.trust.site_root import decode_site_root_untrusted, repository_id
@@ -134,8 +133,7 @@ class ApplyTrust:
                 return
             self._drop_site()
             if root is None:
-                shutil.rmtree(self._site_folder, ignore_errors=True)
-                return
+                return  # what was trusted stays on the disk, unheard: listed again, the site goes back to nothing older
             client = TrustClient(
                 trusted_folder(self._site_folder, root),
                 root,
@@ -143,6 +141,7 @@ class ApplyTrust:
                 wall_clock=self.fleet.now,
                 wanted=manifests_to_keep(self._facts, self.fleet.now, lambda: self._policies_of("fleet")),
                 standing=(),
+                roles=lambda role: role == HALT,
             )
             client.open()
         except (OSError, StorageError, TrustError) as error:

@@ -396,7 +396,6 @@ async def test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows(w
         world.publish()
         await liar.offer(world.simulator.origin)
         assert service._trust.desired().releases == ()
-        assert list((world.folder / "state").glob("site-trust/*")) == []
 
 
 OFFICE = b"""
