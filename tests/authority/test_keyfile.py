@@ -300,7 +300,9 @@ def test_roles_of_teams_and_sites_have_keys_like_others(tmp_path: Path, role: st
     assert keyfile.load(keyfile.create(tmp_path / "k", WORDS, role, "ada", preset="lab").path, WORDS).role == role
 
 
-@pytest.mark.parametrize("role", ["", "boss", "team-", "site-a/b", "site-..", "site-a..b", "root\n", "team-x\n", "halt", "team-main"])
+@pytest.mark.parametrize(
+    "role", ["", "boss", "team-", "site-a/b", "site-..", "site-a..b", "root\n", "team-x\n", "halt", "team-main"]
+)
 def test_there_are_no_keys_of_other_roles(tmp_path: Path, role: str) -> None:
     with pytest.raises(InputError, match="there is no role"):
         keyfile.create(tmp_path / "k", WORDS, role, "ada", preset="lab")
