@@ -85,7 +85,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> Iterator[World]:
     monkeypatch.setattr("pcm_p2p.authority.publish.policy_complaints", lambda *_: ())  # as an older tool would publish
     world = World(tmp_path)
     with world.client:

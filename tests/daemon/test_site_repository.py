@@ -100,7 +100,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None) -> World:
     monkeypatch.setattr(site_repository, "LOOK_S", 0.02)
     monkeypatch.setattr(site_repository, "LOOK_S_MAX", 0.05)
     return World(tmp_path)
