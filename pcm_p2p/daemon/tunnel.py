@@ -108,7 +108,7 @@ class Tunnel:
             with trio.move_on_after(CONNECT_TIMEOUT_S):
                 try:
                     return "open", await trio.open_tcp_stream(host, port)
-                except OSError as error:
+                except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name can have
                     log.info("the desk at %s:%d cannot be reached for a neighbour: %s", host, port, error)
         return ("no route" if desks else "no desk"), None
 

@@ -203,7 +203,7 @@ def _endpoint(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = str(ipaddress.IPv6Address(host[1:-1]))
-    elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+    elif len(host) > 253 or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", host):
         raise ValueError(f"{text!r} is not host:port")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         raise ValueError(f"{text!r} is not host:port")

@@ -313,14 +313,16 @@ async def test_one_hop_and_no_more_who_has_no_route_says_so_and_the_next_is_trie
     async with (
         desk_at_work(fleet) as desk,
         neighbour(place(NOWHERE)) as (cut_off, _),
+        neighbour(("no..name", 8742)) as (misled, _),
         neighbour() as (newcomer, _),
         neighbour(desk, willing=False) as (unwilling, _),
         neighbour(desk) as (good, _),
     ):
         with pytest.raises(TransferError) as refused:
-            await joins(tmp_path / "state", token_for(fleet, cut_off, newcomer, unwilling, NOWHERE))
+            await joins(tmp_path / "state", token_for(fleet, cut_off, misled, newcomer, unwilling, NOWHERE))
         for said in (
             f"{cut_off} has no route to the desk either",
+            f"{misled} has no route to the desk either",
             f"{newcomer} does not know of a desk",
             f"{unwilling} does not relay",
             f"{NOWHERE} cannot be used",

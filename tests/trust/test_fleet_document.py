@@ -80,6 +80,8 @@ def test_the_narrowest_subnet_names_the_site(address: str, site: str | None) -> 
         ("collector.example.org:8743", "collector.example.org:65536", "collector.address", "is not host:port"),
         ("collector.example.org:8743", "::1:8743", "collector.address", "is not host:port"),
         ("collector.example.org:8743", "host:²", "collector.address", "is not host:port"),
+        ("collector.example.org:8743", "collector..org:8743", "collector.address", "is not host:port"),
+        ("collector.example.org:8743", f"{'a' * 64}.org:8743", "collector.address", "is not host:port"),
         ("desk.example.org:8742", "desk.example.org", "desk.address", "is not host:port"),
         (COLLECTOR, "0" * 32, "collector.id", "does not belong to its verify_key"),
         ("10.1.7.0/24", "10.1.7.1/24", "site.subnets", "host bits"),
