@@ -59,8 +59,7 @@ Two processes: what speaks with the network need not be root. Where ``[apply] se
 the changes: root, without network, with a state folder, a pinned root and a decision of its own (``apply_service``). The daemon
 names changes and brings bytes. Without it, the daemon applies by itself: labs, private roots.
 
-State folder: ``config.toml``, ``identity/``, ``trust/``, ``site-trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``, ``run/``,
-``uptime.json``,
-``denied.json``, ``former-authorities.pem``.
+State folder: ``config.toml``, ``identity/``, ``trust/``, ``site-trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``,
+``run/``, ``uptime.json``, ``denied.json``, ``former-authorities.pem``.
 A second daemon on the same folder is refused by a lock on ``run/lock``.
 """
