@@ -62,9 +62,9 @@ class Origin(_Table, frozen=True):
 
 
 class Site(_Table, frozen=True):
-    """The repository with which the device's own site acts alone, where the fleet gave it one. ``repository`` is the folder of its
-    tree, on the device where the site's authority publishes: neighbours get everything from there. ``urls``: web servers in the
-    office that serve the same tree."""
+    """The repository with which the device's own site acts alone, where the fleet gave it one. ``repository`` is the folder of
+    its tree, on the device where the site's authority publishes: neighbours get everything from there. ``urls``: web servers in
+    the office that serve the same tree."""
 
     repository: str = ""
     urls: tuple[str, ...] = ()
