@@ -90,7 +90,7 @@ async def dial(host: str, port: int, security: LinkSecurity) -> Link:
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             stream = await trio.open_tcp_stream(host, port)
-    except (OSError, trio.TooSlowError) as error:
+    except (OSError, UnicodeError, trio.TooSlowError) as error:  # UnicodeError: a host that no name can have
         raise LinkFailed(f"{host}:{port}: cannot connect: {_reason(error)}") from None
     assert stream is not None
     return await _authenticate(stream, security, dialled=True)
@@ -131,16 +131,18 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _first_byte(tcp: trio.SocketStream) -> bytes:
-    """What the other end begins with, left where it is; empty if it ended. Raises ``LinkFailed`` if nothing comes in time."""
+async def _first_byte(tcp: trio.SocketStream, host: str) -> bytes:
+    """What the other end begins with, left where it is; empty if it ended. Raises ``LinkFailed`` if nothing comes in time.
+
+    ``host`` is the other end, for the message: the socket of one that is gone by then does not tell any more.
+    """
     with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
         try:
             return await tcp.socket.recv(1, socket.MSG_PEEK)
         except OSError:
             return b""
-    host, port = tcp.socket.getpeername()[:2]
     await trio.aclose_forcefully(tcp)
-    raise LinkFailed(f"{host}:{port}: refused: no answer in time")
+    raise LinkFailed(f"{host}: refused: no answer in time")
 
 
 async def open_listeners(addresses: Sequence[str], port: int) -> list[trio.SocketListener]:
@@ -200,7 +202,7 @@ class Reception:
             if self._links >= self._links_max:
                 await trio.aclose_forcefully(tcp)
                 return
-            passes_on = self.passage is not None and await _first_byte(tcp) not in (b"", TLS_HANDSHAKE)
+            passes_on = self.passage is not None and await _first_byte(tcp, host) not in (b"", TLS_HANDSHAKE)
             if not passes_on:
                 link = await _authenticate(tcp, self._security, dialled=False)
         except LinkFailed as error:

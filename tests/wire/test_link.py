@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import ssl
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -240,6 +243,40 @@ async def test_a_half_open_connection_and_one_that_drips_end_at_the_deadline(
     assert links == []
 
 
+async def test_a_stranger_that_is_gone_when_its_time_is_over_ends_nothing_but_itself(
+    tmp_path: Path, authority: FleetCA, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The reset comes between the end of the wait and the next look at the socket, which is then connected to nobody."""
+
+    class Gone:
+        closed = False
+
+        def __init__(self) -> None:
+            self.socket = self
+
+        def getpeername(self) -> tuple[str, int]:
+            if trio.current_time() >= began_s + link_module.HANDSHAKE_TIMEOUT_S:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            return "192.0.2.1", 50_000
+
+        async def recv(self, *_: int) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def aclose(self) -> None:
+            Gone.closed = True
+            await trio.lowlevel.checkpoint()
+
+    async def nobody(_: object, __: str = "") -> None:
+        raise AssertionError("nobody came in")
+
+    reception = Reception(security(tmp_path, authority), nobody)
+    reception.passage = nobody
+    began_s = trio.current_time()
+    await reception.accept(Gone())  # type: ignore[arg-type]
+    assert Gone.closed
+
+
 async def test_one_address_cannot_take_the_places_of_all(tmp_path: Path, authority: FleetCA) -> None:
     guest = security(tmp_path / "guest", authority)
     door = Doorkeeper(loopback_is_exempt=False)
@@ -304,6 +341,13 @@ async def test_nobody_there_is_a_failed_link_with_the_reason() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with pytest.raises(LinkFailed, match="cannot connect"):
         await dial("127.0.0.1", port, LinkSecurity(context, context, peer_identity_untrusted, FLEET))
+
+
+@pytest.mark.parametrize("host", ["no..name", "a" * 64])
+async def test_a_name_that_no_host_can_have_is_a_failed_link(host: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(LinkFailed, match="cannot connect"):
+        await dial(host, 8741, LinkSecurity(context, context, peer_identity_untrusted, FLEET))
 
 
 async def test_those_who_never_finish_their_handshake_take_a_bounded_number_of_places(
