@@ -21,7 +21,7 @@ from pcm_p2p import __version__
 from pcm_p2p.authority.audit_log import LINE_BYTES_MAX, SigningAct, line_of, read_entry_untrusted, volumes
 from pcm_p2p.authority.founding import whole_seconds
 from pcm_p2p.durable import fsync_folder, write_atomic
-from pcm_p2p.errors import StorageError, UntrustedBytes
+from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 
 
 class AuditJournal:
@@ -37,7 +37,9 @@ class AuditJournal:
         return self.file.exists()
 
     def append(self, act: SigningAct) -> None:
-        """One entry more, durable when this returns. Raises ``StorageError`` if the log cannot be continued."""
+        """One entry more, durable when this returns. Raises ``StorageError`` if the log cannot be continued, and ``TrustError``
+        for an act of which no entry can be made: written, it would be the end of the log.
+        """
         self.file.parent.mkdir(mode=0o700, exist_ok=True)
         new = not self.begun
         try:
@@ -46,10 +48,17 @@ class AuditJournal:
             raise StorageError(f"{self.file} cannot be opened: {error.strerror}") from None
         try:
             last, end = self._last_line(descriptor)
-            os.ftruncate(descriptor, end)
-            os.lseek(descriptor, end, os.SEEK_SET)
             tool = f"pcm-p2p {__version__}"
             line = line_of(act, after=last, time=whole_seconds(self._wall_clock()), tool=tool)
+            try:
+                read_entry_untrusted(line[:-1])
+            except UntrustedBytes as error:
+                raise TrustError(
+                    f"the signature by {act.keyid[:16]} on {act.role} {act.version} has no place in the log: {error.message}",
+                    remedy="Nothing was changed. Discard the proposal that it is on.",
+                ) from None
+            os.ftruncate(descriptor, end)
+            os.lseek(descriptor, end, os.SEEK_SET)
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(line)
                 file.flush()

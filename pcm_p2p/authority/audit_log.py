@@ -40,6 +40,8 @@ LINE_BYTES_MAX = 32_768
 LOG_BYTES_MAX = 64 << 20
 """Choice: a hundred years of a desk; a log beyond it is not read."""
 DOCUMENT_BYTES_MAX = 16_384
+SIGNATURE_LENGTH_MAX = 512
+"""In hexadecimal; those of the largest curve that is used have 208."""
 FIRST: Final = "0" * 64
 
 Act = Literal["sign", "merge", "online", "ceremony", "halt", "found"]
@@ -61,7 +63,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     sha256: _Hex32
     keyid: _Hex32
     owner: Annotated[str, msgspec.Meta(max_length=64)]
-    signature: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=512)]
+    signature: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=SIGNATURE_LENGTH_MAX)]
     tool: Annotated[str, msgspec.Meta(max_length=64)]
     document: Annotated[str, msgspec.Meta(max_length=DOCUMENT_BYTES_MAX)] = ""
 
@@ -107,6 +109,16 @@ def line_of(act: SigningAct, *, after: bytes | None, time: datetime, tool: str) 
         act.signed.decode() if act.keep_document else "",
     )
     return msgspec.json.encode(entry) + b"\n"
+
+
+def plain_signature(text: str) -> str:
+    """A signature in the one spelling that the log has; empty if it is none. Libraries read blanks and capitals, too, and nothing
+    that is signed says how a signature beside it is spelled."""
+    try:
+        plain = bytes.fromhex(text).hex()
+    except ValueError:
+        return ""
+    return plain if len(plain) <= SIGNATURE_LENGTH_MAX else ""
 
 
 def volumes(log: bytes) -> dict[str, bytes]:

@@ -13,12 +13,13 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit_journal import AuditJournal
-from pcm_p2p.authority.audit_log import Act, SigningAct
+from pcm_p2p.authority.audit_log import Act, SigningAct, plain_signature
 from pcm_p2p.authority.delegating import Delegator, holders
 from pcm_p2p.authority.staging import StagingArea
 from pcm_p2p.errors import StorageError
 from pcm_p2p.trust.lint import owner_of
 
+_KEY_ID = re.compile("[0-9a-f]{64}")
 _DOCUMENT = re.compile(r"([1-9][0-9]{0,9})\.([A-Za-z0-9._-]+)\.json")
 
 
@@ -57,8 +58,11 @@ def begin(folder: StagingArea) -> None:
     delegators += [document.signed for role, document in found if role in ("root", "targets")]
     for role, document in found:
         named = [one for one in delegators if isinstance(one, Root) or role not in _OF_ROOT]
-        for keyid in document.signatures:
-            journal.append(_act("found", role, document, keyid, named))
+        for keyid, one in document.signatures.items():
+            if _KEY_ID.fullmatch(keyid) and plain_signature(
+                one.signature
+            ):  # a carrier may have put anything beside them
+                journal.append(_act("found", role, document, keyid, named))
 
 
 def published_documents(folder: StagingArea) -> Iterator[tuple[str, Metadata[Any]]]:
@@ -106,6 +110,6 @@ def _act(act: Act, role: str, document: Metadata[Any], keyid: str, delegators: I
         document.signed_bytes,
         keyid,
         owner,
-        document.signatures[keyid].signature,
+        plain_signature(document.signatures[keyid].signature),
         keep_document=role == "timestamp",
     )

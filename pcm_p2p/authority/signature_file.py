@@ -21,6 +21,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError, VerificationEr
 from securesystemslib.signer import Key, Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata
 
+from pcm_p2p.authority.audit_log import plain_signature
 from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.authority.shown_text import cut, shown
 from pcm_p2p.errors import UntrustedBytes
@@ -93,9 +94,9 @@ class Signable:
         return hashlib.sha256(self.document.signed_bytes).hexdigest()
 
     def verifies(self, signature: Signature) -> bool:
-        """Whether ``signature`` is by the key that it names, over the bytes that are proposed."""
+        """Whether ``signature`` is by the key that it names, over the bytes that are proposed, and spelled as everywhere here."""
         key = self.keys.get(signature.keyid)
-        if key is None:
+        if key is None or signature.signature != plain_signature(signature.signature):
             return False
         try:
             key.verify_signature(signature, self.document.signed_bytes)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
 from pcm_p2p.authority.audit_journal import AuditJournal
@@ -16,7 +16,9 @@ from pcm_p2p.authority.audit_log import is_volume
 from pcm_p2p.authority.fleet_documents import FleetDocuments
 from pcm_p2p.authority.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
 from pcm_p2p.authority.proposal import signatures_of
+from pcm_p2p.authority.public_key import is_owner
 from pcm_p2p.authority.release_list import COUNTERS, counters_gone
+from pcm_p2p.authority.shown_text import cut, shown
 from pcm_p2p.authority.site_folder import site_complaints
 from pcm_p2p.authority.target_files import TargetFiles
 from pcm_p2p.durable import write_atomic
@@ -32,7 +34,7 @@ from pcm_p2p.trust.halt import (
     orphaned,
 )
 from pcm_p2p.trust.index import LIFTED, Index
-from pcm_p2p.trust.lint import foreign_paths, lint_delegated, lint_root, lint_targets
+from pcm_p2p.trust.lint import foreign_paths, lint_delegated, lint_root, lint_targets, owner_of
 
 
 def system_clock() -> datetime:
@@ -181,11 +183,19 @@ class StagingArea(FleetDocuments):
 def complaints_about(role: str, signed: Any, fleet_id: str) -> tuple[str, ...]:
     """What a correct signature would not prove of a document that people sign: the same rules when signing and publishing."""
     if role == "root":
-        return lint_root(signed, fleet_id)
+        return (*lint_root(signed, fleet_id), *_nameless(signed.keys))
     if role == TARGETS:
-        return lint_targets(signed)
+        keys = signed.delegations.keys if signed.delegations is not None else {}
+        return (*lint_targets(signed), *_nameless(keys))
     foreign = tuple(f"{path} is not for {title_of(role)} to sign" for path in foreign_paths(signed, role))
     return (*lint_delegated(signed, role), *foreign)
+
+
+def _nameless(keys: Mapping[str, Key]) -> Iterator[str]:
+    """Names that no public file could have brought: signature files and the audit log hold no such name."""
+    for keyid, key in sorted(keys.items()):
+        if not is_owner(owner_of(key)):
+            yield f"the owner {cut(shown(owner_of(key)), 64)!r} of the key {keyid[:8]} cannot be used as a name"
 
 
 def keyids_of(delegator: delegating.Delegator, role: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pcm_p2p.authority.audit_log import (
     volumes,
 )
 from pcm_p2p.authority.fingerprint import public_tuf_key
-from pcm_p2p.errors import StorageError
+from pcm_p2p.errors import StorageError, TrustError
 
 
 @dataclass
@@ -258,6 +258,21 @@ def test_a_log_whose_last_line_is_no_entry_is_not_continued(tmp_path: Path) -> N
     with pytest.raises(StorageError, match="cannot be continued") as caught:
         journal.append(an_act())
     assert "audit verify" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "change", [{"signature": "AB"}, {"signature": "a b"}, {"owner": "m" * 65}, {"keyid": "x"}], ids=str
+)
+def test_what_has_no_place_in_the_log_is_not_written_and_the_log_goes_on(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    journal = AuditJournal(tmp_path, lambda: START)
+    journal.append(an_act(1))
+    with pytest.raises(TrustError, match="has no place in the log"):
+        journal.append(replace(an_act(2), **change))  # type: ignore[arg-type]
+    journal.append(an_act(3))
+    entries, complaints = read_chain(journal.read())
+    assert ([entry.version for entry in entries], complaints) == ([1, 3], ())
 
 
 def test_dropped_documents_are_kept_until_they_are_published(tmp_path: Path) -> None:

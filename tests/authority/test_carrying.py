@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_segment, small_manifest
+from securesystemslib.signer import CryptoSigner, Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import keyfile, pin_file
@@ -37,7 +38,7 @@ from pcm_p2p.authority.carrying import (
     refuse_what_breaks_rules,
     write_signature_file,
 )
-from pcm_p2p.authority.fingerprint import grouped
+from pcm_p2p.authority.fingerprint import grouped, owned
 from pcm_p2p.authority.people import change_holders
 from pcm_p2p.authority.public_key import PublicKey
 from pcm_p2p.authority.publish import OnlineKeys, publish
@@ -537,6 +538,48 @@ def test_a_signature_that_does_not_verify_is_left_behind(
     import_proposal(copy.fleet, carried)
     assert copy.fleet.proposals()[0].signatures[0].have == ()
     assert copy.fleet.proposed("targets").signatures == {}
+
+
+def respelled(data: bytes) -> bytes:
+    document = Metadata[Any].from_bytes(data)
+    for keyid, one in document.signatures.items():
+        document.signatures[keyid] = Signature(keyid, one.signature.upper())
+    return document.to_bytes()
+
+
+def test_a_signature_that_a_carrier_spelled_anew_is_left_behind_and_the_log_goes_on(
+    three: RepositorySimulator, copy: RepositorySimulator, tmp_path: Path
+) -> None:
+    three.fleet.stage_policy("second", b"version = 1\n")
+    three.sign("alice")
+    export_proposal(three.fleet, tmp_path / "file")
+    document = document_in(tmp_path / "file")
+    altered = tuple(BundledDocument(one.role, respelled(one.data)) for one in document.proposed)
+    (tmp_path / "file").write_bytes(encode_bundle(msgspec.structs.replace(document, proposed=altered)))
+    import_proposal(copy.fleet, tmp_path / "file")
+    assert copy.fleet.proposals()[0].signatures[0].have == ()
+    copy.sign("bob", "carol")
+    copy.publish()
+    assert verify_folder(copy.fleet).verdict.complaints == ()
+
+
+def test_a_key_whose_owner_is_no_name_is_neither_imported_nor_logged(
+    three: RepositorySimulator, copy: RepositorySimulator, tmp_path: Path
+) -> None:
+    mallory = CryptoSigner.generate_ed25519()
+    key = owned(mallory.public_key, "m" * 65)
+    three.fleet.propose_root(lambda root: None)
+    export_proposal(three.fleet, tmp_path / "file")
+    document = document_in(tmp_path / "file")
+    root = Metadata[Root].from_bytes(next(one.data for one in document.proposed if one.role == "root"))
+    root.signed.add_key(key, "root")
+    root.sign(mallory)
+    altered = msgspec.structs.replace(document, proposed=(BundledDocument("root", root.to_bytes()),), targets=())
+    (tmp_path / "file").write_bytes(encode_bundle(altered))
+    before = (copy.fleet.path / "audit" / "log.jsonl").read_bytes()
+    with pytest.raises(TrustError, match=r"the owner 'm+ … 1 characters more' of the key \w+ cannot be used as a name"):
+        import_proposal(copy.fleet, tmp_path / "file")
+    assert (copy.fleet.path / "audit" / "log.jsonl").read_bytes() == before
 
 
 def test_a_proposal_on_another_base_is_refused(

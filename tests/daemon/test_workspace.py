@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource, put_segment, site_policy, small_manifest
+from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # exported without __all__
+from tuf.api.metadata import Metadata
 
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.signing_key import open_signing_key
@@ -70,6 +73,20 @@ def test_a_site_signs_in_it_what_the_publisher_takes_in(offices: RepositorySimul
     brought = bring(offices)
     assert (brought.folder.proposals(), brought.problems) == ((), ())
     assert "policies/berlin/second.toml" in offices.delegated(BERLIN).signed.targets
+
+
+def test_what_a_mirror_puts_beside_signed_bytes_does_not_keep_people_from_signing(offices: RepositorySimulator) -> None:
+    tree = offices.folder / "origin" / "metadata"
+    for name in ("timestamp.json", "1.root.json"):
+        document = Metadata[Any].from_bytes((tree / name).read_bytes())
+        for keyid, one in document.signatures.items():
+            document.signatures[keyid] = Signature(keyid, one.signature.upper())
+        document.signatures["x"] = Signature("x", "no signature")
+        (tree / name).write_bytes(document.to_bytes())
+    folder = first(offices).folder
+    folder.stage_policy("second", site_policy("berlin", "second"), BERLIN)
+    (result,) = folder.sign(offices.key_path(BERLIN, "bob"), PASSPHRASE)
+    assert result.complete
 
 
 def test_one_may_halt_from_it(offices: RepositorySimulator) -> None:
