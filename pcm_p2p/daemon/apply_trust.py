@@ -15,8 +15,14 @@ from typing import Self
 
 import trio
 
-from pcm_p2p.content.manifest import Manifest, decode_untrusted
-from pcm_p2p.daemon.documents import SiteWord, manifest_place, manifests_to_keep, read_documents
+from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.daemon.documents import (
+    SiteWord,
+    decode_manifest_untrusted,
+    manifest_place,
+    manifests_to_keep,
+    read_documents,
+)
 from pcm_p2p.daemon.site_folder import trusted_folder
 from pcm_p2p.errors import PcmError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.policy.desired import Desired
@@ -103,7 +109,7 @@ class ApplyTrust:
         view = self.fleet.view
         try:
             place = manifest_place(view, self._word(), release, version) if view is not None else None
-            return decode_untrusted(place[0].read(place[1])) if place is not None else None
+            return decode_manifest_untrusted(place[0].read(place[1]), place[1]) if place is not None else None
         except UntrustedBytes:
             return None
 

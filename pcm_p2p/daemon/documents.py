@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.daemon.halted import Halted
-from pcm_p2p.errors import InputError, PcmError
+from pcm_p2p.errors import InputError, PcmError, UntrustedBytes
 from pcm_p2p.policy.activation import Activation, decode_activation
 from pcm_p2p.policy.allowance import Allowances, decode_allowances
 from pcm_p2p.policy.desired import Desired, Freshness, decide
@@ -146,6 +146,19 @@ def manifest_place(view: TrustedView, own: SiteWord | None, name: str, version: 
     if own is not None and is_own_release(own.site, name) and path in own.view.kept:
         return own.view, path
     return None
+
+
+def decode_manifest_untrusted(data: bytes, path: str) -> Manifest:
+    """The manifest that stands at ``path``, if it is of the release that the path names. Raises ``UntrustedBytes``.
+
+    Who may sign which path is a matter of roles. A team or a site that put another name into its manifest would speak for that
+    release, and with its counter keep it from this device for ever.
+    """
+    manifest = decode_untrusted(data)
+    named = path.rpartition("/")[2].removesuffix(".manifest")
+    if named != f"{manifest.release}@{manifest.version}":
+        raise UntrustedBytes(f"{path} holds the manifest of {manifest.release} {manifest.version}")
+    return manifest
 
 
 def own_releases(site: str, index: Index) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import trio
 
-from pcm_p2p.content.manifest import Manifest, decode_untrusted
-from pcm_p2p.daemon.documents import SiteWord, own_releases
+from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.daemon.documents import SiteWord, decode_manifest_untrusted, own_releases
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.site_folder import trusted_folder
 from pcm_p2p.errors import InputError, PcmError, StorageError, TrustError, UntrustedBytes
@@ -134,7 +134,7 @@ class SiteRepository:
         if word is not None:
             for path in self._own_releases(word):
                 with contextlib.suppress(StorageError, UntrustedBytes):
-                    manifest = decode_untrusted(word.view.read(path))
+                    manifest = decode_manifest_untrusted(word.view.read(path), path)
                     found[manifest.manifest_id] = manifest
         return found
 

@@ -26,11 +26,17 @@ import trio
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.compliance.report import ReleaseState
 from pcm_p2p.content.assemble import MissingChunks, assemble
-from pcm_p2p.content.manifest import Manifest, decode_untrusted
+from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.apply_client import Changer
 from pcm_p2p.daemon.caretaker import Caretaker
-from pcm_p2p.daemon.documents import SiteWord, manifest_place, read_documents, sha256_by_artifact
+from pcm_p2p.daemon.documents import (
+    SiteWord,
+    decode_manifest_untrusted,
+    manifest_place,
+    read_documents,
+    sha256_by_artifact,
+)
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.meter import ReleaseBytes
 from pcm_p2p.errors import DaemonUnreachable, Degraded, InputError, PcmError, TrustError, UntrustedBytes
@@ -110,7 +116,7 @@ class Steward:
         self._wake = trio.Event()
         self._changed = False
         self._turn_failed = False
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests: dict[tuple[str, str], Manifest] = {}
         self._waiters: dict[ManifestId, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self.works: dict[str, ReleaseWork] = {}
@@ -236,11 +242,12 @@ class Steward:
             return None
         where, path = place
         kept = where.kept[path]
-        if kept.sha256 not in self._manifests:
+        known = kept.sha256, path
+        if known not in self._manifests:
             if len(self._manifests) > RELEASES_MAX:
                 self._manifests.clear()
-            self._manifests[kept.sha256] = decode_untrusted(where.read(path))
-        manifest = self._manifests[kept.sha256]
+            self._manifests[known] = decode_manifest_untrusted(where.read(path), path)
+        manifest = self._manifests[known]
         if where is not view:
             self._of_site.add(manifest.manifest_id)
         return manifest

@@ -497,6 +497,30 @@ async def test_a_lower_release_counter_is_refused(world: ApplyWorld) -> None:
     assert world.installed == b"second"
 
 
+async def test_a_team_speaks_for_no_release_of_the_fleet_by_what_is_in_its_manifest(world: ApplyWorld) -> None:
+    """Its key signs ``helper@1``, and in it stands ``tool`` with a counter that the fleet's own never reaches."""
+    fleet = world.simulator.fleet
+    world.simulator.delegate("team-tools", "tess")
+    world.staged.put("helper.bin", b"helper")
+    files = [world.staged.folder / "helper.bin"]
+    made = ingest(files, release="tool", version="9", counter=1 << 62, work=fleet.path, level=0, processes=1)
+    for segment in made.manifest.segments:
+        fleet.files.bring_segment(segment, made.segments_folder)
+    path, facts = "releases/tools/helper@1.manifest", {"release": "helper", "version": "1", "counter": 1}
+    fleet.stage("team-tools", {path: made.manifest.encoded}, custom={path: facts})
+    world.simulator.sign("tess", role="team-tools")
+    world.publish('kind = "file"\nartifact = "helper.bin"\npath = "/opt/helper"', name="helper")
+    async with world.serving():
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+        assert "not here" in refusal(await liar.apply(desired.releases[0].change))
+        world.publish_file("1", b"first")
+        desired = await world.refresh()
+        await liar.offer()
+        assert isinstance(await liar.apply(desired.releases[0].change), Ended)
+    assert world.installed == b"first"
+
+
 async def test_metadata_signed_by_strangers_is_bad(world: ApplyWorld, tmp_path: Path) -> None:
     stranger = RepositorySimulator(tmp_path / "stranger")
     world.publish_file("1", b"first")
