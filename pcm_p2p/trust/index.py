@@ -45,8 +45,8 @@ METADATA_SIZE_BYTES_MAX = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_0
 DELEGATED_SIZE_BYTES_MAX = 1_000_000
 """Choice: some 4,000 policies or releases of one site or team."""
 
-VERSION_MAX = 9_999_999_999
-"""The largest version of a document: what a file name of the tree can carry."""
+VERSION_MAX = (1 << 32) - 1
+"""The largest version of a document: what a digest between peers can carry. A file name of the tree has room for more."""
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:=@-]*")
 _METADATA = re.compile(rf"metadata/(?:timestamp|([1-9][0-9]{{0,9}})\.(root|snapshot|targets|{ROLE_PATTERN}))\.json")

@@ -35,6 +35,8 @@ from pcm_p2p.trust.lint import (
     lint_version,
     owner_of,
 )
+from pcm_p2p.wire.framing import ControlFrame, FrameDecoder, decode_message_untrusted, encode_control
+from pcm_p2p.wire.messages import Digest, SiteDigest
 
 EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -264,3 +266,16 @@ def test_online_documents_bind_what_they_name(meta: MetaFile, clean: bool) -> No
 def test_versions_have_an_end() -> None:
     assert lint_version(Timestamp(version=VERSION_MAX, expires=EXPIRES)) == ()
     assert lint_version(Timestamp(version=VERSION_MAX + 1, expires=EXPIRES)) != ()
+
+
+@pytest.mark.parametrize("role", ["root", "timestamp", "snapshot", "targets"])
+def test_every_version_that_is_accepted_can_be_told_to_peers(role: str) -> None:
+    """Else who steals the online keys could have all sessions of the fleet end as errors of the protocol, one version later."""
+    versions = dict.fromkeys(("root", "timestamp", "snapshot", "targets"), 1) | {role: VERSION_MAX}
+    for digest in (
+        Digest(**versions, timestamp_sha256=bytes(32)),
+        SiteDigest("berlin", **versions, timestamp_sha256=bytes(32)),
+    ):
+        (frame,) = FrameDecoder().feed_untrusted(encode_control(digest))
+        assert isinstance(frame, ControlFrame)
+        assert decode_message_untrusted(frame.body) == digest
