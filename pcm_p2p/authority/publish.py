@@ -191,6 +191,7 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
             _refuse_expired(role, document, now)
         if role in proposed:
             _refuse_gap(folder, role, document)
+            _refuse_damaged(folder, role, document)
         if role in proposed and role not in ("root", TARGETS):
             # Signed elsewhere, it was judged without the fleet's policies beside it.
             _refuse(policy_complaints(folder, role, document.signed))
@@ -242,6 +243,15 @@ def _refuse_gap(folder: FleetFolder, role: str, document: Metadata[Any]) -> None
             f"refused to publish: {role} version {document.signed.version} does not follow {version}",
             remedy="Propose the change anew on top of what is published.",
         )
+
+
+def _refuse_damaged(folder: FleetFolder, role: str, document: Metadata[Any]) -> None:
+    """Raises ``InputError`` or ``StorageError`` for a new file that is not as it was signed: devices would refuse all of it."""
+    before = folder.document(role)
+    known: Mapping[str, Any] = getattr(before.signed, "targets", {}) if before is not None else {}
+    for path, info in getattr(document.signed, "targets", {}).items():
+        if known.get(path) != info:
+            folder.files.read(path, info)
 
 
 def _refuse_other_signers(documents: _Documents) -> None:

@@ -80,8 +80,9 @@ def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
 def _policies(folder: StagingArea, targets: Targets, *, passing_over: bool = False) -> Iterable[Policy]:
     for path, info in sorted(targets.targets.items()):
         if path.startswith("policies/") and path.endswith(".toml"):
+            data = folder.files.read(path, info)
             try:
-                yield decode_policy(folder.files.read(path, info), path)
+                yield decode_policy(data, path)
             except InputError:
                 if not passing_over:
                     raise

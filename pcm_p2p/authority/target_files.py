@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
 from pcm_p2p.authority.immutable_file import place_immutable
 from pcm_p2p.content.manifest import Segment
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError
+from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.ids import SegmentId
 from pcm_p2p.trust.index import target_file
 
@@ -26,12 +27,15 @@ class TargetFiles:
         return self._repository / target_file(path, info.hashes["sha256"])
 
     def read(self, path: str, info: TargetFile) -> bytes:
-        """Raises ``InputError`` if the file is gone."""
+        """The bytes that ``info`` names. Raises ``InputError`` if the file is gone, ``StorageError`` if it holds others."""
         file = self.file_of(path, info)
         try:
-            return file.read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        if hashlib.sha256(data).hexdigest() != info.hashes["sha256"]:
+            raise StorageError(f"{file} is damaged, or was altered", remedy="Stage it again, or restore the folder.")
+        return data
 
     def store(self, path: str, data: bytes, custom: dict[str, Any] | None = None) -> TargetFile:
         """Keep the bytes of a target; what a targets document says of them."""
@@ -40,7 +44,7 @@ class TargetFiles:
             info.unrecognized_fields["custom"] = custom
         file = self.file_of(path, info)
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
+        if not file.exists() or file.read_bytes() != data:
             write_atomic(file, data)
         return info
 

@@ -23,6 +23,7 @@ from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
 from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
 from pcm_p2p.authority.publish import OnlineKeys, publish, refresh_online
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.site_policy import fleet_policies
 from pcm_p2p.errors import InputError, StorageError, TrustError
 from pcm_p2p.trust.floor import Versions
 
@@ -52,6 +53,29 @@ def test_a_release_is_published_with_its_blobs(fleet: RepositorySimulator, tmp_p
         assert attempt(device, fleet.source()).kind == "good"
         assert device.view is not None
         assert device.view.read("releases/main/tool@1.0.manifest") == manifest.encoded
+
+
+def test_a_staged_file_that_is_damaged_is_neither_published_nor_kept(fleet: RepositorySimulator) -> None:
+    fleet.fleet.stage_policy("second", b"version = 1\n")
+    fleet.sign()
+    (file,) = (fleet.fleet.path / "repository" / "targets" / "policies").glob("*.second.toml")
+    file.write_bytes(b"")
+    before = fleet.tree()
+    with pytest.raises(StorageError, match=r"second\.toml is damaged, or was altered"):
+        fleet.publish()
+    assert fleet.tree() == before
+    fleet.fleet.stage_policy("second", b"version = 1\n")
+    fleet.publish()
+    with fleet.client() as device:
+        assert attempt(device, fleet.source()).kind == "good"
+
+
+def test_a_policy_of_the_fleet_that_is_damaged_does_not_let_a_site_go_below_it(fleet: RepositorySimulator) -> None:
+    """Judged without it, what a site signs would be taken in."""
+    (file,) = (fleet.fleet.path / "repository" / "targets" / "policies").glob("*.toml")
+    file.write_bytes(b"altered")
+    with pytest.raises(StorageError, match="is damaged, or was altered"):
+        fleet_policies(fleet.fleet)
 
 
 def test_a_blob_that_is_gone_is_noticed_before_the_tree_changes(fleet: RepositorySimulator, tmp_path: Path) -> None:
