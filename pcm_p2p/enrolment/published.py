@@ -1,8 +1,8 @@
 """What the fleet's signers published about identities, as the desk reads it in the fleet folder: authorities and the deny list.
 
 Read anew when something was published since: what was published a second ago counts. The folder is the signers' own, so
-signatures are not checked again; a list that cannot be read stops the desk from certifying anybody, since it may name the one
-who asks.
+signatures are not checked again; a list that cannot be read, or is not what was published, stops the desk from certifying
+anybody, since it may name the one who asks.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pcm_p2p.errors import StorageError, UntrustedBytes
+from pcm_p2p.errors import InputError, StorageError, UntrustedBytes
 from pcm_p2p.trust.deny import DenyList, decode_deny_untrusted
 from pcm_p2p.trust.identity import authorities_untrusted
-from pcm_p2p.trust.index import AUTHORITIES, DENY, target_file
+from pcm_p2p.trust.index import AUTHORITIES, DENY
 
 if TYPE_CHECKING:
     from pcm_p2p.authority.repository import FleetFolder
@@ -54,8 +54,10 @@ class PublishedIdentities:
         """The timestamp is the file that each publishing replaces, last."""
         try:
             status = (self._folder.metadata / "timestamp.json").stat()
-        except OSError:
+        except FileNotFoundError:
             return  # nothing was published yet
+        except OSError as error:
+            raise StorageError(f"{self._folder.metadata}: {error.strerror}", remedy="Make it readable.") from None
         if self._published == (status.st_mtime_ns, status.st_ino):
             return
         denied, authorities = self._read_deny_list(), self._read(AUTHORITIES) or b""
@@ -78,8 +80,7 @@ class PublishedIdentities:
         info = published.signed.targets.get(path) if published is not None else None
         if info is None:
             return None
-        file = self._folder.path / "repository" / target_file(path, info.hashes["sha256"])
         try:
-            return file.read_bytes()
-        except OSError as error:
-            raise StorageError(f"{file}: {error.strerror}", remedy="Restore it from a backup.") from None
+            return self._folder.files.read(path, info)
+        except InputError as error:
+            raise StorageError(error.message, remedy="Restore it from a backup.") from None

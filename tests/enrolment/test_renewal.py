@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -199,6 +201,31 @@ def test_a_deny_list_that_cannot_be_read_certifies_nobody(
     (file,) = (fleet.path / "repository" / "targets" / "identity").glob("*.deny.json")
     file.write_bytes(b"{}")
     assert desk.renews(member(authority, tmp_path / "identity")) == "failed"
+
+
+def test_a_deny_list_that_was_exchanged_or_is_out_of_reach_is_not_taken_for_an_empty_one(
+    fleet: FleetFolder, authority: FleetCA, desk: DeskAtHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stolen = member(authority, tmp_path / "identity")
+    empty = DenyList.empty(fleet.fleet_id)
+    fleet.stage_file(DENY, empty.with_devices([stolen.device_id], "stolen", clock()).encoded())
+    publish_in(fleet)
+    (file,) = (fleet.path / "repository" / "targets" / "identity").glob("*.deny.json")
+    genuine = file.read_bytes()
+    file.write_bytes(empty.encoded())
+    assert desk.renews(stolen) == "failed"
+    file.write_bytes(genuine)
+    genuine_stat = Path.stat
+
+    def out_of_reach(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "timestamp.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return genuine_stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", out_of_reach)
+        assert desk.renews(stolen) == "failed"
+    assert desk.renews(stolen) == "revoked"
 
 
 def test_an_authority_that_was_followed_by_another_still_vouches_until_it_is_revoked(
