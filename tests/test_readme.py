@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,15 @@ def _after_name(line: str) -> Iterator[list[str]]:
 COMMANDS = list(commands())
 
 
+@cache
+def program() -> Any:
+    """The tree of commands, which takes a tenth of a second to make."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize(("where", "words"), COMMANDS, ids=[where for where, _ in COMMANDS])
 def test_every_command_and_option_exists(where: str, words: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = program()
     words = list(words)
     while isinstance(command, TyperGroup) and words and words[0] in command.commands:
         command = command.commands[words.pop(0)]
@@ -118,7 +125,7 @@ def test_every_command_and_option_exists(where: str, words: list[str]) -> None:
 
 def test_every_command_of_the_program_is_somewhere_in_the_page() -> None:
     used = {" ".join(words[:2]) for _, words in COMMANDS} | {words[0] for _, words in COMMANDS if words}
-    root = typer.main.get_command(app)
+    root = program()
     assert isinstance(root, TyperGroup)
     absent = [name for name in root.commands if name not in used and name not in PROSE]
     assert not absent
@@ -147,7 +154,7 @@ def test_every_block_says_its_language_and_blocks_to_run_are_shell() -> None:
 
 
 def test_ports_are_those_of_the_program() -> None:
-    root: Any = typer.main.get_command(app)
+    root: Any = program()
     for words, option, port in (
         (("enroll", "desk"), "listen", 8742),
         (("origin", "serve"), "listen", 8740),
