@@ -31,7 +31,7 @@ from pcm_p2p.authority.bundle import (
     differing_targets,
     encode_bundle,
 )
-from pcm_p2p.authority.carried_proposal import keys_of, signables_in
+from pcm_p2p.authority.carried_proposal import delegators_in, keys_of, signables_in
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.signature_file import (
@@ -203,6 +203,9 @@ def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
         _refuse_other_base(folder, bundle, file)
         refuse_what_breaks_rules(bundle)
         for role, document in bundle.proposed.items():
+            if role not in ("root", "targets") and not keys_of(delegators_in(bundle, role), role):
+                # It would wait unseen, and be what a later delegation of that role begins with.
+                raise TrustError(f"{file} proposes what nobody is delegated to sign: {role}")
             there = folder.proposed(role)
             if there is not None and there.signed_bytes != document.signed_bytes:
                 raise InputError(

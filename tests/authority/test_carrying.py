@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_segment, small_manifest
 from securesystemslib.signer import CryptoSigner, Signature  # type: ignore[attr-defined]  # exported without __all__
-from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import keyfile, pin_file
 from pcm_p2p.authority.auditing import verify_folder
@@ -538,6 +538,23 @@ def test_a_signature_that_does_not_verify_is_left_behind(
     import_proposal(copy.fleet, carried)
     assert copy.fleet.proposals()[0].signatures[0].have == ()
     assert copy.fleet.proposed("targets").signatures == {}
+
+
+def test_a_document_that_nobody_may_sign_does_not_come_along_unseen(copy: RepositorySimulator, carried: Path) -> None:
+    """It would be what 'site delegate' and the site's first change build on."""
+    path, data = "policies/berlin/evil.toml", b"version = 1\n"
+    planted = Targets(1, expires=copy.clock().replace(year=2027))
+    planted.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+    document = document_in(carried)
+    altered = msgspec.structs.replace(
+        document,
+        proposed=(*document.proposed, BundledDocument("site-berlin", Metadata(planted).to_bytes())),
+        targets=(*document.targets, BundledTarget(path, data)),
+    )
+    carried.write_bytes(encode_bundle(altered))
+    with pytest.raises(TrustError, match="proposes what nobody is delegated to sign: site-berlin"):
+        import_proposal(copy.fleet, carried)
+    assert list((copy.fleet.path / "proposal").iterdir()) == []
 
 
 def respelled(data: bytes) -> bytes:
