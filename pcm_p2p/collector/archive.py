@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 RETENTION_MS = 90 * 86_400_000  # choice: a quarter of timelines and bodies; counts and byte sums stay
 SIGHTINGS_MAX = 200_000  # choice: twice the fleet size that DESIGN.md 10 names; bounds what a lying roster can add
+STREAMS_MAX = 16
+"""Choice: epochs of one device that are acknowledged, the newest. A device begins one when it lost its state. An acknowledgement
+has room for so many of each author of a batch (``RecordsPut``, ``acknowledgement.ENTRIES_MAX``), whatever one of them does."""
 
 Outcome = Literal["new", "known", "conflict"]
 
@@ -100,17 +103,18 @@ class Archive:
         return await self._database.transaction(work)
 
     async def acknowledged(self, devices: Iterable[DeviceId]) -> list[Acknowledged]:
-        """How far the streams of ``devices`` are on disk without a gap, every epoch of each."""
+        """How far the streams of ``devices`` are on disk without a gap: the newest ``STREAMS_MAX`` epochs of each."""
 
         async def work(connection: aiosqlite.Connection) -> list[Acknowledged]:
             found = []
             for device in sorted(set(devices)):
                 rows = await _rows(
                     connection,
-                    "SELECT epoch, contiguous, head FROM stream WHERE device = ? AND contiguous > 0 ORDER BY epoch",
-                    (str(device),),
+                    "SELECT epoch, contiguous, head FROM stream WHERE device = ? AND contiguous > 0 "
+                    "ORDER BY epoch DESC LIMIT ?",
+                    (str(device), STREAMS_MAX),
                 )
-                found += [Acknowledged(device, *row) for row in rows]
+                found += [Acknowledged(device, *row) for row in reversed(rows)]
             return found
 
         return await self._database.transaction(work)

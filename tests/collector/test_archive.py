@@ -9,15 +9,20 @@ from contextlib import closing
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.collector.archive import RETENTION_MS, SIGHTINGS_MAX, Archive, Opened, Revocation, Seen
+from pcm_p2p.collector.archive import RETENTION_MS, SIGHTINGS_MAX, STREAMS_MAX, Archive, Opened, Revocation, Seen
 from pcm_p2p.collector.changes import changes
+from pcm_p2p.collector.overview import overview
+from pcm_p2p.collector.savings import savings
 from pcm_p2p.collector.schema import MIGRATIONS
+from pcm_p2p.collector.snapshot import open_snapshot
 from pcm_p2p.collector.usage import Counters, Sample, differences
+from pcm_p2p.compliance.acknowledgement import ENTRIES_MAX
 from pcm_p2p.compliance.finding import Finding
 from pcm_p2p.compliance.report import ForkSeen, ReleaseStatus, ReportBody, Transfer, Trust
 from pcm_p2p.database import open_database
@@ -163,6 +168,38 @@ async def test_an_acknowledgement_stops_at_a_gap_and_goes_on_when_it_is_filled(t
         await archive.take([opened(3)])
         (stream,) = await archive.acknowledged([DEVICE])
         assert (stream.seq, stream.head) == (4, chain_hash(DEVICE, 7, 4))
+
+
+async def test_a_device_of_many_epochs_leaves_room_for_the_others_in_an_acknowledgement(tmp_path: Path) -> None:
+    """A batch has 64 records. Without the bound one author could have no acknowledgement made for anybody beside it."""
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "archive", MIGRATIONS) as database:
+        archive = Archive(database)
+        await archive.take([opened(1, epoch=epoch) for epoch in range(1, 101)] + [opened(1, device=OTHER)])
+        streams = await archive.acknowledged([DEVICE, OTHER])
+        assert [one.epoch for one in streams if one.device == DEVICE] == list(range(101 - STREAMS_MAX, 101))
+        assert [one.seq for one in streams if one.device == OTHER] == [1]
+    assert 64 * STREAMS_MAX <= ENTRIES_MAX
+
+
+async def test_false_figures_of_one_report_end_no_page(tmp_path: Path) -> None:
+    most = (1 << 53) - 1
+    releases = tuple(
+        ReleaseStatus(f"r{number}", "1", "applied", 1, "", most, most, most, most) for number in range(1_024)
+    )
+    async with open_sidecar() as sidecar, open_database(sidecar, tmp_path / "archive", MIGRATIONS) as database:
+        for seq in (1, 2, 3):
+            lie = opened(seq, releases=releases if seq % 2 else (), created_ms=START_MS + seq * HOUR_MS)
+            assert await Archive(database).take([lie]) == ["new"]
+        others = [
+            opened(1, device=DeviceId(bytes([number]) * 16), releases=releases, created_ms=START_MS + number * HOUR_MS)
+            for number in range(4)
+        ]
+        assert await Archive(database).take(others) == ["new"] * 4
+    with open_snapshot(tmp_path / "archive", START_MS + 10 * HOUR_MS) as snapshot:
+        assert overview(snapshot).savings.wan == (1 << 63) - 1
+        found = savings(snapshot)
+        assert found.total.plain == (1 << 63) - 1
+        assert msgspec.json.encode(found)
 
 
 async def test_another_report_under_a_taken_number_is_kept_as_evidence_and_changes_nothing_else(tmp_path: Path) -> None:
