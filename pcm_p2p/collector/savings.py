@@ -28,13 +28,18 @@ POINTS_MAX = 240
 """Choice: more points than this cannot be told apart in the chart's width."""
 BUCKETS_S = (10, 30, 60, 300, 900, 3_600, 21_600, 86_400, 604_800)
 
+_WAN, _LAN_IN, _PLAIN, _NEEDED = (
+    f"CAST(total({column}) AS INTEGER)" for column in ("wan", "lan_in", "plain", "needed")
+)
+"""Sums that end at 63 bits, where ``sum`` would end the page: the false figures of one report suffice for that."""
+_MOST = (1 << 63) - 1
 _HERE = "(:site = '' OR site = :site) AND (:name = '' OR (name = :name AND version = :version))"
 _CELL = f"""
 cell AS (
-    SELECT site, name, version, sum(wan) AS wan, sum(lan_in) AS lan_in, sum(plain) AS plain,
-        CASE WHEN sum(wan) + sum(lan_in) > 0 THEN max(needed_bytes) ELSE 0 END AS needed
+    SELECT site, name, version, {_WAN} AS wan, {_LAN_IN} AS lan_in, {_PLAIN} AS plain,
+        CASE WHEN {_WAN} + {_LAN_IN} > 0 THEN max(needed_bytes) ELSE 0 END AS needed
     FROM moved WHERE {_HERE} GROUP BY site, name, version
-    HAVING sum(wan) + sum(lan_in) + sum(plain) > 0
+    HAVING {_WAN} + {_LAN_IN} + {_PLAIN} > 0
 )
 """
 """``cell``: one row per site and release. Every figure below is a sum over these, or over the rows of ``moved`` in them."""
@@ -107,9 +112,9 @@ def savings(snapshot: Snapshot, *, site: str = "", release: str = "") -> Savings
     values: dict[str, object] = {"site": site, "name": name, "version": version, "limit": DEVICE_ROWS_MAX}
     total = _total(snapshot, values)
     devices = snapshot.rows(
-        "SELECT m.*, coalesce(d.hostname, '') AS hostname FROM (SELECT device, site, sum(wan) AS wan, "
-        f"sum(lan_in) AS lan_in, sum(plain) AS plain, count(*) OVER () AS total FROM moved WHERE {_HERE} "
-        "GROUP BY device, site HAVING sum(wan) + sum(lan_in) + sum(plain) > 0 ORDER BY sum(wan) DESC, device LIMIT :limit) m "
+        f"SELECT m.*, coalesce(d.hostname, '') AS hostname FROM (SELECT device, site, {_WAN} AS wan, "
+        f"{_LAN_IN} AS lan_in, {_PLAIN} AS plain, count(*) OVER () AS total FROM moved WHERE {_HERE} "
+        f"GROUP BY device, site HAVING {_WAN} + {_LAN_IN} + {_PLAIN} > 0 ORDER BY {_WAN} DESC, device LIMIT :limit) m "
         "LEFT JOIN device d ON d.device = m.device ORDER BY wan DESC, hostname, m.device",
         values,
     )
@@ -122,17 +127,17 @@ def savings(snapshot: Snapshot, *, site: str = "", release: str = "") -> Savings
         by_site=[
             SiteBytes(row["site"], row["releases"], _bytes(row))
             for row in snapshot.rows(
-                f"WITH {_CELL} SELECT site, count(*) AS releases, sum(wan) AS wan, sum(lan_in) AS lan_in, "
-                "sum(plain) AS plain, sum(needed) AS needed FROM cell GROUP BY site ORDER BY sum(plain) - sum(wan) DESC, site",
+                f"WITH {_CELL} SELECT site, count(*) AS releases, {_WAN} AS wan, {_LAN_IN} AS lan_in, "
+                f"{_PLAIN} AS plain, {_NEEDED} AS needed FROM cell GROUP BY site ORDER BY {_PLAIN} - {_WAN} DESC, site",
                 values,
             )
         ],
         by_release=[
             ReleaseBytes(row["name"], row["version"], row["sites"], _bytes(row))
             for row in snapshot.rows(
-                f"WITH {_CELL} SELECT name, version, count(*) AS sites, sum(wan) AS wan, sum(lan_in) AS lan_in, "
-                "sum(plain) AS plain, sum(needed) AS needed FROM cell GROUP BY name, version "
-                "ORDER BY sum(plain) - sum(wan) DESC, name, version",
+                f"WITH {_CELL} SELECT name, version, count(*) AS sites, {_WAN} AS wan, {_LAN_IN} AS lan_in, "
+                f"{_PLAIN} AS plain, {_NEEDED} AS needed FROM cell GROUP BY name, version "
+                f"ORDER BY {_PLAIN} - {_WAN} DESC, name, version",
                 values,
             )
         ],
@@ -150,7 +155,7 @@ def totals(snapshot: Snapshot) -> Bytes:
 def totals_by_site(snapshot: Snapshot) -> dict[str, Bytes]:
     """The sums of each site."""
     rows = snapshot.rows(
-        f"WITH {_CELL} SELECT site, sum(wan) AS wan, sum(lan_in) AS lan_in, sum(plain) AS plain, sum(needed) AS needed "
+        f"WITH {_CELL} SELECT site, {_WAN} AS wan, {_LAN_IN} AS lan_in, {_PLAIN} AS plain, {_NEEDED} AS needed "
         "FROM cell GROUP BY site",
         {"site": "", "name": "", "version": ""},
     )
@@ -159,8 +164,7 @@ def totals_by_site(snapshot: Snapshot) -> dict[str, Bytes]:
 
 def _total(snapshot: Snapshot, values: dict[str, object]) -> Bytes:
     (row,) = snapshot.rows(
-        f"WITH {_CELL} SELECT coalesce(sum(wan), 0) AS wan, coalesce(sum(lan_in), 0) AS lan_in, "
-        "coalesce(sum(plain), 0) AS plain, coalesce(sum(needed), 0) AS needed FROM cell",
+        f"WITH {_CELL} SELECT {_WAN} AS wan, {_LAN_IN} AS lan_in, {_PLAIN} AS plain, {_NEEDED} AS needed FROM cell",
         values,
     )
     return _bytes(row)
@@ -179,14 +183,14 @@ def _series(snapshot: Snapshot, values: dict[str, object]) -> Series:
     bucket_s = next((size for size in BUCKETS_S if span_s // size < POINTS_MAX), BUCKETS_S[-1])
     series = Series([first * BUCKET_S // bucket_s * bucket_s], [0], [0], [0])
     for bucket, wan, lan_in, plain in snapshot.rows(
-        f"SELECT bucket / :each AS wide, sum(wan), sum(lan_in), sum(plain) FROM {moved} GROUP BY wide ORDER BY wide",
+        f"SELECT bucket / :each AS wide, {_WAN}, {_LAN_IN}, {_PLAIN} FROM {moved} GROUP BY wide ORDER BY wide",
         {**values, "each": bucket_s // BUCKET_S},
     ):
         # The bucket that is not over yet ends now; times must grow all the same.
         series.at_s.append(max(min((bucket + 1) * bucket_s, as_of_s), series.at_s[-1] + 1))
-        series.wan.append(series.wan[-1] + wan)
-        series.lan_in.append(series.lan_in[-1] + lan_in)
-        series.plain.append(series.plain[-1] + plain)
+        series.wan.append(min(series.wan[-1] + wan, _MOST))
+        series.lan_in.append(min(series.lan_in[-1] + lan_in, _MOST))
+        series.plain.append(min(series.plain[-1] + plain, _MOST))
     if as_of_s > series.at_s[-1]:
         series.at_s.append(as_of_s)
         for sums in (series.wan, series.lan_in, series.plain):
