@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from pcm_p2p.enrolment.errand import LookAround
+from pcm_p2p.enrolment.errand import LookAround, NotTheDesk
 from pcm_p2p.enrolment.renew import renew
 from pcm_p2p.enrolment.renewal_times import due, retry
 from pcm_p2p.errors import PcmError, TrustError
@@ -141,7 +141,8 @@ class Renewal:
     def _failed(self, error: PcmError) -> float:
         self._failures += 1
         # A desk that says no is not asked again in minutes.
-        failures = max(self._failures, 10) if isinstance(error, TrustError) else self._failures
+        refused = isinstance(error, TrustError) and not isinstance(error, NotTheDesk)
+        failures = max(self._failures, 10) if refused else self._failures
         wait = retry(failures, self._not_before, self.identity.not_after, self._now(), self._rng)
         if error.message != self.problem:
             log.warning(

@@ -37,6 +37,11 @@ _NOT_YET_VALID, _EXPIRED = 9, 10
 
 log = logging.getLogger(__name__)
 
+
+class NotTheDesk(TrustError):
+    """Somebody else answered, or a clock is wrong. The desk has said nothing: another errand may end otherwise."""
+
+
 LookAround = Callable[[], Awaitable[Sequence[tuple[str, int]]]]
 """Find members nearby: hosts and ports of where they may listen. Takes seconds; raises nothing for what the network does."""
 
@@ -228,9 +233,9 @@ def _check_desk(who: str, desk: Desk, certificate_der: bytes, now: datetime) -> 
     try:
         found = peer_identity_untrusted(certificate_der)
     except UntrustedBytes as error:
-        raise TrustError(f"{who} is not a desk: {error}", remedy="Ask for a new token.") from None
+        raise NotTheDesk(f"{who} is not a desk: {error}", remedy="Ask for a new token.") from None
     if found.role != "desk" or found.fleet != desk.fleet:
-        raise TrustError(
+        raise NotTheDesk(
             f"{who} is not the desk of this fleet, but a {found.role} of fleet {found.fleet}",
             remedy="Tell the fleet's owner: somebody answers in the place of the desk.",
         )
@@ -238,17 +243,17 @@ def _check_desk(who: str, desk: Desk, certificate_der: bytes, now: datetime) -> 
         raise _wrong_clock(now)
 
 
-def _not_the_desk(who: str, desk: Desk, error: ssl.SSLCertVerificationError, now: datetime) -> TrustError:
+def _not_the_desk(who: str, desk: Desk, error: ssl.SSLCertVerificationError, now: datetime) -> NotTheDesk:
     if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:
         return _wrong_clock(now)
-    return TrustError(
+    return NotTheDesk(
         f"{who} is not the desk {desk.expected}: {error.verify_message}",
         remedy="Check the address of the desk; if it is right, somebody answers in the place of the desk.",
     )
 
 
-def _wrong_clock(now: datetime) -> TrustError:
-    return TrustError(
+def _wrong_clock(now: datetime) -> NotTheDesk:
+    return NotTheDesk(
         f"by this device's clock it is {now:%Y-%m-%d %H:%M} UTC, and the desk's certificate is not valid then",
         remedy="Set the clock of this device and repeat; if it is right, look at the clock of the desk.",
     )

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pcm_p2p.enrolment.device_code import device_code
-from pcm_p2p.enrolment.errand import Brought, Desk, LookAround, ask_desk
+from pcm_p2p.enrolment.errand import Brought, Desk, LookAround, NotTheDesk, ask_desk
 from pcm_p2p.enrolment.first_settings import Overrides, check_settings, settings_text, write_settings
 from pcm_p2p.enrolment.introduction import joining
 from pcm_p2p.enrolment.token import Token, decode_token_untrusted, endpoint_untrusted
@@ -139,13 +139,14 @@ async def join_and_wait(
 ) -> Joined:
     """``attempt`` a join until a person has decided, or the token is over. ``told`` hears of each new reason to go on waiting.
 
-    Raises what ``join`` raises, but for a desk that cannot be reached and an approval that is missing: those are waited for.
+    Raises what ``join`` raises, but for a desk that cannot be reached, somebody else in its place and an approval that is
+    missing: those are waited for. Anybody in the office can answer as a neighbour, and must not end a join that nobody watches.
     """
     delay_s, before = WAIT_S_MIN, ""
     while True:
         try:
             return await attempt()
-        except (WaitingForApproval, TransferError) as error:
+        except (WaitingForApproval, TransferError, NotTheDesk) as error:
             if error.message != before:
                 told(error)
             before = error.message

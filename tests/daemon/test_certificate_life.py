@@ -21,7 +21,7 @@ from pcm_p2p.daemon import renewal as renewal_module
 from pcm_p2p.daemon.collect import _open_dated_untrusted
 from pcm_p2p.daemon.renewal import Renewal
 from pcm_p2p.enrolment.admittance import GRACE
-from pcm_p2p.enrolment.errand import Brought
+from pcm_p2p.enrolment.errand import Brought, NotTheDesk
 from pcm_p2p.enrolment.introduction import Reply
 from pcm_p2p.enrolment.renewal_times import RETRY_MAX, RETRY_MIN, RETRY_URGENT_MAX
 from pcm_p2p.errors import PcmError, TransferError, TrustError, UntrustedBytes
@@ -145,6 +145,16 @@ async def test_a_desk_that_says_no_is_not_asked_again_in_minutes(world: World, a
     world.answers = lambda count: TrustError("the desk at desk:1 says that this device was revoked")
     await world.begin().lives(270)
     assert 10 < len(world.asked) < 80
+
+
+async def test_somebody_in_the_place_of_the_desk_does_not_put_the_next_attempt_off(
+    world: World, autojump_clock: Clock
+) -> None:
+    world.answers = lambda count: NotTheDesk("who answers through 10.0.0.5:8741 is not the desk") if count < 4 else None
+    await world.begin().lives(300)
+    first, *_, last = world.asked
+    assert len(world.installed) == 1
+    assert last - first < timedelta(minutes=30), "as after any other failure"
 
 
 async def test_a_laptop_that_slept_over_its_end_renews_as_soon_as_it_is_up(world: World, autojump_clock: Clock) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -22,11 +23,11 @@ from pcm_p2p.daemon.vicinity import look_around
 from pcm_p2p.enrolment import errand
 from pcm_p2p.enrolment.desk import Desk, _desk_context
 from pcm_p2p.enrolment.invitation import create_token
-from pcm_p2p.enrolment.join import Joined, join
+from pcm_p2p.enrolment.join import Joined, join, join_and_wait
 from pcm_p2p.enrolment.passage import BYTES, PASSAGES_MAX, PREAMBLE, Word
 from pcm_p2p.enrolment.token import Token
 from pcm_p2p.enrolment.token_folder import TokenFolder
-from pcm_p2p.errors import TransferError, TrustError
+from pcm_p2p.errors import PcmError, TransferError, TrustError
 from pcm_p2p.gossip.discovery import Discovery
 from pcm_p2p.sidecar import open_sidecar
 from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity_untrusted, server_context
@@ -257,6 +258,32 @@ async def test_a_neighbour_that_plays_the_desk_is_told_apart(
         assert (await joins(tmp_path / "a", token_for(fleet, stranger, insider, honest))).through == honest
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert [address for address in (stranger, insider) if address in "".join(warned)] == [stranger, insider]
+
+
+async def test_a_stranger_who_plays_a_neighbour_does_not_end_a_join_that_nobody_watches(
+    fleet: FleetFolder, tmp_path: Path
+) -> None:
+    """Let alone for good: the unit that joins at first boot does not start again after a refusal."""
+    foreign = DeviceIdentity.create(
+        tmp_path / "foreign", FleetCA.in_memory(fleet.fleet_id, now=clock()), "desk", now=clock()
+    )
+
+    async def playing(device: trio.SocketStream) -> None:
+        await device.receive_some(len(PREAMBLE))
+        await device.send_all(BYTES["open"])
+        await trio.SSLStream(device, _desk_context(foreign.folder), server_side=True).do_handshake()
+
+    waits: list[PcmError] = []
+    async with desk_at_work(fleet) as desk, listening(playing) as stranger, neighbour(desk) as (honest, _):
+        token = token_for(fleet, stranger)
+
+        async def attempt() -> Joined:
+            return await joins(tmp_path / "a", msgspec.structs.replace(token, seeds=(honest,)) if waits else token)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("pcm_p2p.enrolment.join.WAIT_S_MIN", 0.01)
+            assert (await join_and_wait(attempt, rng=Random(1), told=waits.append)).through == honest
+    assert [type(error).__name__ for error in waits] == ["NotTheDesk"]
 
 
 @pytest.mark.parametrize("cut_at", [1, 2, 3, 4, 5, 6])
