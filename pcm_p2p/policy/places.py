@@ -1,7 +1,8 @@
 """Places: what of a device a policy manages or looks at, and whether somebody else's change would reach it.
 
 A change reaches a held place when it is that place, a folder around it, within a tree that is held, or what decides about it
-elsewhere: a file of ``sysctl.d`` for a sysctl, the unit's own files and drop-ins for a service, ``/etc/fstab`` for a mount. Paths
+elsewhere: a file of ``sysctl.d`` for a sysctl; for a service the unit's own files and drop-ins, its template's, and those that
+systemd reads for all units of a kind or with the beginning of a name; ``/etc/fstab`` and its unit for a mount. Paths
 compare as they are written: what is applied follows no links.
 """
 
@@ -33,7 +34,15 @@ _SYSCTL_FOLDERS = (
     "/lib/sysctl.d/",
 )
 _SYSCTL_REMEDY = f"{_SYSCTL_FOLDERS[0]}90-pcm_p2p-"
-_UNIT_FOLDERS = tuple(f"{folder}/systemd/system/" for folder in ("/etc", "/run", "/usr/lib", "/usr/local/lib", "/lib"))
+_UNIT_FOLDERS = tuple(
+    f"{folder}/systemd/{kind}/"
+    for folder in ("/etc", "/run", "/usr/lib", "/usr/local/lib", "/lib")
+    for kind in (
+        *("system", "system.control", "system.attached", "transient"),
+        *("generator", "generator.early", "generator.late"),
+    )
+)
+"""systemd.unit(5), the search path of the system."""
 
 _Kind = Literal["path", "tree", "unit", "package", "sysctl"]
 
@@ -52,6 +61,10 @@ class Held:
             for kind, name in _looked_at(check):
                 self._of[kind].setdefault(name, f"check {check.id}")
         self._paths = sorted(self._of["path"])
+        self._deciding: dict[str, str] = {}
+        for unit, holder in self._of["unit"].items():
+            for name in _deciding(unit):
+                self._deciding.setdefault(name, holder)
 
     def holder_of(self, resource: Resource, asker: str) -> str:
         """What holds a place that ``resource`` would reach (``release x``, ``check y``); empty if nothing does."""
@@ -75,8 +88,8 @@ class Held:
         for folder in _UNIT_FOLDERS:
             if path.startswith(folder):
                 unit = path.removeprefix(folder).partition("/")[0].removesuffix(".d")
-                if unit in self._of["unit"]:
-                    return self._of["unit"][unit]
+                if unit in self._deciding:
+                    return self._deciding[unit]
         return self._of["path"].get(path, "") or self._first_path(f"{path}/") or self._tree(path)
 
     def _first_path(self, prefix: str) -> str:
@@ -127,6 +140,7 @@ def _looked_at(check: Check) -> Iterator[tuple[_Kind, str]]:
         case MountCheck():
             yield "path", check.path
             yield "path", "/etc/fstab"
+            yield "unit", _mount_unit(check.path)
         case ServiceCheck():
             yield "unit", check.name
         case SysctlCheck():
@@ -134,6 +148,33 @@ def _looked_at(check: Check) -> Iterator[tuple[_Kind, str]]:
             yield "path", "/etc/sysctl.conf"
         case PackageCheck():
             yield "package", check.name
+
+
+def _deciding(unit: str) -> Iterator[str]:
+    """The names of files (or, with ``.d``, of folders of drop-ins) that systemd reads for ``unit``: ``a-b@c.service`` is made of
+    itself, ``a-b@.service``, ``a-.service.d`` and ``service.d``."""
+    stem, _, kind = unit.rpartition(".")
+    template, at, _ = stem.partition("@")
+    yield unit
+    if at:
+        yield f"{template}@.{kind}"
+    yield from (f"{stem[: place + 1]}.{kind}" for place, letter in enumerate(stem) if letter == "-")
+    yield kind
+
+
+def _mount_unit(path: str) -> str:
+    """As ``systemd-escape --path --suffix=mount``: ``/var/my-data`` is ``var-my\\x2ddata.mount``."""
+    kept = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:_.")
+    name = "".join(
+        "-"
+        if letter == "/"
+        else letter
+        if letter in kept and (letter, place) != (".", 0)
+        # What has a meaning of its own in the name of a unit, byte by byte.
+        else "".join(f"\\x{byte:02x}" for byte in letter.encode())
+        for place, letter in enumerate(path.strip("/"))
+    )
+    return f"{name or '-'}.mount"
 
 
 def _package(artifact: str) -> str:

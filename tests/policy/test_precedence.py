@@ -85,7 +85,9 @@ FLEET = policy(
     + check("sysctl", 'key = "kernel.kptr_restrict"\nlive = 2', "kptr")
     + check("service", 'name = "auditd.service"\nactive = true', "audit")
     + check("package", 'name = "telnet"\ninstalled = false', "telnet")
-    + check("mount", 'path = "/tmp"\nfstab_options = { includes = ["nosuid"] }', "tmp"),
+    + check("mount", 'path = "/tmp"\nfstab_options = { includes = ["nosuid"] }', "tmp")
+    + check("mount", 'path = "/var/my-data"\nmounted = true', "data")
+    + check("service", 'name = "backup-daily@home.service"\nactive = true', "backup"),
 )
 
 LOOSER = {
@@ -110,6 +112,16 @@ LOOSER = {
     "a service that the fleet checks": assign("mine", "1", 'kind = "service"\nname = "auditd.service"\nactive = false'),
     "a drop-in of a service that the fleet checks": assign(
         "mine", "1", file("/etc/systemd/system/auditd.service.d/a.conf")
+    ),
+    "a drop-in of all services": assign("mine", "1", file("/etc/systemd/system/service.d/a.conf")),
+    "a drop-in in the folder of systemctl": assign(
+        "mine", "1", file("/etc/systemd/system.control/auditd.service.d/a.conf")
+    ),
+    "a drop-in of the beginning of a name": assign("mine", "1", file("/run/systemd/system/backup-.service.d/a.conf")),
+    "the template of a service of the fleet": assign("mine", "1", file("/etc/systemd/system/backup-daily@.service")),
+    "the unit of a mount that the fleet checks": assign("mine", "1", file("/etc/systemd/system/tmp.mount")),
+    "the end of a mount that the fleet checks": assign(
+        "mine", "1", 'kind = "service"\nname = "var-my\\\\x2ddata.mount"\nactive = false'
     ),
     "the unit of a service of the fleet": assign("mine", "1", file("/usr/lib/systemd/system/agent.service")),
     "a link in place of such a unit": assign(
@@ -141,6 +153,8 @@ FINE = {
     "a stricter check": check("file", 'path = "/etc/shadow"\nmode = { at_most = 0o600 }', "shadow"),
     "another sysctl remedied": check("sysctl", 'key = "kernel.dmesg"\npersisted = 1\nremediate = true'),
     "a unit of its own": assign("mine", "1", file("/etc/systemd/system/mine.service")),
+    "a unit whose name begins alike": assign("mine", "1", file("/etc/systemd/system/backup-weekly.service")),
+    "a drop-in of another kind": assign("mine", "1", file("/etc/systemd/system/timer.d/a.conf")),
     "a sysctl file where nothing of the fleet is": assign("mine", "1", file("/etc/sysctl.conf.d")),
     "a lower limit": "[transfer]\nwan_in_bytes_per_s = 5000\n",
 }
@@ -154,7 +168,7 @@ def test_a_site_policy_that_would_loosen_is_set_aside_whole_and_the_rest_goes_on
     (problem,) = problems
     assert problem.startswith("policy mine of site berlin is set aside: ")
     assert {release.name for release in desired.releases} == {"agent", "tree", "deb", "unit", "other"}
-    assert [one.policy_id for one in desired.checks] == ["base"] * 5
+    assert [one.policy_id for one in desired.checks] == ["base"] * 7
     # The tool says the same, for it knows the site and no device.
     assert why_looser(loosening, (FLEET,), may_meet("berlin"))
 
