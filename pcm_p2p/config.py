@@ -35,8 +35,8 @@ class Device(_Table, frozen=True):
 class Listen(_Table, frozen=True):
     """Where peers connect. No address (the default, spec): this machine's addresses in a subnet of a site of the signed fleet
     document, its private addresses too while that names none for the device's own site, looked at again whenever either changes;
-    on other networks the device only dials out. Addresses given here are used as they are. Port 0: the system chooses, and the choice is kept in the state
-    folder."""
+    on other networks the device only dials out. Addresses given here are used as they are. Port 0: the system chooses, and the
+    choice is kept in the state folder."""
 
     addresses: tuple[str, ...] = ()
     port: Port = 8741
