@@ -8,7 +8,7 @@ What a user of a session can rely on:
 - **Control never waits behind data.** Outgoing control frames go before bulk pieces; answers that are under way share the
   stream piece by piece. An upload limit delays pieces, not messages.
 - **Nothing grows without bound.** Control frames wait in a bounded queue (``outgoing``); a peer that lets it overflow is closed
-  as too slow. A peer has at most ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is
+  as too slow. Messages for a handler that is slower than the peer wait in a bounded inbox, and then nothing more is read. A peer has at most ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is
   above is refused.
 - **Nothing waits for ever.** Hello has a deadline, every write and every wait for bytes has one, and a request ends when its
   answer stalls or drips. The side that dialled pings after ``PING_INTERVAL_S`` without traffic, the other answers: two wakeups
@@ -53,6 +53,8 @@ SILENCE_S = 15.0
 SERVE_TIMEOUT_S = 30.0
 """Choice: longest work on one request before it is refused as busy."""
 INBOX_MAX = 256
+INBOX_SIZE_BYTES_MAX = 2 << 20
+"""Choice: as framed, two messages of the largest size. Decoded they are up to seven times as large, where they are many numbers."""
 OUTSTANDING_MAX = 32
 """Choice: pipelines are 2 to 8 deep (research/gossip-scale.md 1.4)."""
 SERVED_AT_ONCE_MAX = 4
@@ -153,7 +155,9 @@ class Session:
         self._outgoing = Outgoing()
         self._closing_reason: str | None = None
         self._scope = trio.CancelScope()
-        self._inbox_in, self._inbox_out = trio.open_memory_channel[Message](INBOX_MAX)
+        self._inbox_in, self._inbox_out = trio.open_memory_channel[tuple[Message, int]](INBOX_MAX)
+        self._inbox_bytes = 0
+        self._inbox_room = trio.Event()
         self._pending: dict[int, Pending] = {}
         self._requests = 0
         self._fetching = trio.CapacityLimiter(OUTSTANDING_MAX)
@@ -335,7 +339,7 @@ class Session:
                     self._take_piece(frame)
                 else:
                     self._control_in += len(frame.body)
-                    await self._take_message(nursery, decode_message_untrusted(frame.body))
+                    await self._take_message(nursery, decode_message_untrusted(frame.body), len(frame.body))
             if bulk_bytes and self._pace_in is not None:
                 await self._pace_in.take(bulk_bytes)
             with trio.move_on_after(SILENCE_S) as waiting:
@@ -356,7 +360,7 @@ class Session:
             return
         pending.take(frame, self._heard_at)
 
-    async def _take_message(self, nursery: trio.Nursery, message: Message) -> None:
+    async def _take_message(self, nursery: trio.Nursery, message: Message, size_bytes: int) -> None:
         if self._closing_reason:
             return  # who is being sent away is not served any more
         if isinstance(message, Ping):
@@ -385,12 +389,18 @@ class Session:
         elif hasattr(message, "request"):
             self.post(Refused(message.request, "denied"))
         else:
-            await self._inbox_in.send(message)
+            while self._inbox_bytes and self._inbox_bytes + size_bytes > INBOX_SIZE_BYTES_MAX:
+                self._inbox_room = trio.Event()
+                await self._inbox_room.wait()
+            self._inbox_bytes += size_bytes
+            await self._inbox_in.send((message, size_bytes))
 
     async def _deliver(self) -> None:
         if self._on_start is not None:
             await self._on_start(self)
-        async for message in self._inbox_out:
+        async for message, size_bytes in self._inbox_out:
+            self._inbox_bytes -= size_bytes
+            self._inbox_room.set()
             if self._on_message is None:
                 continue
             try:

@@ -24,6 +24,7 @@ from pcm_p2p.wire.framing import (
 )
 from pcm_p2p.wire.messages import (
     PROTOCOL,
+    AcksPut,
     Bye,
     ChunkGet,
     Digest,
@@ -524,6 +525,26 @@ async def test_a_peer_that_lets_the_queue_overflow_is_closed(autojump_clock: tri
         assert posted <= CONTROL_QUEUE_MAX
 
     assert "queue" in await with_stuck(flood)
+
+
+async def test_large_messages_for_a_slow_handler_wait_unread(autojump_clock: trio.testing.MockClock) -> None:
+    """A quarter of a gibibyte could wait before, for each session of a device that has a certificate."""
+    go_on, heard = trio.Event(), list[bytes]()
+
+    async def slow(_session: Session, message: Message) -> None:
+        await go_on.wait()
+        assert isinstance(message, AcksPut)
+        heard.append(message.acks[0][:1])
+
+    async with against_raw(on_message=slow) as (session, raw, _):
+        for number in range(40):
+            await raw.say(AcksPut((bytes([number]) * 500_000,)))
+        await trio.testing.wait_all_tasks_blocked()
+        # One is with the handler, one waits for room, and the rest of what was read is not decoded yet.
+        assert session.statistics().control_in_bytes <= session_module.INBOX_SIZE_BYTES_MAX + 2 * 501_000
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+    assert heard == [bytes([number]) for number in range(40)]
 
 
 async def test_a_handler_that_fails_is_logged_and_the_next_message_is_delivered(
