@@ -181,6 +181,7 @@ def _texts(signed: Root | Targets) -> Iterator[object]:
     for role in roles:
         yield from role.keyids
         yield from getattr(role, "paths", None) or ()
+        yield getattr(role, "name", "")
     if isinstance(signed, Targets):
         yield from (digest for info in signed.targets.values() for digest in info.hashes.values())
 

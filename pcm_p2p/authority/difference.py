@@ -152,7 +152,7 @@ def _owner(key: _Tree) -> str:
 
 def fingerprint(keyid: str) -> str:
     """The first 32 digits of a key id in groups of four, as key files and sheets show it."""
-    return grouped(shown(keyid[:32]))
+    return grouped(shown(str(keyid)[:32]))
 
 
 def _keys(field: str, old: _Tree, new: _Tree) -> Iterator[Change]:
@@ -208,7 +208,7 @@ def _role(
                     f"{field}.keyids",
                     f"{mark} {name}: {owners.get(keyid, 'an unlisted key')} {verb}  {fingerprint(keyid)}",
                 )
-    if before != after and sorted(before) == sorted(after):
+    if before != after and sorted(before, key=str) == sorted(after, key=str):
         said += 1
         yield _raw(f"{field}.keyids", old, new, "keyids")
     if old and old.get("threshold") != new.get("threshold"):
@@ -307,6 +307,8 @@ def _root_lines(before: bytes | None, after: bytes | None) -> Iterator[str]:
     for data in (before, after):
         try:
             document = Metadata[Root].from_bytes(data) if data is not None else None
+            if document is not None:
+                document.signed_bytes  # noqa: B018 - fails for what cannot be signed, and so cannot be compared either
         except (RepositoryError, TypeError, ValueError):
             document = None
         roots.append(document.signed if document is not None and isinstance(document.signed, Root) else None)

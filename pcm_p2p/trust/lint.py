@@ -178,8 +178,8 @@ def _delegations(delegations: Delegations) -> Iterator[str]:
     yield from _keys(delegations.keys)
     used: set[str] = set()
     for name, role in delegations.roles.items():
-        if kind_of(name) is None:
-            yield f"{name[:80]!r} is not a role that is delegated"
+        if not isinstance(name, str) or kind_of(name) is None:
+            yield f"{str(name)[:80]!r} is not a role that is delegated"
             continue
         if role.paths != [pattern_of(name)] or role.path_hash_prefixes is not None:
             yield f"{name} must be delegated {pattern_of(name)} and nothing else"

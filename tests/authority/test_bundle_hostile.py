@@ -46,7 +46,7 @@ def bundle_of(fleet: RepositorySimulator, targets: dict[str, Any]) -> bytes:
     return msgspec.msgpack.encode(document)
 
 
-@pytest.mark.parametrize("place", ["key of a role", "path of a role", "hash of a target"])
+@pytest.mark.parametrize("place", ["key of a role", "path of a role", "name of a role", "hash of a target"])
 def test_what_should_be_text_and_is_a_number_is_refused(fleet: RepositorySimulator, place: str) -> None:
     """The library takes it; what is shown to the person who is asked to sign, and the lint behind it, would not."""
     fleet.delegate("site-berlin", "bob")
@@ -58,6 +58,8 @@ def test_what_should_be_text_and_is_a_number_is_refused(fleet: RepositorySimulat
             site["keyids"] = [2**63 - 1]
         case "path of a role":
             site["paths"] = [7]
+        case "name of a role":
+            site["name"] = 7
         case _:
             targets["signed"]["targets"]["policies/first.toml"]["hashes"]["sha256"] = 7
     with pytest.raises(UntrustedBytes, match=r"no text|cannot be read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -160,6 +161,24 @@ def test_one_leaf_that_changes_is_shown_whichever_it_is(data: st.DataObject) -> 
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # no such document can be proposed
     assert bool(difference(before, after).changes) == (signed_bytes(before) != signed_bytes(after))
+
+
+@pytest.mark.parametrize("value", [None, 1.5, "x", {"a": None}], ids=repr)
+@pytest.mark.parametrize("place", [("version",), ("roles", "root", "keyids"), ("x",)], ids=str)
+def test_a_root_of_a_site_is_shown_whatever_it_holds(place: tuple[str, ...], value: object) -> None:
+    """To the documents around it, it is a file: nobody has judged it before it is shown."""
+    document = json.loads(Metadata(Root(1, expires=START)).to_bytes())
+    *outer, last = place
+    inner = document["signed"]
+    for step in outer:
+        inner = inner[step]
+    inner[last] = [value, "a"] if last == "keyids" else value
+    info = TargetFile.from_data("sites/berlin/root.json", data := json.dumps(document).encode(), ["sha256"])
+    after = Targets(1, expires=START)
+    after.targets["sites/berlin/root.json"] = info
+    lines = said(difference(None, after, lambda path, sha256: data), full=True)
+    assert len(lines) > 3
+    assert all(line.isprintable() for line in lines)
 
 
 @settings(max_examples=50, deadline=None)

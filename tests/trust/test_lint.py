@@ -190,6 +190,7 @@ def crowd(delegations: Delegations) -> None:
 FOREIGN = SSlibKey("d" * 64, "rsa", "rsassa-pss-sha256", {"public": "x"})
 DELEGATIONS: dict[str, tuple[Callable[[Delegations], Any], str]] = {
     "unknown kind": (lambda it: renamed(it, "office-berlin"), "'office-berlin' is not a role that is delegated"),
+    "name that is no text": (lambda it: renamed(it, 7), "'7' is not a role"),  # type: ignore[arg-type]
     "name with a pattern": (lambda it: renamed(it, "site-*"), "not a role"),
     "name that climbs": (lambda it: renamed(it, "site-a..b"), "not a role"),
     "the fleet's own folder": (lambda it: renamed(it, "team-main"), "not a role"),
