@@ -8,8 +8,8 @@ What a user of a session can rely on:
 - **Control never waits behind data.** Outgoing control frames go before bulk pieces; answers that are under way share the
   stream piece by piece. An upload limit delays pieces, not messages.
 - **Nothing grows without bound.** Control frames wait in a bounded queue (``outgoing``); a peer that lets it overflow is closed
-  as too slow. Messages for a handler that is slower than the peer wait in a bounded inbox, and then nothing more is read. A peer has at most ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is
-  above is refused.
+  as too slow. Messages for a handler that is slower than the peer wait in a bounded inbox, and then nothing more is read.
+  A peer has at most ``OUTSTANDING_MAX`` requests here, of which ``SERVED_AT_ONCE_MAX`` are worked on; what is above is refused.
 - **Nothing waits for ever.** Hello has a deadline, every write and every wait for bytes has one, and a request ends when its
   answer stalls or drips. The side that dialled pings after ``PING_INTERVAL_S`` without traffic, the other answers: two wakeups
   per interval and session, and none at all while data flows. Silence for ``SILENCE_S`` ends the session.
@@ -54,7 +54,7 @@ SERVE_TIMEOUT_S = 30.0
 """Choice: longest work on one request before it is refused as busy."""
 INBOX_MAX = 256
 INBOX_SIZE_BYTES_MAX = 2 << 20
-"""Choice: as framed, two messages of the largest size. Decoded they are up to seven times as large, where they are many numbers."""
+"""Choice: as framed, two messages of the largest size. Decoded, many small numbers take seven times as much."""
 OUTSTANDING_MAX = 32
 """Choice: pipelines are 2 to 8 deep (research/gossip-scale.md 1.4)."""
 SERVED_AT_ONCE_MAX = 4
