@@ -7,6 +7,7 @@ careless authorities could sign.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -381,6 +382,7 @@ def killed_before(step: int, work: Callable[[], object]) -> bool:
     """
     child = os.fork()
     if child == 0:
+        gc.freeze()  # a collection would write to every page that is shared with the parent, which copies it
         _die_at(step)
         try:
             work()
