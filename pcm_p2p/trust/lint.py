@@ -191,12 +191,17 @@ def _delegations(delegations: Delegations) -> Iterator[str]:
 
 
 def lint_snapshot(snapshot: Snapshot) -> tuple[str, ...]:
-    """Complaints about a snapshot: it must bind the targets by length and hash, or junk could be appended on the way."""
-    return tuple(
-        f"snapshot does not bind {name} by length and SHA-256"
-        for name, meta in sorted(snapshot.meta.items())
-        if not meta.length or "sha256" not in (meta.hashes or {})
-    )
+    """Complaints about a snapshot: it must bind each document by length and hash, or junk could be appended on the way, in a
+    version that a document can have."""
+    return tuple(_snapshot(snapshot))
+
+
+def _snapshot(snapshot: Snapshot) -> Iterator[str]:
+    for name, meta in sorted(snapshot.meta.items()):
+        if not meta.length or "sha256" not in (meta.hashes or {}):
+            yield f"snapshot does not bind {name} by length and SHA-256"
+        if not 1 <= meta.version <= VERSION_MAX:
+            yield f"snapshot lists {name} in a version beyond {VERSION_MAX}"
 
 
 def lint_timestamp(timestamp: Timestamp) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from attack_kit import accepted
 from repository_simulator import RepositorySimulator, TreeSource, attempt, put_segment, site_policy, small_manifest
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import MetaFile, Snapshot, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.content.manifest import SIZE_BYTES_MAX as MANIFEST_SIZE_BYTES_MAX
-from pcm_p2p.trust.index import Index
+from pcm_p2p.trust.index import VERSION_MAX, Index
 from pcm_p2p.trust.lint import DOCUMENTS_BYTES_MAX, MANIFESTS_BYTES_MAX
 
 BERLIN, WEB = "site-berlin", "team-web"
@@ -33,6 +33,31 @@ def offices_once(tmp_path_factory: pytest.TempPathFactory) -> RepositorySimulato
 @pytest.fixture
 def offices(offices_once: RepositorySimulator, tmp_path: Path) -> RepositorySimulator:
     return offices_once.copied_to(tmp_path)
+
+
+@pytest.mark.parametrize("version", [VERSION_MAX + 1, 1 << 53, 10**30])
+def test_a_thief_of_online_keys_makes_no_view_that_is_gone_after_a_restart(
+    offices: RepositorySimulator, version: int
+) -> None:
+    """A snapshot that lists a version which the device's own record of the view cannot hold; accepted twice, since two
+    generations are kept."""
+
+    def edit(document: Snapshot) -> None:
+        document.meta[f"{BERLIN}.json"] = MetaFile(version, 100, {"sha256": "0" * 64})
+
+    with offices.client() as device:
+        good = attempt(device, offices.source())
+        assert good.view is not None
+        for further in (1, 2):
+            tree = offices.stolen(
+                snapshot_edit=edit,
+                snapshot_version=good.view.versions.snapshot + further,
+                timestamp_version=good.view.versions.timestamp + further,
+            )
+            attempt(device, TreeSource(tree))
+    with offices.client() as device:
+        assert device.view is not None
+        assert device.view.versions == good.view.versions
 
 
 @pytest.mark.parametrize(
