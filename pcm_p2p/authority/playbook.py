@@ -15,6 +15,7 @@ from pcm_p2p.authority.founding import Passphrase, ask
 from pcm_p2p.authority.people import (
     Change,
     change_holders,
+    holders_in,
     holders_of,
     key_for,
     new_online_key_file,
@@ -27,7 +28,7 @@ from pcm_p2p.authority.rotation import Holders
 from pcm_p2p.authority.shown_text import shown
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.trust.delegation import site_role, title_of
+from pcm_p2p.trust.delegation import HALT, site_role, title_of
 
 ONLINE = ("snapshot", "timestamp")
 
@@ -101,7 +102,10 @@ def _lost(
             f"{person} holds keys for {', '.join(roles)}; there is no new one for {', '.join(absent)}",
             remedy=f"Let {person} make each ('key new', 'key public') and pass them with --new FILE.pub; or pass --remove.",
         )
-    before = {role: holders_of(folder, role, proposed=False) for role in roles}
+    named = [
+        one for one in (folder.delegator("targets", proposed=False), folder.delegator(HALT, proposed=False)) if one
+    ]
+    before = {role: there for role in roles for one in named if (there := holders_in(one, role)) is not None}
     change_holders(folder, [(role, _instead(person, key, thresholds.get(role))) for role, key in found.items()])
     done = [
         f"{title_of(role)}: {shown(person)} {'gets a new key' if key else 'signs no more'};"
@@ -120,10 +124,8 @@ def _lost(
 
 def _instead(person: str, key: PublicKey | None, threshold: int | None) -> Change:
     def change(holders: Holders) -> Holders:
-        if key is not None:
-            after = holders.replaced(person, key.key)
-            return after if threshold is None else after.with_threshold(threshold)
-        return (holders if threshold is None else holders.with_threshold(threshold)).without(person)
+        first = holders if threshold is None else holders.with_threshold(threshold)
+        return first.replaced(person, key.key) if key is not None else first.without(person)
 
     return change
 

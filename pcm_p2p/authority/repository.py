@@ -50,6 +50,7 @@ from pcm_p2p.authority.release_list import (
     releases_of,
     same_but_for_counter,
 )
+from pcm_p2p.authority.shown_text import shown as as_text
 from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.authority.site_folder import counters_above
 from pcm_p2p.authority.site_policy import policy_complaints
@@ -67,7 +68,7 @@ from pcm_p2p.trust.index import (
     release_path,
     target_size_bytes_max,
 )
-from pcm_p2p.trust.lint import lint_root
+from pcm_p2p.trust.lint import lint_root, owner_of
 
 
 class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -338,6 +339,13 @@ class FleetFolder(StagingArea):
 
         Where the published document of the role lacks signatures of the new keys, it is proposed to be signed anew.
         """
+        keys = tuple(keys)
+        names = [owner_of(key).casefold() for key in {key.keyid: key for key in keys}.values()]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise InputError(
+                f"{as_text(twice)} would hold two keys of {title_of(role)}",
+                remedy="Give each person once; two keys of one person would count as two people.",
+            )
         with self.locked():
             self.stage_locked(TARGETS, {}, edit=lambda targets: delegating.delegate(targets, role, keys, threshold))
             self.renew_unsigned()

@@ -59,11 +59,12 @@ class Holders:
 
     def without(self, owner: str) -> Self:
         """One person less. Raises ``InputError`` if the threshold could not be met any more."""
-        gone = self.key_of(owner)
-        return replace(self, keys=tuple(key for key in self.keys if key is not gone))._possible()
+        self.key_of(owner)
+        return replace(self, keys=tuple(key for key in self.keys if owner_of(key) != owner))._possible()
 
     def replaced(self, owner: str, key: Key) -> Self:
-        """``owner``'s new key in place of the old one. Raises ``InputError`` for another person's key, or one that is there."""
+        """``owner``'s new key in place of the old one, and of others under that name. Raises ``InputError`` for another person's
+        key, one that is there, or if the threshold could not be met any more."""
         gone = self.key_of(owner)
         if owner_of(key) != owner:
             raise InputError(
@@ -74,7 +75,8 @@ class Holders:
             raise InputError(
                 f"this key of {owner} signs for {self.role} already", remedy="Make a new one: 'pcm-p2p key new'."
             )
-        return replace(self, keys=tuple(key if one is gone else one for one in self.keys))
+        kept = (one for one in self.keys if one is gone or owner_of(one) != owner)
+        return replace(self, keys=tuple(key if one is gone else one for one in kept))._possible()
 
     def with_threshold(self, threshold: int) -> Self:
         """Raises ``InputError`` if so many keys are not there."""

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource, attempt
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import keyfile, playbook
 from pcm_p2p.authority.auditing import verify_folder
+from pcm_p2p.authority.delegating import delegate
+from pcm_p2p.authority.fingerprint import owned
 from pcm_p2p.authority.health import check
 from pcm_p2p.authority.people import change_holders, holders_of, online_key_file
 from pcm_p2p.authority.public_key import PublicKey
@@ -53,6 +56,20 @@ def by_old_keys(fleet: RepositorySimulator, owners: tuple[str, ...], targets: Ta
     for owner in owners:
         document.sign(fleet.signer("targets", owner), append=True)
     return document
+
+
+def test_nobody_holds_two_keys_of_a_site_and_where_somebody_does_both_are_lost(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    keys = [owned(CryptoSigner.generate_ed25519().public_key, owner) for owner in ("dora", "dora", "erik")]
+    with pytest.raises(InputError, match="dora would hold two keys of site hq"):
+        three.fleet.delegate("site-hq", keys, 2)
+    with three.fleet.locked():  # as a folder of before may have it
+        three.fleet.stage_locked("targets", {}, edit=lambda targets: delegate(targets, "site-hq", keys, 2))
+    with pytest.raises(InputError, match="would need 2 of 1 keys"):
+        playbook.lost_laptop(three.fleet, "dora", (), remove=True)
+    playbook.lost_laptop(three.fleet, "dora", (), remove=True, thresholds={"site-hq": 1})
+    assert holders_of(three.fleet, "site-hq").owners == ("erik",)
 
 
 def test_a_lost_laptop_ends_with_keys_that_are_worthless(three: RepositorySimulator, tmp_path: Path) -> None:
