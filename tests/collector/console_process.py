@@ -29,7 +29,7 @@ class RunningConsole:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
-        async with httpx2.AsyncClient(base_url=self.address, timeout=10, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=self.address, timeout=60, trust_env=False) as client:
             form = await client.get("/login")
             response = await client.post("/login", data={"token": token_of(form.text), "password": PLAIN, "next": "/"})
             assert response.status_code == 303
@@ -60,7 +60,7 @@ async def running_console(archive: Path, folder: Path, *more: str) -> AsyncItera
         with trio.CancelScope(shield=True):
             assert process.stdin is not None
             await process.stdin.aclose()
-            with trio.move_on_after(10):
+            with trio.move_on_after(60):
                 await process.wait()
             if process.returncode is None:
                 process.kill()

@@ -326,7 +326,7 @@ async def test_who_connects_and_whom_they_name_is_seen(world: World, monkeypatch
     monkeypatch.setattr(Archive, "seen", seen)
     async with collecting(world), world.session(device) as session:
         await session.send(Roster((RosterEntry(bytes(silent), "10.0.0.9", 1, 1, 0, "annex", 8),)))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await noted.wait()
     assert set(world.rows("SELECT device, site, seen_by FROM sighting")) == {
         (str(device.id), "office", str(device.id)),

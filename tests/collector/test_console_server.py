@@ -95,7 +95,7 @@ async def test_a_page_is_told_when_the_archive_changes(tmp_path: Path) -> None:
         await archive.take([first])
         async with running_console(path, tmp_path) as console, console.client() as client:
             cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 async with await trio.open_tcp_stream(console.host, console.port) as stream:
                     await stream.send_all(EVENTS % (cookie.encode(), b"nonsense"))
                     head = await receive_until(stream, b"event: hello\ndata: 1\n\n")
@@ -124,12 +124,12 @@ async def test_it_ends_with_its_parent_and_on_sigterm_with_status_0(demo_archive
         client.stream("GET", "/events"),
     ):
         console.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await console.process.wait() == 0
     async with running_console(demo_archive, tmp_path) as console:
         assert console.process.stdin is not None
         await console.process.stdin.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await console.process.wait() == 0
     assert PLAIN not in console.log.read_text()
 

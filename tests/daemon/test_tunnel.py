@@ -65,7 +65,7 @@ def fleet(made_once: Path, tmp_path: Path) -> FleetFolder:
 async def desk_at_work(fleet: FleetFolder) -> AsyncIterator[Place]:
     desk = Desk.open(fleet, WORDS)
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 listeners: list[trio.SocketListener] = await nursery.start(desk.serve, "127.0.0.1", 0)
                 yield "127.0.0.1", listeners[0].socket.getsockname()[1]
@@ -403,7 +403,7 @@ async def knocking(address: str, say: bytes = PREAMBLE) -> AsyncIterator[trio.So
 
 async def word_of(stream: trio.SocketStream) -> bytes:
     """The next byte; empty if the other end closed, whether or not it read all that was sent."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         try:
             return bytes(await stream.receive_some(1))
         except trio.BrokenResourceError:
@@ -436,7 +436,7 @@ async def test_two_passages_at_once_and_the_third_is_told() -> None:
             async with knocking(address) as one, knocking(address) as two:
                 assert [await word_of(one), await word_of(two)] == [BYTES["open"]] * 2
                 assert await answer_to(address) == BYTES["busy"]
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while await answer_to(address) != BYTES["open"]:
                     await trio.testing.wait_all_tasks_blocked()
 
@@ -457,7 +457,7 @@ async def test_a_passage_carries_no_more_than_its_bound(monkeypatch: pytest.Monk
     heard = 0
     async with echo() as desk, neighbour(desk) as (address, tunnel), knocking(address) as stream:
         assert await word_of(stream) == BYTES["open"]
-        with trio.fail_after(10), suppress(trio.BrokenResourceError):
+        with trio.fail_after(60), suppress(trio.BrokenResourceError):
             for _ in range(30):
                 await stream.send_all(bytes(10_000))
                 heard += len(await stream.receive_some(20_000))
@@ -478,7 +478,7 @@ async def test_the_device_cannot_say_where_to() -> None:
         async with knocking(address, PREAMBLE + b"10.9.9.9:22\n") as stream:
             assert await word_of(stream) == BYTES["open"]
             assert await stream.receive_some(100) == b"10.9.9.9:22\n"
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while tunnel._doorkeeper.strangers:
                 await trio.testing.wait_all_tasks_blocked()
         for noise in (b"CONNECT 10.9.9.9:22 HTTP/1.1\r\n\r\n", PREAMBLE[:-1] + b"\0", b"\0" * 100):

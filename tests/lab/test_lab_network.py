@@ -65,7 +65,7 @@ async def serve(processes: Processes, place: int | None, address: str, folder: P
     os.mkfifo(pipe)
     command = [sys.executable, "-c", SERVE, address, pipe, str(SIZE)]
     processes.start(f"serve-{address}", command, namespace=place)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await trio.to_thread.run_sync(pipe.read_text, abandon_on_cancel=True)
 
 
@@ -111,7 +111,7 @@ class TestNamespaces:
             await serve(processes, network.centre, CENTRE_ADDRESS, tmp_path)
             port = await nursery.start(serve_doorway, network.centre, CENTRE_ADDRESS, 9000)
             received = 0
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                     async for piece in stream:
                         received += len(piece)

@@ -40,7 +40,7 @@ def said(tmp_path: Path) -> Callable[[str], Path]:
 
 
 async def heard(pipe: Path) -> str:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         return await trio.to_thread.run_sync(pipe.read_text, abandon_on_cancel=True)
 
 
@@ -57,7 +57,7 @@ async def wait_gone(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await trio.lowlevel.wait_readable(descriptor)
     os.close(descriptor)
 
