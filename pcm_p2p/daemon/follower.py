@@ -72,6 +72,8 @@ class Follower:
         self._not_before = 0.0
         self._failures = 0
         self.last_problem = ""
+        self._one_seek = trio.Lock()
+        self._seek_waits = False
 
     def digest(self) -> Digest:
         """What this device trusts, for neighbours."""
@@ -87,7 +89,23 @@ class Follower:
 
     async def seek(self, lacking: Callable[[], bool]) -> None:
         """Where something is wanted that was not before, there is nothing newer to hear of: ask neighbours and then the origin,
-        until one has all of it. ``lacking`` tells whether anything is; it is called in a worker thread."""
+        until one has all of it. ``lacking`` tells whether anything is; it is called in a worker thread.
+
+        One at a time, and one that waits for it speaks for all that come meanwhile: who publishes for a site every second, with a
+        neighbour that does not answer, must not have a queue grow in which the news of the fleet stand last."""
+        if self._seek_waits:
+            return
+        self._seek_waits = True
+        try:
+            await self._one_seek.acquire()
+        finally:
+            self._seek_waits = False
+        try:
+            await self._seek(lacking)
+        finally:
+            self._one_seek.release()
+
+    async def _seek(self, lacking: Callable[[], bool]) -> None:
         if not await trio.to_thread.run_sync(lacking):
             return
         sources = [self._neighbours.metadata_source(device) for device in self._neighbours.site_peers()][:SEEK_MAX]

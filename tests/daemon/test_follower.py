@@ -201,3 +201,23 @@ async def test_nobody_is_asked_when_nothing_is_lacking() -> None:
     client = Client()
     await follower(client, 0, 4).seek(lambda: False)
     assert client.sources == []
+
+
+async def test_one_search_at_a_time_and_one_that_waits(autojump_clock: MockClock) -> None:
+    """Each edition of a site begins one. A neighbour that answers nobody makes each of them take a minute."""
+
+    class Slow(Client):
+        async def attempt(self, source: MetadataSource) -> Attempt:
+            await trio.sleep(60.0)
+            return await super().attempt(source)
+
+    client = Slow(kinds=["incomplete"])
+    one = follower(client, 0, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.seek, lambda: True)
+        await trio.sleep(1.0)
+        for _ in range(50):
+            nursery.start_soon(one.seek, lambda: True)
+    assert len(client.at) == 2
+    await one.seek(lambda: True)
+    assert len(client.at) == 3
