@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -320,10 +321,16 @@ def test_the_sheet_is_written_as_page_and_as_text(cli: Command, fleet: Path, tmp
     assert (unknown.status, "End it in .html or .txt" in unknown.err) == (2, True)
 
 
+@cache
+def program() -> Any:
+    """The tree of commands, which takes a tenth of a second to make."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("text", [command for _, command in LOSSES] + list(DUTIES))
 def test_commands_on_the_sheet_exist(text: str) -> None:
     for line in re.findall(r"pcm-p2p ([a-z -]+)", text):
-        command: Any = typer.main.get_command(app)
+        command: Any = program()
         for word in line.split():
             if word.startswith("-") or not hasattr(command, "commands"):
                 break
