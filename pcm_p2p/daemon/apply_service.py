@@ -234,6 +234,11 @@ class ApplyService:
             await self._fetch_previous(due.change, staged, channel)
             # Time went by while the bytes came, and the metadata may have become other.
             due, desired = await trio.to_thread.run_sync(self._judge, request, manifest)
+            if manifest != await trio.to_thread.run_sync(self._trust.manifest, request.subject, request.version):
+                raise Unwilling(
+                    f"the manifest of {due.change.title} was replaced or withdrawn meanwhile",
+                    remedy="It is tried again.",
+                )
             log.info("%s: due, and all of it is here", due.change.title)
             outcome = await self._applier.apply(due.change, desired.authorisation, staged.__getitem__)
             if outcome.verdict == "done" and manifest is not None:

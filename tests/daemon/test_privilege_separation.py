@@ -570,6 +570,37 @@ async def test_what_is_due_is_decided_again_when_the_bytes_are_here(world: Apply
     assert world.installed is None
 
 
+@pytest.mark.parametrize("withdrawn", [True, False])
+async def test_bytes_of_a_manifest_that_was_replaced_meanwhile_are_not_applied(
+    world: ApplyWorld, withdrawn: bool
+) -> None:
+    """Whoever withdraws a release, or signs its version anew, has not signed what is still on its way to the service."""
+    world.publish_file("1", b"first")
+    fleet, path = world.simulator.fleet, "releases/main/tool@1.manifest"
+    world.staged.put("other.bin", b"other")
+    files = [world.staged.folder / "other.bin"]
+    other = ingest(files, release="tool", version="1", counter=2, work=fleet.path, level=0, processes=1)
+    async with world.serving():
+        liar, desired = Liar(world), await world.refresh()
+        await liar.offer()
+
+        async def bring(question: Question, channel: Channel) -> None:
+            if withdrawn:
+                fleet.unstage(path)
+            else:
+                for segment in other.manifest.segments:
+                    fleet.files.bring_segment(segment, other.segments_folder)
+                facts = {"release": "tool", "version": "1", "counter": 2}
+                fleet.stage("targets", {path: other.manifest.encoded}, custom={path: facts})
+            world.simulator.sign()
+            world.simulator.publish()
+            assert (await Liar(world).offer()).kind == "good"
+            await liar.bring(question, channel)
+
+        assert "meanwhile" in refusal(await liar.apply(desired.releases[0].change, bring))
+    assert world.installed is None
+
+
 async def test_one_change_at_a_time(world: ApplyWorld) -> None:
     world.publish_file("1", b"first")
     async with world.serving():
