@@ -40,10 +40,9 @@ def obtain(
             raise InputError(f"cannot be read: {error.strerror}", path=file) from None
     elif descriptor is not None:
         try:
-            line = os.read(descriptor, LENGTH_MAX + 2)
+            line = _line(descriptor)
         except OSError as error:
             raise InputError(f"file descriptor {descriptor} cannot be read: {error.strerror}") from None
-        line = line.split(b"\n", 1)[0]
     else:
         if not sys.stdin.isatty():
             raise InputError(
@@ -62,3 +61,11 @@ def obtain(
     if len(passphrase) > LENGTH_MAX:
         raise InputError(f"the passphrase is longer than {LENGTH_MAX} characters", path=file)
     return passphrase
+
+
+def _line(descriptor: int) -> bytes:
+    """One line, byte by byte: a pipe gives it in as many parts as it was written in, and what follows is for the next reader."""
+    line = b""
+    while len(line) < LENGTH_MAX + 2 and not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+        line += byte
+    return line

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
+from pcm_p2p.cli.passphrase import obtain
+
 Words = tuple[str, Path]
 
 POLICY = """\
@@ -93,6 +95,24 @@ def test_a_passphrase_is_never_guessed(cli: Command, tmp_path: Path) -> None:
     assert "not UTF-8" in cli(*line, "--passphrase-file", tmp_path / "latin").err
     assert "cannot be read" in cli(*line, "--passphrase-file", tmp_path / "absent").err
     assert "descriptor 987 cannot be read" in cli(*line, "--passphrase-fd", "987").err
+
+
+def test_a_passphrase_from_a_pipe_is_the_whole_line_in_however_many_parts_it_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A key that was made under the first part would not open with the whole."""
+    parts = [b"correct ", b"horse\nbattery", b" staple\n"]
+
+    def read(descriptor: int, size: int) -> bytes:
+        while parts and not parts[0]:
+            parts.pop(0)
+        data, rest = (parts[0][:size], parts[0][size:]) if parts else (b"", b"")
+        parts[:1] = [rest]
+        return data
+
+    monkeypatch.setattr(os, "read", read)
+    assert obtain(None, 3, what="a key") == "correct horse"
+    assert obtain(None, 3, what="the next") == "battery staple"
 
 
 def test_fleet_stage_names_the_line_of_what_is_wrong(cli: Command, fleet: Path) -> None:
