@@ -12,6 +12,9 @@ from securesystemslib.signer import Signature  # type: ignore[attr-defined]
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
+SIGNATURE_LENGTH_MAX = 512
+"""In hexadecimal; those of the largest curve that is used have 208."""
+
 
 def newest_root(roots: Path, bootstrap: bytes) -> bytes:
     """The newest root that is kept and reads, else the pinned one."""
@@ -41,6 +44,17 @@ def bare(document: Metadata[Any], keyids: Iterable[str]) -> bytes:
     """
     known = set(keyids)
     signatures = {
-        keyid: Signature(keyid, one.signature) for keyid, one in document.signatures.items() if keyid in known
+        keyid: Signature(keyid, plain)
+        for keyid, one in document.signatures.items()
+        if keyid in known and (plain := _plain(one.signature))
     }
     return Metadata(document.signed, signatures).to_bytes()
+
+
+def _plain(signature: str) -> str:
+    """In the one spelling: libraries read blanks and capitals, too. Empty for what is no signature of any key that is used."""
+    try:
+        plain = bytes.fromhex(signature).hex()
+    except ValueError:
+        return ""
+    return plain if len(plain) <= SIGNATURE_LENGTH_MAX else ""

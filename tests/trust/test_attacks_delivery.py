@@ -223,6 +223,7 @@ def test_junk_around_what_nothing_binds_is_bounded(
     document = json.loads(with_false_signatures(data, 20))
     document["x"] = "y" * 1_000
     document["signatures"][0]["x"] = "y" * 1_000
+    document["signatures"][0]["sig"] = " " * 500 + document["signatures"][0]["sig"].upper()
     accepted(device, fleet.source(replaced={path: padded(json.dumps(document).encode(), bound)}))
     served = device.serve(path)
     assert served is not None
