@@ -124,7 +124,7 @@ def publish(folder: FleetFolder, origin: Path, keys: OnlineKeys, *, only: Collec
     with folder.locked(), _tree_locked(origin):
         _refuse_tree_of_others(folder, origin)
         taken = [role for role in folder.roles() if only is None or role in only]
-        documents = _commit_people(folder, taken)
+        documents = _commit_people(folder, origin, taken)
         _commit_online(folder, keys, documents)
         for role in taken:
             folder.remove_proposal(role)
@@ -165,7 +165,7 @@ def _delegated(folder: FleetFolder, targets: Metadata[Targets], taken: Collectio
     return {role: documents[role] for role in roles if role in documents}
 
 
-def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
+def _commit_people(folder: FleetFolder, origin: Path, taken: Collection[str]) -> _Documents:
     """Fold signed proposals into the fleet folder. They count only once a timestamp refers to them."""
     proposed = {role: found for role in taken if (found := folder.proposed(role)) is not None}
     missing = folder.signatures_missing(taken)
@@ -192,9 +192,13 @@ def _commit_people(folder: FleetFolder, taken: Collection[str]) -> _Documents:
         if role in proposed:
             _refuse_gap(folder, role, document)
             _refuse_damaged(folder, role, document)
+            _refuse_without_blobs(folder, origin, role, document)
         if role in proposed and role not in ("root", TARGETS):
             # Signed elsewhere, it was judged without the fleet's policies beside it.
-            _refuse(policy_complaints(folder, role, document.signed))
+            _refuse(
+                policy_complaints(folder, role, document.signed),
+                remedy=f"Let it be proposed anew, and drop this with 'pcm-p2p proposal discard --role {role}'.",
+            )
     if HALT in proposed:
         refuse_halts(folder, proposed[HALT].signed, documents.root.signed, targets.signed)
     for role, document in documents.delegated.items():
@@ -252,6 +256,27 @@ def _refuse_damaged(folder: FleetFolder, role: str, document: Metadata[Any]) -> 
     for path, info in getattr(document.signed, "targets", {}).items():
         if known.get(path) != info:
             folder.files.read(path, info)
+
+
+def _refuse_without_blobs(folder: FleetFolder, origin: Path, role: str, document: Metadata[Any]) -> None:
+    """Raises ``StorageError`` for a new release whose blobs are nowhere: once committed, nothing more could be published."""
+    before = folder.document(role)
+    known: Mapping[str, Any] = getattr(before.signed, "targets", {}) if before is not None else {}
+    for path, info in getattr(document.signed, "targets", {}).items():
+        if not path.endswith(".manifest") or known.get(path) == info:
+            continue
+        try:
+            manifest = decode_untrusted(folder.files.read(path, info))
+        except UntrustedBytes as error:
+            raise TrustError(f"refused to publish: {path}: {error.message}", remedy="Add the release again.") from None
+        names = {one.segment_id.hex() for one in manifest.segments}
+        places = [(folder.segments / name[:2] / name, origin / "segments" / name[:2] / name) for name in sorted(names)]
+        absent = [place for place, placed in places if not (place.exists() or placed.exists())]
+        if absent:
+            raise StorageError(
+                f"{path}: {len(absent)} of its {len(names)} segments are not here, such as {absent[0]}",
+                remedy="Import what 'pcm-p2p proposal export --with-segments' writes where it was made, or add it again.",
+            )
 
 
 def _refuse_other_signers(documents: _Documents) -> None:
@@ -439,6 +464,6 @@ def _tree_locked(origin: Path) -> Iterator[None]:
         yield
 
 
-def _refuse(complaints: tuple[str, ...]) -> None:
+def _refuse(complaints: tuple[str, ...], *, remedy: str | None = None) -> None:
     if complaints:
-        raise TrustError(f"refused to publish: {'; '.join(complaints)}")
+        raise TrustError(f"refused to publish: {'; '.join(complaints)}", remedy=remedy)

@@ -442,7 +442,10 @@ class FleetFolder(StagingArea):
                 )
             for role, document in mine.items():
                 refuse(complaints_about(role, document.signed, self.fleet_id))
-                refuse(policy_complaints(self, role, document.signed))
+                refuse(
+                    policy_complaints(self, role, document.signed),
+                    remedy="Put a policy in its place that keeps to it ('pcm-p2p policy put --site'), or let the fleet allow it.",
+                )
                 document.sign(opened.signer, append=True)
                 audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))
                 write_atomic(self.path / "proposal" / f"{role}.json", document.to_bytes())
@@ -467,6 +470,6 @@ class FleetFolder(StagingArea):
         )
 
 
-def refuse(complaints: tuple[str, ...]) -> None:
+def refuse(complaints: tuple[str, ...], *, remedy: str | None = None) -> None:
     if complaints:
-        raise TrustError(f"refused to go on: {'; '.join(complaints)}")
+        raise TrustError(f"refused to go on: {'; '.join(complaints)}", remedy=remedy)

@@ -82,6 +82,8 @@ def export(
         print_json({"schema": "pcm.exported/1", **facts})
         return
     print_facts({**facts, "size_bytes": size(file.stat().st_size), "proposed": ", ".join(facts["proposed"])})  # type: ignore[arg-type]
+    if not with_segments and any(path.endswith(".manifest") for path in bundle.paths.values()):
+        note("The segments of its releases are not in it. Where it is published from another folder: --with-segments.")
     note(f"Next, on each signer's machine: 'pcm-p2p sign --proposal {file.name} --key KEY --out NAME.sig'.")
 
 

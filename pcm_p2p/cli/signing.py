@@ -284,6 +284,12 @@ def publish(
         "segment_bytes_added": published.segment_bytes_added,
         "origin": str(to),
     }
-    print_json(facts) if json else print_facts({key: value for key, value in facts.items() if value != {}})
+    if json:
+        print_json(facts)
+    else:
+        delegated = ", ".join(f"{role} {version}" for role, version in sorted(published.delegated.items()))
+        print_facts(
+            {key: value for key, value in {**facts, "delegated": delegated}.items() if value != "" and key != "schema"}
+        )
     for remark in published.remarks:
         note(remark)

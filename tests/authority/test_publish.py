@@ -84,9 +84,27 @@ def test_a_blob_that_is_gone_is_noticed_before_the_tree_changes(fleet: Repositor
     fleet.sign()
     shutil.rmtree(fleet.fleet.segments)
     timestamp = fleet.tree()["metadata/timestamp.json"]
-    with pytest.raises(StorageError, match="is gone"):
+    with pytest.raises(StorageError, match="1 of its 1 segments are not here"):
         fleet.publish()
     assert fleet.tree()["metadata/timestamp.json"] == timestamp
+
+
+def test_a_release_that_came_without_its_blobs_does_not_stop_the_publisher(
+    fleet: RepositorySimulator, tmp_path: Path
+) -> None:
+    manifest, blob = small_manifest()
+    fleet.fleet.stage_release(manifest, put_segment(tmp_path / "segments", manifest, blob))
+    fleet.sign()
+    shutil.rmtree(fleet.fleet.segments)
+    before = fleet.fleet.targets()
+    with pytest.raises(StorageError, match="are not here"):
+        fleet.publish()
+    assert fleet.fleet.targets() == before, "nothing is committed"
+    assert fleet.fleet.proposed("targets") is not None, "it stays a proposal, so that it can be imported with its blobs"
+    others = publish(fleet.fleet, fleet.origin, fleet.keys, only=[])
+    assert others.versions.targets == 1, "anything else is published as ever"
+    put_segment(fleet.fleet.segments, manifest, blob)
+    assert fleet.publish().segments_added == 1
 
 
 def test_what_breaks_a_rule_is_not_published(fleet: RepositorySimulator) -> None:
