@@ -236,7 +236,7 @@ def _refuse_other_base(folder: FleetFolder, bundle: Bundle, file: Path) -> None:
         if versions[0] > versions[1]:
             raise TrustError(
                 f"{file} is outdated: it builds on {role} {versions[1]}, and {role} {versions[0]} is published here",
-                remedy="Propose the change anew on top of what is published.",
+                remedy="Where it was made, run 'pcm-p2p fleet workspace' again, and propose the change anew on top of that.",
             )
         if versions[0] < versions[1]:
             raise TrustError(

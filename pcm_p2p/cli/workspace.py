@@ -55,9 +55,21 @@ def workspace(
         **brought.versions._asdict(),
     }
     if json:
-        print_json({"schema": "pcm.workspace/1", **facts, "problems": list(brought.problems)})
+        print_json(
+            {
+                "schema": "pcm.workspace/1",
+                **facts,
+                "problems": list(brought.problems),
+                "overtaken": list(brought.overtaken),
+            }
+        )
         return
     print_facts(facts)
     for problem in brought.problems:
         note(f"! {problem}")
+    for role in brought.overtaken:
+        note(
+            f"! what was proposed here for {role} counts no more: something else of it was published meanwhile."
+            " Look what of it is missing there, and propose that anew."
+        )
     note("Next: stage in it, 'pcm-p2p sign', and carry the result with 'pcm-p2p proposal export'.")

@@ -40,11 +40,15 @@ _ROOT_FILE = re.compile(r"[1-9][0-9]{0,9}\.root\.json")
 
 @dataclass(frozen=True)
 class Workspace:
-    """What was brought. ``problems``: what of sites and teams could not be had or is out of date."""
+    """What was brought. ``problems``: what of sites and teams could not be had or is out of date.
+
+    ``overtaken``: roles of which another version was published than what was proposed here, which counts no more.
+    """
 
     folder: FleetFolder
     versions: Versions
     problems: tuple[str, ...]
+    overtaken: tuple[str, ...] = ()
 
 
 async def bring_workspace(
@@ -67,8 +71,8 @@ async def bring_workspace(
         if attempt.kind not in ("good", "unchanged") or view is None:
             raise TrustError(f"{source.name} cannot be believed: {attempt.reason or attempt.kind}")
         others = await _bring_others(source, view)
-        folder = await trio.to_thread.run_sync(_place, path, view, others, wall_clock)
-        return Workspace(folder, view.versions, view.problems(wall_clock()))
+        folder, overtaken = await trio.to_thread.run_sync(_place, path, view, others, wall_clock)
+        return Workspace(folder, view.versions, view.problems(wall_clock()), overtaken)
     finally:
         client.close()
 
@@ -137,11 +141,14 @@ async def _bring_others(source: MetadataSource, view: TrustedView) -> dict[str, 
     return found
 
 
-def _place(path: Path, view: TrustedView, others: dict[str, bytes], wall_clock: Callable[[], datetime]) -> FleetFolder:
-    """From the trusted generation into the form of a fleet folder, the timestamp last."""
+def _place(
+    path: Path, view: TrustedView, others: dict[str, bytes], wall_clock: Callable[[], datetime]
+) -> tuple[FleetFolder, tuple[str, ...]]:
+    """From the trusted generation into the form of a fleet folder, the timestamp last; and what it overtook of the proposals."""
     document = decode_fleet_document(view.read(FLEET_DOCUMENT), FLEET_DOCUMENT)
     folder = FleetFolder.adopt(path, view.fleet_id, document.fleet.name, wall_clock=wall_clock)
     with folder.locked():
+        waiting = _waiting(folder)
         for name, data in others.items():
             _write(path / "repository" / name, data)
         for target in view.kept:
@@ -157,8 +164,24 @@ def _place(path: Path, view: TrustedView, others: dict[str, bytes], wall_clock: 
         write_atomic(path / "fleet.toml", view.read(FLEET_DOCUMENT))
         if AUTHORITIES in view.kept:
             write_atomic(path / "ca" / "ca.pem", view.read(AUTHORITIES))
+        still = _waiting(folder)
+        overtaken = []
+        for role, signed in waiting.items():
+            if role not in still:
+                # Else the next change here would begin with it.
+                folder.remove_proposal(role)
+                published = folder.document(role)
+                if published is None or published.signed_bytes != signed:
+                    overtaken.append(role)
     shutil.rmtree(path / "trust" / "staging", ignore_errors=True)
-    return folder
+    return folder, tuple(overtaken)
+
+
+def _waiting(folder: FleetFolder) -> dict[str, bytes]:
+    """The signed bytes of what is proposed, by role."""
+    if folder.timestamp() is None:
+        return {}
+    return {role: found.signed_bytes for role in folder.roles() if (found := folder.proposed(role)) is not None}
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -107,6 +107,22 @@ def test_it_is_brought_up_to_date_and_keeps_what_is_proposed(offices: Repository
     assert [proposal.role for proposal in brought.folder.proposals()] == [BERLIN]
 
 
+def test_it_says_what_of_its_own_was_overtaken(offices: RepositorySimulator) -> None:
+    """Two people order a halt; the other one's was published first. The order here must not vanish without a word."""
+    folder = first(offices).folder
+    halting.order(folder, open_signing_key(offices.key_path(BERLIN, "bob"), PASSPHRASE), reason="here")
+    assert bring(offices).overtaken == ()
+    halting.order(
+        offices.fleet, open_signing_key(offices.key_path("targets", offices.owners[0]), PASSPHRASE), reason="there"
+    )
+    offices.publish()
+    brought = bring(offices)
+    assert brought.overtaken == (HALT,)
+    assert brought.folder.proposals() == ()
+    halting.order(brought.folder, open_signing_key(offices.key_path(BERLIN, "bob"), PASSPHRASE), reason="here")
+    assert bring(offices).overtaken == ()
+
+
 def test_it_never_goes_back(offices: RepositorySimulator) -> None:
     first(offices)
     old = offices.tree()
