@@ -71,6 +71,15 @@ def order(
     folder = FleetFolder.open(fleet)
     opened = open_key(chosen(key, token, option="--key FILE"), passphrase_file, passphrase_fd)
     name, _, version = (release or "").partition("@")
+    online = None
+    if to is not None:
+        # Before anything is ordered: who mistypes the second passphrase shall not leave an order behind that is not in force.
+        words = passphrase.obtain(
+            publisher_passphrase_file or passphrase_file,
+            None if publisher_passphrase_file else passphrase_fd,
+            what="the publisher's keys",
+        )
+        online = OnlineKeys.open(folder, words)
     ordered = halting.order(folder, opened, release=name, version=version, reason=reason)
     facts: dict[str, Any] = {
         "schema": "pcm.halt-order/1",
@@ -80,13 +89,8 @@ def order(
         "by": ordered.halt.by,
         "published": None,
     }
-    if to is not None:
-        words = passphrase.obtain(
-            publisher_passphrase_file or passphrase_file,
-            None if publisher_passphrase_file else passphrase_fd,
-            what="the publisher's keys",
-        )
-        published = publish(folder, to, OnlineKeys.open(folder, words), only=[HALT])
+    if to is not None and online is not None:
+        published = publish(folder, to, online, only=[HALT])
         facts["published"] = {"timestamp": published.versions.timestamp, "origin": str(to)}
     if json:
         print_json(facts)
