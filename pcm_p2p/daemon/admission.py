@@ -56,7 +56,7 @@ class Trusted(Protocol):
     @property
     def view(self) -> TrustedView | None: ...
 
-    def now(self) -> datetime: ...
+    def wall_clock(self) -> datetime: ...
 
 
 class Admission:
@@ -85,8 +85,12 @@ class Admission:
     # Questions
 
     def verify(self, certificate_der: bytes) -> PeerIdentity:
-        """Whose certificate this is, if it may open or keep a session now. Raises ``UntrustedBytes`` (``Revoked``)."""
-        return self._verified(certificate_der, at=self._client.now(), counted="sessions")
+        """Whose certificate this is, if it may open or keep a session now. Raises ``UntrustedBytes`` (``Revoked``).
+
+        Now is what the clock says, as in the handshake, and not the moment that metadata proved: a thief of the online keys puts
+        that a year ahead, and certificates that ended by it would take away the neighbours who have the root against the thief.
+        """
+        return self._verified(certificate_der, at=self._client.wall_clock(), counted="sessions")
 
     def verify_author(self, certificate_der: bytes) -> PeerIdentity:
         """Whose certificate this is, if records that it signed are taken. Raises ``UntrustedBytes`` (``Revoked``).

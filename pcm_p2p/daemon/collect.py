@@ -158,7 +158,7 @@ def _renewal(identity: DeviceIdentity, client: TrustClient, admission: Admission
 
     return Renewal(
         identity,
-        now=client.now,
+        now=client.wall_clock,
         desks=desks,
         authorities_pem=lambda: admission.authorities_pem,
         neighbours=tuple,

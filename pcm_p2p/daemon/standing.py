@@ -53,7 +53,7 @@ class Standing:
         overlay.clones.on_news = report
         self.renewal = Renewal(
             identity,
-            now=client.now,
+            now=client.wall_clock,
             desks=lambda: _addresses(surroundings.desks(), identity.record.desk),
             authorities_pem=lambda: admission.authorities_pem,
             neighbours=self._places,
@@ -100,7 +100,7 @@ class Standing:
     def why_no_report(self) -> str:
         """Why nothing is signed now; empty if it may be. A collector does not believe what is dated after the certificate's
         end."""
-        if self._client.now() <= self.renewal.identity.not_after:
+        if self._client.wall_clock() <= self.renewal.identity.not_after:
             return ""
         return "the certificate has ended; reports go on once it is renewed"
 

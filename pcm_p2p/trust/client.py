@@ -192,6 +192,10 @@ class TrustClient:
         """The wall clock, but never before the latest moment that a signed document proved."""
         return max(self._wall_clock(), datetime.fromtimestamp(self._floor.time_ms / 1_000, UTC))
 
+    def wall_clock(self) -> datetime:
+        """What the clock of this device says, for what online keys must not move: certificates are no documents of theirs."""
+        return self._wall_clock()
+
     def freshness(self) -> Freshness:
         """Of the view at ``now()``; a device without a view is frozen: it installs nothing."""
         return "frozen" if self._view is None else self._view.freshness(self.now())

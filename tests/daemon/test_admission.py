@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from random import Random
 from socket import socketpair
 from typing import Any
@@ -422,6 +423,20 @@ async def test_a_session_does_not_outlive_the_certificate_it_stands_on(fleet: Fl
         assert a.member.accepts(c.member)
         a.overlay.reconsider()
         await a.until(lambda: not a.sees(b))
+
+
+async def test_a_thief_of_the_online_keys_cannot_end_certificates_before_their_time(fleet: Fleet) -> None:
+    """The moment that a timestamp proves may be as far ahead as targets last; neighbours are needed then, to heal."""
+    async with members(fleet, "a", "b") as (a, b):
+        await a.learn()
+        issuer = FleetCA.load(fleet.fleet.path / "ca", PASSPHRASE)
+        b.identity = DeviceIdentity.create(b.folder / "identity", issuer, now=fleet.clock.now, days=120)
+        tree = fleet.stolen(issued=fleet.clock.now + timedelta(days=200), lifetime=timedelta(days=400))
+        assert (await a.client.attempt(TreeSource(tree))).kind == "good"
+        assert a.client.now() == fleet.clock.now + timedelta(days=200)
+        assert a.accepts(b)
+        fleet.clock.advance(days=121)
+        assert not a.accepts(b)
 
 
 async def test_a_session_that_was_being_made_while_its_device_was_revoked_is_not_admitted(fleet: Fleet) -> None:

@@ -84,7 +84,7 @@ def test_no_object_shows_its_key(tmp_path: Path) -> None:
     class Nothing:
         view = None
 
-        def now(self) -> datetime:
+        def wall_clock(self) -> datetime:
             return now
 
     admission = Admission(identity, Nothing(), tmp_path / "denied.json")
