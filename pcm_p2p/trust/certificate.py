@@ -28,6 +28,19 @@ BACKDATED = timedelta(days=1)
 NAME_URI = re.compile(r"spiffe://([0-9a-f]{32})/(device|collector|relay|desk)/([0-9a-f]{32})")
 FLEET_ID = re.compile(r"[0-9a-f]{32}")
 
+_PRIME = 2**255 - 19
+_SMALL_ORDER = {
+    *(0, 1, _PRIME - 1, _PRIME, _PRIME + 1),
+    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+}
+"""The y of the points of Ed25519 whose order divides eight, in every spelling: libsodium's list."""
+
+
+def is_held_by_nobody(public_key: bytes) -> bool:
+    """Whether a raw Ed25519 key is one of a few under which anybody can make signatures that verify, without a private key."""
+    return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _SMALL_ORDER
+
 
 def name_uri(fleet: str, role: str, device_id: DeviceId) -> str:
     """The one name in a certificate. Raises ``InputError`` for a fleet or role that there cannot be."""

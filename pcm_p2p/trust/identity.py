@@ -40,6 +40,7 @@ from pcm_p2p.trust.certificate import (
     CERTIFICATE_SIZE_BYTES_MAX,
     FLEET_ID,
     NAME_URI,
+    is_held_by_nobody,
 )
 
 AUTHORITIES_SIZE_BYTES_MAX = 64 << 10
@@ -220,6 +221,8 @@ def separated(domain: bytes, data: bytes) -> bytes:
 
 def verify(public_key: bytes, domain: bytes, data: bytes, signature: bytes) -> bool:
     """Whether ``signature`` was made by the holder of ``public_key`` (raw) over ``data`` of ``domain``. Never raises."""
+    if is_held_by_nobody(public_key):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, separated(domain, data))
     except (InvalidSignature, ValueError):

@@ -28,6 +28,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.trust.certificate import is_held_by_nobody
 from pcm_p2p.trust.delegation import DELEGATIONS_MAX, TARGETS, kind_of, pattern_of, role_of_path
 from pcm_p2p.trust.index import VERSION_MAX, check_target_path, target_size_bytes_max
 
@@ -228,7 +229,7 @@ def _public_bytes(key: Key) -> bytes | None:
     try:
         if key.keytype == "ed25519":
             raw = bytes.fromhex(public)
-            return raw if len(raw) == 32 else None
+            return raw if len(raw) == 32 and not is_held_by_nobody(raw) else None
         loaded = load_pem_public_key(public.encode())
         return loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm):

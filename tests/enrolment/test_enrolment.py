@@ -29,7 +29,13 @@ from pcm_p2p.enrolment import desk as desk_module
 from pcm_p2p.enrolment import errand, introduction
 from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.enrolment.first_settings import settings_text
-from pcm_p2p.enrolment.introduction import Request, decode_reply_untrusted, decode_request_untrusted
+from pcm_p2p.enrolment.introduction import (
+    Request,
+    decode_reply_untrusted,
+    decode_request_untrusted,
+    mac,
+    statement,
+)
 from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.join import Joined, join
 from pcm_p2p.enrolment.token import LINE_LENGTH_MAX, Token, decode_token_untrusted
@@ -576,6 +582,19 @@ def test_noise_for_a_request_or_a_reply_is_refused_as_untrusted(data: bytes) -> 
     except UntrustedBytes:
         return
     assert len(reply.reason) <= 64
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**255 - 20, 2**255 - 18, 1 | 1 << 255], ids=hex)
+def test_a_key_that_nobody_can_hold_is_not_certified(fleet: FleetFolder, number: int) -> None:
+    """Points of small order: what is no signature of anybody verifies under them, in the library and in TLS."""
+    public_key = number.to_bytes(32, "little")
+    token = create_token(fleet, desk=NOWHERE)
+    stated = statement(token.token_id, token.fleet, public_key)
+    desk = Desk.open(fleet, WORDS)
+    proof = (1).to_bytes(32, "little") + bytes(32)
+    request = Request(token.token_id, public_key, proof, mac(token.secret, stated, proof))
+    assert desk.answer(msgspec.msgpack.encode(request)).reason == "wrong"
+    desk.close()
 
 
 def test_a_device_is_named_by_its_key_and_not_by_its_wish(fleet: FleetFolder) -> None:

@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.compliance.record import covered
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.ids import DeviceId
-from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX, authority_certificate
+from pcm_p2p.trust.certificate import CERTIFICATE_SIZE_BYTES_MAX, authority_certificate, is_held_by_nobody
 from pcm_p2p.trust.identity import (
     DeviceIdentity,
     authorities_untrusted,
@@ -347,3 +348,18 @@ def test_an_authority_on_disk_opens_with_its_passphrase_only(tmp_path: Path) -> 
     (tmp_path / "ca" / "ca.pem").write_bytes(FleetCA.in_memory(FLEET, now=NOW).pem)
     with pytest.raises(TrustError, match="do not belong together"):
         FleetCA.load(tmp_path / "ca", "words")
+
+
+def test_the_keys_that_nobody_can_hold_are_those_of_the_library_of_record() -> None:
+    """libsodium refuses the same points, and no others among those that are made."""
+    numbers = [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18]
+    known = [number.to_bytes(32, "little") for number in numbers]
+    known += [(number | 1 << 255).to_bytes(32, "little") for number in numbers]
+    known += [
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    ]
+    assert all(is_held_by_nobody(key) and not crypto_core_ed25519_is_valid_point(key) for key in known)
+    made = [Ed25519PrivateKey.generate().public_key().public_bytes_raw() for _ in range(50)]
+    assert not any(is_held_by_nobody(key) for key in made)
+    assert all(crypto_core_ed25519_is_valid_point(key) for key in made)

@@ -78,6 +78,7 @@ ROOTS: dict[str, tuple[Callable[[Root], Any], str]] = {
     "twin with spaces": (lambda root: twin(root, "d" * 64, lambda text: text[:2] + " " + text[2:]), "two ids"),
     "foreign id": (lambda root: twin(root, "d" * 64, lambda _: "ab" * 32), "does not belong to it"),
     "short key": (lambda root: twin(root, "d" * 64, lambda _: "ab"), "cannot be read"),
+    "key that nobody can hold": (lambda root: twin(root, "d" * 64, lambda _: "01" + "00" * 31), "cannot be read"),
     "key that is no key": (lambda root: twin(root, "d" * 64, lambda _: "xyz"), "cannot be read"),
     "unknown curve": (lambda root: add(root, elliptic(SECP521R1())), "unknown type"),
     "unknown scheme": (
