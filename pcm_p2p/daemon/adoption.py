@@ -87,6 +87,7 @@ def adopt(
     config = load_config(source / "config.toml")
     digest = _digest(identity)
     doubt = next((f"{source / name} {why}" for name in _BELIEVED if (why := why_not_ours(source / name))), "")
+    doubt = doubt or _doubt_above(source)
     _check(said, doubt, digest, identity, config)
     text = _settings_text(said, identity, config, client, socket, apply_root)
     try:
@@ -126,6 +127,15 @@ def confirmed_by(token_file: Path, source: Path) -> Confirmed:
     if not hmac.compare_digest(hashlib.sha256(identity.root_json).digest(), token.root_sha256):
         raise TrustError(f"the root of this device is not the one that {token_file} pins", remedy="Enrol it anew.")
     return Confirmed(_digest(identity), member.device_id.hex(), token.site)
+
+
+def _doubt_above(source: Path) -> str:
+    """Who can put another folder, or a link, in the place of ``source`` has root read that one, write into it and give it away."""
+    try:
+        require_ours_above(source)
+    except TrustError as error:
+        return error.message
+    return ""
 
 
 def _check(said: Confirmed, doubt: str, digest: str, identity: DeviceIdentity, config: Config) -> None:

@@ -117,11 +117,16 @@ def linked(enrolled: Enrolled) -> None:
     path.symlink_to(enrolled.source / "elsewhere")
 
 
+def open_above(enrolled: Enrolled) -> None:
+    enrolled.folder.chmod(0o777)
+
+
 DOUBTS: dict[str, tuple[Callable[[Enrolled], None], str]] = {
     "belongs to another": (written_by_others, "belongs to user 61234"),
     "others may write": (open_to_all, "can be written by others"),
     "others may write to a folder": (open_folder, "can be written by others"),
     "a link": (linked, "is a link"),
+    "others may put another folder there": (open_above, "which others can change"),
 }
 
 
