@@ -17,6 +17,7 @@ never change, so that a publication adds one volume to the tree and not the whol
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,6 +35,7 @@ from pcm_p2p.trust.lint import owner_of
 
 LOG: Final = "audit/log.jsonl"
 """Target of the newest volume; ``audit/log-1.jsonl`` and so on are those before it."""
+_VOLUME = re.compile(r"audit/log(?:-([1-9][0-9]{0,5}))?\.jsonl")
 VOLUME_BYTES_MAX = 128 << 10
 """Choice: about 200 entries; what a publication adds to the tree at most."""
 LINE_BYTES_MAX = 32_768
@@ -142,12 +144,12 @@ def joined(embedded: dict[str, bytes]) -> bytes:
 
 
 def is_volume(path: str) -> bool:
-    return path == LOG or (path.startswith("audit/log-") and path.endswith(".jsonl"))
+    return _VOLUME.fullmatch(path) is not None
 
 
 def _volume_number(path: str) -> int:
-    digits = path.removeprefix("audit/log-").removesuffix(".jsonl")
-    return int(digits) if digits.isdecimal() else 0
+    match = _VOLUME.fullmatch(path)
+    return int(match[1] or 0) if match is not None else 0
 
 
 def read_entry_untrusted(line: bytes) -> Entry:

@@ -19,6 +19,7 @@ from securesystemslib.formats import encode_canonical
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.audit_log import is_volume
 from pcm_p2p.authority.document_difference import log_lines, manifest_lines, text_lines
 from pcm_p2p.authority.fingerprint import grouped
 from pcm_p2p.authority.shown_text import cut, shown
@@ -291,7 +292,7 @@ def _content_lines(path: str, old: _Tree | None, new: _Tree | None, contents: Co
             return
         sides.append(data)
     before, after = sides
-    if path.startswith("audit/"):
+    if is_volume(path):
         yield from log_lines(before, after)
     elif path.endswith(".manifest"):
         yield from manifest_lines(before, after)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 from repository_simulator import START
-from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit_journal import AuditJournal
 from pcm_p2p.authority.audit_log import (
@@ -22,12 +22,14 @@ from pcm_p2p.authority.audit_log import (
     Evidence,
     SigningAct,
     Verdict,
+    is_volume,
     joined,
     line_of,
     read_chain,
     verify,
     volumes,
 )
+from pcm_p2p.authority.difference import difference
 from pcm_p2p.authority.fingerprint import public_tuf_key
 from pcm_p2p.errors import StorageError, TrustError
 
@@ -221,6 +223,19 @@ def test_closed_volumes_never_change_and_joined_they_are_the_log() -> None:
         assert all(len(data) <= VOLUME_BYTES_MAX for data in part.values())
     assert sorted(before) == ["audit/log-1.jsonl", "audit/log-2.jsonl"]
     assert volumes(b"") == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["audit/log-x.jsonl", "audit/log-0.jsonl", "audit/log-01.jsonl", "audit/log-1.jsonl.jsonl"]
+)
+def test_what_is_only_named_like_a_volume_is_no_part_of_the_log_and_is_shown_whole(path: str) -> None:
+    """Once published, it stood before the log of the folder, which then differed from the published one for ever."""
+    assert not is_volume(path)
+    data = b"whatever\n"
+    after = Targets(1, expires=START)
+    after.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+    lines = list(difference(None, after, lambda path, sha256: data).lines())
+    assert "    +whatever" in lines
 
 
 # In the folder
