@@ -130,7 +130,7 @@ def confirmed_by(token_file: Path, source: Path) -> Confirmed:
 
 
 def _doubt_above(source: Path) -> str:
-    """Who can put another folder, or a link, in the place of ``source`` has root read that one, write into it and give it away."""
+    """Why others could put another folder, or a link, in the place of ``source``: root would read it, and give it away."""
     try:
         require_ours_above(source)
     except TrustError as error:
