@@ -118,7 +118,7 @@ def plain_signature(text: str) -> str:
     that is signed says how a signature beside it is spelled."""
     try:
         plain = bytes.fromhex(text).hex()
-    except ValueError:
+    except (TypeError, ValueError):  # TypeError: nobody has judged that it is text
         return ""
     return plain if len(plain) <= SIGNATURE_LENGTH_MAX else ""
 

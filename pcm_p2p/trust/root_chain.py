@@ -55,6 +55,6 @@ def _plain(signature: str) -> str:
     """In the one spelling: libraries read blanks and capitals, too. Empty for what is no signature of any key that is used."""
     try:
         plain = bytes.fromhex(signature).hex()
-    except ValueError:
+    except (TypeError, ValueError):  # TypeError: nobody has judged that it is text
         return ""
     return plain if len(plain) <= SIGNATURE_LENGTH_MAX else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -597,6 +598,17 @@ def test_a_key_whose_owner_is_no_name_is_neither_imported_nor_logged(
     with pytest.raises(TrustError, match=r"the owner 'm+ … 1 characters more' of the key \w+ cannot be used as a name"):
         import_proposal(copy.fleet, tmp_path / "file")
     assert (copy.fleet.path / "audit" / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("signature", [7, None, "zz", ["ab"]], ids=repr)
+def test_a_signature_that_is_none_is_left_behind(copy: RepositorySimulator, carried: Path, signature: object) -> None:
+    document = document_in(carried)
+    proposed = json.loads(document.proposed[0].data)
+    proposed["signatures"] = [{"keyid": copy.signer("targets", "alice").public_key.keyid, "sig": signature}]
+    altered = (BundledDocument("targets", json.dumps(proposed).encode()),)
+    carried.write_bytes(encode_bundle(msgspec.structs.replace(document, proposed=altered)))
+    import_proposal(copy.fleet, carried)
+    assert copy.fleet.proposed("targets").signatures == {}
 
 
 def test_a_proposal_on_another_base_is_refused(

@@ -231,6 +231,19 @@ def test_junk_around_what_nothing_binds_is_bounded(
     assert len(served) <= len(data)
 
 
+@pytest.mark.parametrize("signature", [7, None, "zz", ["ab"]], ids=repr)
+def test_a_signature_of_a_known_key_that_is_no_text_is_not_handed_on(tmp_path: Path, signature: object) -> None:
+    """Beside enough good ones, where nothing binds what a carrier puts."""
+    fleet = RepositorySimulator(tmp_path, owners=("alice", "bob", "carol"), root_threshold=2)
+    fleet.publish_root(lambda root: None)
+    path = "metadata/2.root.json"
+    document = json.loads(fleet.tree()[path])
+    document["signatures"][0]["sig"] = signature
+    with fleet.client() as device:
+        accepted(device, fleet.source(replaced={path: json.dumps(document).encode()}))
+        assert len(json.loads(device.serve(path) or b"{}")["signatures"]) == 2
+
+
 # 10.13: mutations
 
 
