@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +33,9 @@ TLS_HANDSHAKE = b"\x16"
 """The first byte of every TLS connection: the type of its first record."""
 HANDSHAKE_TIMEOUT_S = 5.0
 """Choice: the whole handshake, however slowly it drips. Milliseconds on a LAN, two round trips over a satellite."""
+LINKS_EACH_MAX = 4
+"""Choice: one that counts, one that replaces it, and two that are not found dead yet. A device that says nothing on forty would
+keep everybody else out."""
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +165,8 @@ async def open_listeners(addresses: Sequence[str], port: int) -> list[trio.Socke
 
 
 class Reception:
-    """Lets connections in: ``accept`` for each; ``use(link)`` runs for each that proved itself, at most ``links_max`` at once.
+    """Lets connections in: ``accept`` for each; ``use(link)`` runs for each that proved itself, at most ``links_max`` at once and
+    ``LINKS_EACH_MAX`` of one device.
 
     ``use`` owns its link and must not raise; what it leaves open is closed behind it. One reception may serve several listeners.
     ``interfaces()`` names those through which strangers may come in (``arrival``), besides loopback; None: all.
@@ -182,6 +187,7 @@ class Reception:
         self._use = use
         self._links_max = links_max
         self._links = 0
+        self._links_of: Counter[DeviceId] = Counter()
         self._doorkeeper = doorkeeper or Doorkeeper()
         self._refused_logged: dict[str, int] = {}
 
@@ -215,11 +221,18 @@ class Reception:
                 await self.passage(tcp, host)
             await trio.aclose_forcefully(tcp)
             return
+        if self._links_of[link.device] >= LINKS_EACH_MAX:
+            await trio.aclose_forcefully(link.stream)
+            return
         self._links += 1
+        self._links_of[link.device] += 1
         try:
             await self._use(link)
         finally:
             self._links -= 1
+            self._links_of[link.device] -= 1
+            if not self._links_of[link.device]:
+                del self._links_of[link.device]
             await trio.aclose_forcefully(link.stream)
 
     def _wrong_door(self, tcp: trio.SocketStream) -> str:

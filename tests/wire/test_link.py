@@ -243,6 +243,28 @@ async def test_a_half_open_connection_and_one_that_drips_end_at_the_deadline(
     assert links == []
 
 
+async def test_one_device_cannot_take_the_links_of_all(tmp_path: Path, authority: FleetCA) -> None:
+    own, greedy, other = (security(tmp_path / name, authority) for name in ("own", "greedy", "other"))
+    used: list[Link] = []
+
+    async def use(link: Link) -> None:
+        used.append(link)
+        await link.stream.send_all(b"welcome")
+        await trio.sleep_forever()
+
+    listeners = await open_listeners(["127.0.0.1"], 0)
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_links, listeners, Reception(own, use, links_max=8))
+        held = [await dial("127.0.0.1", port, greedy) for _ in range(8)]
+        assert await first_words(port, greedy) == b""
+        assert len(used) == link_module.LINKS_EACH_MAX
+        assert await first_words(port, other) == b"welcome"
+        for link in held:
+            await trio.aclose_forcefully(link.stream)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_stranger_that_is_gone_when_its_time_is_over_ends_nothing_but_itself(
     tmp_path: Path, authority: FleetCA, autojump_clock: trio.testing.MockClock
 ) -> None:
