@@ -107,12 +107,15 @@ def _why_other(chain: Mapping[int, Metadata[Root]], known: Path) -> str:
 def _may_be_younger(role: str, document: Metadata[Any], newest: int, evidence: Evidence, log: bytes) -> bool:
     """Whether ``document`` may have been signed after the log was embedded in targets ``newest``.
 
-    Its own signatures were, and snapshots that name it. Of other roles: those of which the log knows nothing as new.
+    Its own signatures were, and snapshots that name it. Of other roles, and of snapshots that name the targets before it (a halt
+    was published while it waited for signatures): those of which the log knows nothing as new.
     """
     if role == "targets":
         return bool(document.signed.version == newest)
     if role == "snapshot":
-        return bool(document.signed.meta["targets.json"].version >= newest)
+        named = document.signed.meta["targets.json"].version
+        if named != newest - 1:
+            return bool(named >= newest)
     return not any(
         name == role
         and other.signed.version >= document.signed.version

@@ -9,14 +9,16 @@ import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import audit_log, keyfile
+from pcm_p2p.authority import audit_log, halting, keyfile
 from pcm_p2p.authority.auditing import verify_folder, verify_tree
 from pcm_p2p.authority.carried_proposal import sign_each, signables_in
 from pcm_p2p.authority.carrying import export_proposal, merge, read_bundle, write_signature_file
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
+from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.errors import InputError, StorageError
+from pcm_p2p.trust.delegation import HALT
 
 
 def log_of(fleet: RepositorySimulator) -> Path:
@@ -99,6 +101,20 @@ def test_an_act_that_was_taken_out_is_named_in_the_folder_and_in_the_next_tree(f
     fleet.publish_policy("third")
     assert missing in verify_folder(fleet.fleet).verdict.complaints
     assert missing in verify_tree(fleet.origin).verdict.complaints
+
+
+def test_a_halt_that_is_published_while_a_change_waits_for_signatures_is_no_act_that_is_missing(
+    fleet: RepositorySimulator,
+) -> None:
+    fleet.fleet.stage_policy("second", b"version = 1\n")  # with the log as it stands
+    halting.order(
+        fleet.fleet, open_signing_key(fleet.key_path("targets", fleet.owners[0]), PASSPHRASE), reason="a look first"
+    )
+    publish(fleet.fleet, fleet.origin, fleet.keys, only=[HALT])
+    fleet.sign()
+    fleet.publish()
+    assert verify_tree(fleet.origin).verdict.complaints == ()
+    assert verify_folder(fleet.fleet).verdict.complaints == ()
 
 
 def test_a_log_that_was_begun_anew_differs_from_the_embedded_one(fleet: RepositorySimulator) -> None:
