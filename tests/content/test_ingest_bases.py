@@ -28,8 +28,8 @@ from pcm_p2p.content.segment import decode_full_untrusted, unpack_blob_untrusted
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import ChunkId
 
-RUN = 1 << 20
-"""Runs of this size, so that a release of a few MB has several."""
+RUN = 1 << 19
+"""Runs of this size, so that a release of a MB or two has several."""
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def publisher(tmp_path: Path) -> Publisher:
     return Publisher(tmp_path)
 
 
-OLD = text(3_000_000)
+OLD = text(1_500_000)
 NEW = patched(OLD)
 
 
@@ -139,7 +139,7 @@ def test_every_delta_yields_its_run_from_its_base(publisher: Publisher) -> None:
 
 
 def test_two_bases_give_two_deltas_and_the_newest_comes_first(publisher: Publisher) -> None:
-    oldest = text(3_000_000)
+    oldest = text(1_500_000)
     publisher.add("1", oldest)
     publisher.add("2", patched(oldest))
     made = publisher.add("3", patched(patched(oldest), 10_000), ("1", "2"))
@@ -152,7 +152,7 @@ def test_two_bases_give_two_deltas_and_the_newest_comes_first(publisher: Publish
 
 def test_runs_that_the_base_has_cost_nothing(publisher: Publisher) -> None:
     publisher.add("1", OLD)
-    new = OLD[:2_500_000] + b"a fix" + OLD[2_500_000:]
+    new = OLD[:1_250_000] + b"a fix" + OLD[1_250_000:]
     made = publisher.add("2", new, ("1",))
     assert len(deltas(made.manifest)) < len(list(made.manifest.full_segments()))
     assert publisher.assembled(made.manifest, publisher.with_base(made.manifest, "1")) == new
@@ -175,7 +175,7 @@ def test_a_delta_that_is_not_worth_it_is_not_published_nor_made_again(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.add("1", OLD)
-    other = text(1_500_000, seed=9) + OLD[:1_500_000]
+    other = text(750_000, seed=9) + OLD[:750_000]
     made = publisher.add("2", other, ("1",))
     runs = {segment.first: segment.size for _, segment in made.manifest.full_segments()}
     published = {segment.first: segment.size for segment in made.manifest.segments if segment.kind == "delta"}
@@ -197,8 +197,8 @@ def _only_unpacking(do: Callable[..., object]) -> Callable[..., object]:
 
 
 def test_a_base_without_anything_in_common_is_not_named(publisher: Publisher) -> None:
-    publisher.add("1", noise(2_000_000))
-    made = publisher.add("2", noise(2_000_000, 2), ("1",))
+    publisher.add("1", noise(1_000_000))
+    made = publisher.add("2", noise(1_000_000, 2), ("1",))
     assert (made.manifest.bases, made.manifest.aid_ids, deltas(made.manifest)) == ((), b"", [])
     assert made.offices == (("1", office_bytes(made.manifest)),)
 
@@ -261,9 +261,9 @@ def test_more_bases_than_a_manifest_can_name_are_refused(publisher: Publisher) -
 def test_the_oldest_base_goes_without_where_the_table_would_be_too_long(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publisher.add("1", text(3_000_000, seed=3))
+    publisher.add("1", text(1_500_000, seed=3))
     publisher.add("2", patched(OLD))
-    mixed = text(3_000_000, seed=3)[:1_000_000] + patched(patched(OLD), 10_000)
+    mixed = text(1_500_000, seed=3)[:500_000] + patched(patched(OLD), 10_000)
     alone = publisher.add("3", mixed, ("2",))
     for module in (deltas_module, comparison):
         monkeypatch.setattr(module, "CHUNKS_MAX", len(alone.manifest.table_sizes) + 1)
@@ -356,9 +356,12 @@ def _room(folder: Path) -> None:
 _INGESTS = """
 import sys
 from pathlib import Path
+from pcm_p2p.content import ingest as ingest_module
 from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import decode_untrusted
+plan_runs = ingest_module.plan_runs
+ingest_module.plan_runs = lambda sizes: plan_runs(sizes, 4 << 20)
 def tell(step):
     print(step.phase, step.segments_done, flush=True)
 folder = Path(sys.argv[1])
@@ -371,12 +374,12 @@ made = ingest([folder / "app.bin"], release="app", version="2", counter=2, work=
 
 @pytest.mark.parametrize("until", [b"rebuilding 0", b"compressing 1", b"compressing 5"])
 def test_a_publisher_that_is_killed_goes_on_where_it_was(tmp_path: Path, until: bytes) -> None:
-    # Runs have their real size in that process, which makes three of them, each with its delta.
+    # Three runs, each with its delta, which are long enough to be killed at.
     publisher = Publisher(tmp_path)
-    old = noise(33 << 20)
+    old = noise(9 << 20)
     publisher.add("1", old, level=0)
     new = bytearray(old)
-    for at in range(1_000, len(new), 4 << 20):
+    for at in range(1_000, len(new), 1 << 20):
         new[at] ^= 1
     new[-1] ^= 1
     (tmp_path / "app.bin").write_bytes(new)
