@@ -271,6 +271,7 @@ def publish(
         raise InputError(f"there is no role {unknown[0]}", key="--only", remedy=f"Roles: {', '.join(folder.roles())}.")
     # Only with the root that names them do new online keys count.
     keys = OnlineKeys.open(folder, words, proposed=not only or "root" in only)
+    absent = [role for role in only or () if folder.proposed(role) is None]
     published = bring(folder, to, keys, only=only)
     facts = {
         "schema": "pcm.published/1",
@@ -291,5 +292,7 @@ def publish(
         print_facts(
             {key: value for key, value in {**facts, "delegated": delegated}.items() if value != "" and key != "schema"}
         )
+    for role in absent:
+        note(f"! nothing was proposed for {role}: nothing of it was taken in")
     for remark in published.remarks:
         note(remark)

@@ -176,6 +176,8 @@ def test_a_halt_without_the_publishers_keys_waits_for_them(
     assert said["published"] is None
     assert halts(cli, offices)[0]["state"] == "staged"
     assert cli("publish", "--only", "halt", "--fleet", offices, "--to", tmp_path / "origin", *words).status == 0
+    again = cli("publish", "--only", "halt", "--fleet", offices, "--to", tmp_path / "origin", *words)
+    assert "nothing was proposed for halt" in again.err
     assert halts(cli, offices)[0]["state"] == "in force"
 
 
