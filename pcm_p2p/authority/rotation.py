@@ -86,7 +86,7 @@ class Holders:
         if not 1 <= self.threshold <= len(self.keys):
             raise InputError(
                 f"{self.role} would need {self.threshold} of {len(self.keys)} keys",
-                remedy="Add a person first, or lower the threshold in the same command with --threshold.",
+                remedy="Add a person first, or let fewer be enough ('key remove' takes --threshold too).",
             )
         return self
 

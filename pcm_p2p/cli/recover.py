@@ -139,7 +139,9 @@ def lost_device(
     try:
         found = DeviceId.parse(device)
     except UntrustedBytes as error:
-        raise InputError(error.message, remedy="Copy the id from the console.") from None
+        raise InputError(
+            error.message, remedy="Copy the id from the console, or from 'pcm-p2p peers --json' on a neighbour."
+        ) from None
     _tell(playbook.lost_device(FleetFolder.open(fleet), found, reason), json)
 
 
