@@ -40,7 +40,9 @@ def take_place(state: Path, now: datetime) -> Path | None:
     present, retired = state / "identity", None
     try:
         if present.exists():
-            retired = state / f"identity.retired-{now:%Y%m%dT%H%M%SZ}"
+            name = f"identity.retired-{now:%Y%m%dT%H%M%SZ}"
+            taken = len(list(state.glob(f"{name}*")))  # within the same second
+            retired = state / (f"{name}-{taken + 1}" if taken else name)
             present.rename(retired)
         for name in NUMBERING:
             if (state / name).exists():

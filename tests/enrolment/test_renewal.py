@@ -26,6 +26,7 @@ from pcm_p2p.enrolment.admittance import renew as decide
 from pcm_p2p.enrolment.desk import Desk, _desk_context
 from pcm_p2p.enrolment.introduction import Renewal, decode_request_untrusted, joining, renewing
 from pcm_p2p.enrolment.invitation import create_token
+from pcm_p2p.enrolment.new_identity import NEXT, take_place
 from pcm_p2p.enrolment.renew import _install, renew
 from pcm_p2p.enrolment.renewal_times import RETRY_MAX, RETRY_MIN, RETRY_URGENT_MAX, due, retry
 from pcm_p2p.errors import StorageError, TransferError, TrustError, UntrustedBytes
@@ -437,3 +438,15 @@ def test_grace_ends_to_the_second() -> None:
     assert decide("device", YEAR[1], denied=False, now=end) == ""
     assert decide("device", YEAR[1], denied=False, now=end + timedelta(seconds=1)) == "overdue"
     assert decide("device", YEAR[1], denied=True, now=end + timedelta(days=99)) == "revoked"
+
+
+def test_two_identities_that_retire_within_one_second_are_both_kept(authority: FleetCA, tmp_path: Path) -> None:
+    now, devices = clock(), []
+    member(authority, tmp_path / "identity")
+    for _ in range(2):
+        devices.append(member(authority, tmp_path / NEXT).device_id)
+        retired = take_place(tmp_path, now)
+        assert retired is not None
+    assert DeviceIdentity.load(tmp_path / "identity").device_id == devices[1]
+    assert DeviceIdentity.load(retired).device_id == devices[0]
+    assert len(list(tmp_path.glob("identity.retired-*"))) == 2
