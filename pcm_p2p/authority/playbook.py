@@ -26,6 +26,7 @@ from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.revocation import change_deny_list
 from pcm_p2p.authority.rotation import Holders
 from pcm_p2p.authority.shown_text import shown
+from pcm_p2p.authority.site_policy import targets_set_aside
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.delegation import HALT, site_role, title_of
@@ -193,12 +194,22 @@ def stolen_site_key(folder: FleetFolder, site: str, new: tuple[PublicKey, ...], 
     if new:
         folder.delegate(role, [key.key for key in new], threshold)
         owners = ", ".join(shown(key.owner) for key in new)
-        done = (
+        done = [
             f"{title_of(role)}: {threshold} of {owners} must sign, in place of {', '.join(map(shown, before.owners))}"
-        )
+        ]
+        # Devices set them aside, and the tool signs none: left in, what a thief published would hold up the new keys.
+        gone = targets_set_aside(folder, role)
+        if gone:
+            folder.stage(role, dict.fromkeys(gone))
+        done += [f"{path} goes out of what is signed anew: {shown(reason)}" for path, reason in gone.items()]
+        done += [
+            f"{path} is vouched for again: read it before the new key signs"
+            for path in sorted(folder.working(role).targets)
+            if path.endswith(".toml")
+        ]
     else:
         folder.revoke(role)
-        done = f"{title_of(role)}: nobody signs any more; what it published counts no more once this is published"
+        done = [f"{title_of(role)}: nobody signs any more; what it published counts no more once this is published"]
     alone = f"sites/{site}/root.json" in folder.working("targets").targets
     return Playbook(
         f"a key of site {site} is stolen",
@@ -207,7 +218,7 @@ def stolen_site_key(folder: FleetFolder, site: str, new: tuple[PublicKey, ...], 
             "Nothing for other sites, no policy of the fleet, no key.",
             "Any one of the keys can halt changes at this site: look at 'pcm-p2p halt list'.",
         ),
-        (done,),
+        tuple(done),
         (
             Step(
                 "anybody with a key",

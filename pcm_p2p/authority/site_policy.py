@@ -67,6 +67,23 @@ def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple
     )
 
 
+def targets_set_aside(folder: StagingArea, role: str) -> dict[str, str]:
+    """Paths of the policies in the working document of a site's role that devices would set aside, with the first reason each."""
+    kind = kind_of(role)
+    if kind is None or kind[0] != "site":
+        return {}
+    allowances, floor, found = allowances_of(folder), fleet_policies(folder), dict[str, str]()
+    for path, info in sorted(folder.working(role).targets.items()):
+        if path.startswith("policies/") and path.endswith(".toml"):
+            try:
+                reasons = why_refused(decode_policy(folder.files.read(path, info), path), kind[1], allowances, floor)
+            except InputError as error:
+                reasons = (error.message,)
+            if reasons:
+                found[path] = reasons[0]
+    return found
+
+
 def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
     """Policies of sites that do not fit what the fleet has proposed, for its signers to know. One sentence each."""
     allowances, floor = allowances_of(folder), fleet_policies(folder)

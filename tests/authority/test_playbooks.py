@@ -224,7 +224,10 @@ def test_a_stolen_site_key_ends_with_other_keys_and_the_old_ones_worthless(
     three.publish()
     key, file = new_key(tmp_path, "site-hq", "erin")
     book = playbook.stolen_site_key(three.fleet, "hq", (key,))
-    assert book.done == ("site hq: 1 of erin must sign, in place of dave",)
+    assert book.done == (
+        "site hq: 1 of erin must sign, in place of dave",
+        "policies/hq/local.toml is vouched for again: read it before the new key signs",
+    )
     assert "1 of erin: sign site-hq 2" in steps(book)
     three.sign("alice", "carol")
     sign_with(three, file.path)
@@ -242,6 +245,36 @@ def test_a_stolen_site_key_ends_with_other_keys_and_the_old_ones_worthless(
     with pytest.raises(TrustError, match="site-hq: 1 more of erin must sign; signed by nobody yet"):
         three.publish()
     assert verify_folder(three.fleet).verdict.complaints == ()
+
+
+def test_what_devices_set_aside_of_a_thief_does_not_hold_up_the_new_key(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    """The role is proposed anew with what it had; a policy that nobody may sign would keep the deny list waiting, too."""
+    _, thief = new_key(tmp_path, "site-hq", "dave")
+    three.fleet.delegate("site-hq", [thief.key], 1)
+    allowances = b'schema = "pcm.allowances/1"\n[default]\nmodes = ["observe", "notify"]\n'
+    three.fleet.stage_file("fleet/allowances.toml", allowances)
+    three.fleet.stage_policy(
+        "greedy", SITE_POLICY.replace(b'"local"', b'"greedy"').replace(b"observe", b"notify"), "site-hq"
+    )
+    three.fleet.stage_policy("local", SITE_POLICY, "site-hq")
+    three.sign("alice", "bob")
+    sign_with(three, thief.path)
+    three.publish()
+    three.fleet.stage_file("fleet/allowances.toml", allowances.replace(b', "notify"', b""))
+    three.sign("alice", "bob")
+    three.publish()
+    key, file = new_key(tmp_path, "site-hq", "erin")
+    book = playbook.stolen_site_key(three.fleet, "hq", (key,))
+    assert book.done[1].startswith("policies/hq/greedy.toml goes out of what is signed anew: ")
+    assert book.done[2] == "policies/hq/local.toml is vouched for again: read it before the new key signs"
+    three.sign("alice", "carol")
+    sign_with(three, file.path)
+    three.publish()
+    listed = three.fleet.delegated("site-hq").signed.targets
+    assert "policies/hq/local.toml" in listed
+    assert "policies/hq/greedy.toml" not in listed
 
 
 def test_a_stolen_site_key_without_a_new_one_ends_the_delegation(three: RepositorySimulator, tmp_path: Path) -> None:
