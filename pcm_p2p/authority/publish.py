@@ -172,7 +172,12 @@ def _commit_people(folder: FleetFolder, origin: Path, taken: Collection[str]) ->
     if missing:
         raise TrustError(
             "signatures are missing: " + "; ".join(one.line() for one in missing),
-            remedy="Let them sign with 'pcm-p2p sign --key FILE'.",
+            remedy="Let them sign with 'pcm-p2p sign --key FILE'."
+            + (
+                " What has its signatures can go first with 'pcm-p2p publish --only ROLE'."
+                if len(proposed) > len({one.role.partition(",")[0] for one in missing})
+                else ""
+            ),
         )
     targets = proposed.get(TARGETS) or folder.targets()
     if targets is None:
