@@ -17,8 +17,6 @@ from pcm_p2p.content.memory_store import MemoryStore
 from pcm_p2p.content.segment import decode_full_untrusted
 
 GIB = 1 << 30
-LARGE = 2 * GIB + (64 << 20)
-"""Each further GiB is five seconds of hashing, and shows nothing more."""
 _ZEROS = bytes(4 << 20)
 
 
@@ -67,7 +65,7 @@ def test_a_release_of_nothing_and_something_arrives(tmp_path: Path) -> None:
 
 
 class _Sparse(io.FileIO):
-    """A file that stores blocks of zeros as holes, as some file systems do: the test shall not write 2 GiB."""
+    """A file that stores blocks of zeros as holes, as some file systems do: the test shall not write 3 GiB."""
 
     def write(self, data: object, /) -> int:
         view = memoryview(data)  # type: ignore[arg-type]
@@ -78,25 +76,25 @@ class _Sparse(io.FileIO):
 
 
 @pytest.mark.timeout(300)
-def test_an_artifact_of_more_than_2_gib_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_of_3_gib_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mostly a hole, so that a few chunks are all there is; the marks lie at the ends and behind 2 GiB."""
     source, out = tmp_path / "large.bin", tmp_path / "out"
-    marks = {0: b"begin", 2 * GIB + 12_345: b"behind what 31 bits can say", LARGE - 3: b"end"}
+    marks = {0: b"begin", 2 * GIB + 12_345: b"behind what 31 bits can say", 3 * GIB - 3: b"end"}
     with source.open("wb") as file:
-        file.truncate(LARGE)
+        file.truncate(3 * GIB)
         for at, mark in marks.items():
             file.seek(at)
             file.write(mark)
     made = ingested(source)
     (artifact,) = made.manifest.artifacts
-    assert artifact.stored_size == LARGE
+    assert artifact.stored_size == 3 * GIB
     assert made.unique_bytes < 64 << 20
     assert len(made.manifest.encoded) < 20_000
     temporary = tmp_path / ".out.assembling"
     monkeypatch.setattr(assemble_module, "_create", lambda _: (temporary, _Sparse(temporary, "wb")))
     # Hashes all that it writes, and gives it its name only if that is what ingest read.
     assemble(made.manifest, artifact, arrived(made), out)
-    assert out.stat().st_size == LARGE
+    assert out.stat().st_size == 3 * GIB
     with out.open("rb") as file:
         for at, mark in marks.items():
             file.seek(at)
