@@ -30,9 +30,9 @@ from pcm_p2p.apply.step import Staged
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.ingest import ingest
-from pcm_p2p.daemon.apply_client import Changer, RemoteApplier
+from pcm_p2p.daemon.applying.client import Changer, RemoteApplier
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
-from pcm_p2p.daemon.site_repository import FolderSource
+from pcm_p2p.daemon.site.repository import FolderSource
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.desired import Desired
 from pcm_p2p.policy.selector import DeviceFacts

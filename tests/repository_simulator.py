@@ -30,7 +30,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.publish import OnlineKeys, Published, publish, refresh_online
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.content.manifest import Artifact, ChunkerParameters, Manifest, Segment

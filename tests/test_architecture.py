@@ -20,7 +20,7 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "pcm_p2p"
 LINES_MAX = 500
 
-NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "config"}
+NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "shown_text", "config"}
 """Below every room, in the order in which they may know each other."""
 
 PLATFORM = {"sidecar", "database"}
@@ -73,11 +73,13 @@ CORES = {
     ),
     *("trust.certificate", "trust.deny", "trust.fleet_document", "trust.floor", "trust.index", "trust.lint"),
     *("trust.delegation", "trust.halt", "trust.site_root"),
-    *("authority.fingerprint", "authority.public_key", "authority.words", "authority.proposal", "authority.release_list"),
-    *("authority.founders", "authority.key_sheet", "authority.key_test"),
-    *("authority.delegating", "authority.difference", "authority.document_difference", "authority.shown_text"),
-    *("authority.audit_log", "authority.bundle", "authority.expiry", "authority.rotation", "authority.signature_file"),
-    *("authority.carried_proposal", "authority.pin"),
+    *("authority.keys.fingerprint", "authority.keys.public_key"),
+    *("authority.keys.words", "authority.proposal", "authority.release_list"),
+    *("authority.people.founders", "authority.keys.key_sheet", "authority.keys.key_test"),
+    *("authority.delegating", "authority.difference", "authority.document_difference", "shown_text"),
+    *("authority.audit.log", "authority.carry.bundle"),
+    *("authority.people.expiry", "authority.people.rotation", "authority.carry.signature_file"),
+    *("authority.carry.carried_proposal", "authority.carry.pin"),
     *("enrolment.admittance", "enrolment.device_code", "enrolment.introduction", "enrolment.passage"),
     *("enrolment.renewal_times", "enrolment.token"),
     *("gossip.beacon", "gossip.clones", "gossip.exposure", "gossip.membership", "gossip.peer", "gossip.spread"),

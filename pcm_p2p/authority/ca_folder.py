@@ -27,8 +27,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pcm_p2p.authority import keyfile
 from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.durable import fsync_folder, write_atomic
 from pcm_p2p.errors import InputError
 from pcm_p2p.trust.deny import authority_sha256

@@ -19,10 +19,10 @@ from securesystemslib.formats import encode_canonical
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.audit_log import is_volume
+from pcm_p2p.authority.audit.log import is_volume
 from pcm_p2p.authority.document_difference import log_lines, manifest_lines, text_lines
-from pcm_p2p.authority.fingerprint import grouped
-from pcm_p2p.authority.shown_text import cut, shown
+from pcm_p2p.authority.keys.fingerprint import grouped
+from pcm_p2p.shown_text import cut, shown
 from pcm_p2p.trust.lint import OWNER_FIELD
 
 Contents = Callable[[str, str], bytes | None]

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pcm_p2p.authority.shown_text import LINE_LENGTH_MAX, shown
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.shown_text import LINE_LENGTH_MAX, shown
 
 COMPARED_LINES_MAX = 4_000
 """Choice: beyond it the search for the shortest difference takes seconds; the parts that differ are then shown whole."""

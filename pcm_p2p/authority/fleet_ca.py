@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import TrustError
 from pcm_p2p.trust.certificate import AUTHORITY_DAYS, CERTIFICATE_DAYS, authority_certificate, member_certificate

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import msgspec
 from tuf.api.metadata import Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import audit_record
-from pcm_p2p.authority.founding import whole_seconds
+from pcm_p2p.authority.audit import record as audit_record
+from pcm_p2p.authority.keys.signing_key import SigningKey, add_signature
+from pcm_p2p.authority.people.founding import whole_seconds
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.signing_key import SigningKey, add_signature
 from pcm_p2p.authority.staging import StagingArea, halts_of, keyids_of, lifted_of
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError

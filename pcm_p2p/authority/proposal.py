@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.audit_log import is_volume
+from pcm_p2p.authority.audit.log import is_volume
 from pcm_p2p.authority.delegating import Delegator
 from pcm_p2p.authority.difference import Contents, Difference, difference, nothing_at_hand
-from pcm_p2p.authority.fingerprint import grouped
-from pcm_p2p.authority.shown_text import shown
+from pcm_p2p.authority.keys.fingerprint import grouped
+from pcm_p2p.shown_text import shown
 from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.lint import owner_of
 

@@ -36,13 +36,14 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
-from pcm_p2p.authority import audit_record, keyfile
-from pcm_p2p.authority.audit_journal import AuditJournal
+from pcm_p2p.authority.audit import record as audit_record
+from pcm_p2p.authority.audit.journal import AuditJournal
 from pcm_p2p.authority.delegating import delegated_roles
-from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
 from pcm_p2p.authority.halting import refuse_halts
 from pcm_p2p.authority.immutable_file import place_immutable
-from pcm_p2p.authority.people import online_key_file
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.people.changes import online_key_file
+from pcm_p2p.authority.people.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME, Passphrase, ask, whole_seconds
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_policy import policy_complaints

@@ -30,10 +30,14 @@ from typing import Literal
 import msgspec
 from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import audit_record, ca_folder, delegating, keyfile
+from pcm_p2p.authority import ca_folder, delegating
+from pcm_p2p.authority.audit import record as audit_record
 from pcm_p2p.authority.fleet_ca import FleetCA
-from pcm_p2p.authority.founders import Founders
-from pcm_p2p.authority.founding import (
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.public_key import PublicKey
+from pcm_p2p.authority.keys.signing_key import open_signing_key
+from pcm_p2p.authority.people.founders import Founders
+from pcm_p2p.authority.people.founding import (
     ROOT_LIFETIME,
     Passphrase,
     ask,
@@ -43,21 +47,19 @@ from pcm_p2p.authority.founding import (
     whole_seconds,
 )
 from pcm_p2p.authority.proposal import Proposal, Signatures, propose_root, propose_targets, sha256_of, signatures_of
-from pcm_p2p.authority.public_key import PublicKey
 from pcm_p2p.authority.release_list import (
     Release,
     highest_counters,
     releases_of,
     same_but_for_counter,
 )
-from pcm_p2p.authority.shown_text import shown as as_text
-from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.authority.site_folder import counters_above
 from pcm_p2p.authority.site_policy import policy_complaints
 from pcm_p2p.authority.staging import StagingArea, complaints_about, keyids_of, system_clock
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.shown_text import shown as as_text
 from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, kind_of, role_of_path, title_of
 from pcm_p2p.trust.fleet_document import decode_fleet_document, starting_document
 from pcm_p2p.trust.index import (

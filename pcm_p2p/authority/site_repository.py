@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import audit_record, keyfile
-from pcm_p2p.authority.founders import Founders
-from pcm_p2p.authority.founding import Passphrase, first_root, is_signed
+from pcm_p2p.authority.audit import record as audit_record
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.people.founders import Founders
+from pcm_p2p.authority.people.founding import Passphrase, first_root, is_signed
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_folder import NAME, SiteFacts, site_of

@@ -11,18 +11,18 @@ from typing import Any
 from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
-from pcm_p2p.authority.audit_journal import AuditJournal
-from pcm_p2p.authority.audit_log import is_volume
+from pcm_p2p.authority.audit.journal import AuditJournal
+from pcm_p2p.authority.audit.log import is_volume
 from pcm_p2p.authority.fleet_documents import FleetDocuments
-from pcm_p2p.authority.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
+from pcm_p2p.authority.keys.public_key import is_owner
+from pcm_p2p.authority.people.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
 from pcm_p2p.authority.proposal import signatures_of
-from pcm_p2p.authority.public_key import is_owner
 from pcm_p2p.authority.release_list import COUNTERS, counters_gone
-from pcm_p2p.authority.shown_text import cut, shown
 from pcm_p2p.authority.site_folder import site_complaints
 from pcm_p2p.authority.target_files import TargetFiles
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, UntrustedBytes
+from pcm_p2p.shown_text import cut, shown
 from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, role_of_path, title_of
 from pcm_p2p.trust.halt import (
     NOTHING_LIFTED,

@@ -40,7 +40,7 @@ def run(
     EXIT STATUS: 0 ended on request; 2 apply.toml is missing or wrong; 5 its folder, its root or its socket's folder could have
     been changed by others; 6 the state folder is in use or cannot be written.
     """
-    from pcm_p2p.daemon.apply_process import run_apply_service
+    from pcm_p2p.daemon.applying.process import run_apply_service
 
     run_apply_service(state, json_log=json_log, verbose=verbose)
 
@@ -76,8 +76,8 @@ def adopt(
     EXIT STATUS: 0 adopted; 2 a setting is wrong, or it is adopted as something else; 5 the folder could have been changed, or is
     not what was confirmed; 6 a folder cannot be written.
     """
-    from pcm_p2p.authority.fingerprint import grouped
-    from pcm_p2p.daemon.adoption import DIGEST_DIGITS_MIN, Confirmed, adopt, confirmed_by
+    from pcm_p2p.authority.keys.fingerprint import grouped
+    from pcm_p2p.daemon.applying.adoption import DIGEST_DIGITS_MIN, Confirmed, adopt, confirmed_by
 
     confirmed = Confirmed(root_digest, device, site, tuple(label or ()))
     if token_file is not None:
@@ -109,7 +109,7 @@ def show(
     import msgspec
 
     from pcm_p2p.apply.dialogue import GetStanding
-    from pcm_p2p.daemon.apply_client import ask_once
+    from pcm_p2p.daemon.applying.client import ask_once
 
     facts = msgspec.structs.asdict(ask_once(socket, GetStanding()))
     if json:
@@ -136,7 +136,7 @@ def reset(
     EXIT STATUS: 0 forgotten; 1 there were none; 3 nobody answers; 5 not root.
     """
     from pcm_p2p.apply.dialogue import Answer, Reset
-    from pcm_p2p.daemon.apply_client import ask_once
+    from pcm_p2p.daemon.applying.client import ask_once
 
     said = ask_once(socket, Reset(subject))
     if not (isinstance(said, Answer) and said.yes):

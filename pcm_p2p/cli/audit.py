@@ -31,11 +31,11 @@ def verify(
 
     EXIT STATUS: 0 the log is whole; 2 there is none; 5 it is not, with what is wrong.
     """
-    from pcm_p2p.authority.auditing import verify_folder, verify_tree
-    from pcm_p2p.authority.fingerprint import grouped
+    from pcm_p2p.authority.audit.verification import verify_folder, verify_tree
+    from pcm_p2p.authority.keys.fingerprint import grouped
     from pcm_p2p.authority.repository import FleetFolder
-    from pcm_p2p.authority.shown_text import cut
     from pcm_p2p.errors import InputError, TrustError
+    from pcm_p2p.shown_text import cut
 
     if origin is not None:
         audited = verify_tree(origin, root)
@@ -90,11 +90,11 @@ def show(
     """
     import msgspec
 
-    from pcm_p2p.authority.audit_journal import AuditJournal
-    from pcm_p2p.authority.audit_log import read_chain
-    from pcm_p2p.authority.fingerprint import grouped
+    from pcm_p2p.authority.audit.journal import AuditJournal
+    from pcm_p2p.authority.audit.log import read_chain
+    from pcm_p2p.authority.keys.fingerprint import grouped
     from pcm_p2p.authority.repository import FleetFolder
-    from pcm_p2p.authority.shown_text import shown
+    from pcm_p2p.shown_text import shown
 
     folder = FleetFolder.open(fleet)
     entries, complaints = read_chain(AuditJournal(folder.path, folder.wall_clock).read())

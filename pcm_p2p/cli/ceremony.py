@@ -15,9 +15,9 @@ from pcm_p2p.cli.key import Cost, Derivation
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.founders import Founders
-    from pcm_p2p.authority.founding import Passphrase
-    from pcm_p2p.authority.key_test import Holder
+    from pcm_p2p.authority.keys.key_test import Holder
+    from pcm_p2p.authority.people.founders import Founders
+    from pcm_p2p.authority.people.founding import Passphrase
     from pcm_p2p.authority.repository import FleetFolder
 
 PUBLISHER = "the publisher's keys and the certificate authority"
@@ -114,7 +114,7 @@ def sheet(
 
     EXIT STATUS: 0; 2 the file cannot be written, or its ending tells no form.
     """
-    from pcm_p2p.authority.key_sheet_file import write_sheet
+    from pcm_p2p.authority.keys.key_sheet_file import write_sheet
     from pcm_p2p.authority.repository import FleetFolder
 
     made = write_sheet(FleetFolder.open(fleet), to)
@@ -141,8 +141,8 @@ def _founders(
     owners: list[str], root_keys: list[Path], release_keys: list[Path], root: int | None, release: int | None
 ) -> Founders:
     """From options. One owner called admin where nobody is named: a fleet for trying things out."""
-    from pcm_p2p.authority.founders import Founders, suggested_threshold
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
+    from pcm_p2p.authority.people.founders import Founders, suggested_threshold
 
     here = tuple(owners) or (() if root_keys or release_keys else ("admin",))
     return Founders(
@@ -156,16 +156,16 @@ def _founders(
 
 def _test_keys(fleet: FleetFolder, words: Passphrase) -> None:
     """Open every key that was just made from its file, and let it sign: what cannot be opened today is no key tomorrow."""
-    from pcm_p2p.authority.founding import ask
-    from pcm_p2p.authority.key_test_file import prove_key
-    from pcm_p2p.authority.signing_key import open_signing_key
+    from pcm_p2p.authority.keys.key_test_file import prove_key
+    from pcm_p2p.authority.keys.signing_key import open_signing_key
+    from pcm_p2p.authority.people.founding import ask
 
     for path in sorted((fleet.path / "keys").glob("*.key")):
         prove_key(fleet, open_signing_key(path, ask(words, path.stem)))
 
 
 def _show(fleet: FleetFolder, founders: Founders, json: bool) -> None:
-    from pcm_p2p.authority.key_test_file import holders_of
+    from pcm_p2p.authority.keys.key_test_file import holders_of
     from pcm_p2p.authority.proposal import signatures_of
 
     files = {path.stem: path for path in (fleet.path / "keys").glob("*.key")}

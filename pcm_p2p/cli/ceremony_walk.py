@@ -8,9 +8,9 @@ from pathlib import Path
 
 import typer
 
-from pcm_p2p.authority.founders import TITLES, Founders, suggested_threshold
-from pcm_p2p.authority.public_key import PublicKey
-from pcm_p2p.authority.public_key_file import read_public_key
+from pcm_p2p.authority.keys.public_key import PublicKey
+from pcm_p2p.authority.keys.public_key_file import read_public_key
+from pcm_p2p.authority.people.founders import TITLES, Founders, suggested_threshold
 from pcm_p2p.cli.output import err, note
 from pcm_p2p.errors import InputError
 

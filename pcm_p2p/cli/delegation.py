@@ -131,7 +131,7 @@ def role_named(kind: Literal["site", "team"], name: str) -> str:
 
 
 def _delegate(kind: Literal["site", "team"], name: str, keys: list[Path], fleet: Path, threshold: int) -> None:
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
 
@@ -176,7 +176,7 @@ def _revoke(kind: Literal["site", "team"], name: str, fleet: Path) -> None:
 
 def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json: bool) -> None:
     from pcm_p2p.authority.delegating import delegated_roles, holders
-    from pcm_p2p.authority.fingerprint import fingerprint_of
+    from pcm_p2p.authority.keys.fingerprint import fingerprint_of
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
     from pcm_p2p.trust.delegation import TARGETS, index_of, kind_of

@@ -22,8 +22,8 @@ def check(fleet: Fleet, json: Json = False) -> None:
     EXIT STATUS: 0 all is well, but for notes; 1 something needs a person soon (warn); 5 it is critical or expired: devices
     install nothing new, or soon will not.
     """
-    from pcm_p2p.authority.expiry import Level, worst
-    from pcm_p2p.authority.health import check as look
+    from pcm_p2p.authority.people.expiry import Level, worst
+    from pcm_p2p.authority.people.health import check as look
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import PcmError, TrustError
 

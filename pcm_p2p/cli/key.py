@@ -13,8 +13,8 @@ from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.key_test import KeyTest
-    from pcm_p2p.authority.public_key import PublicKey
+    from pcm_p2p.authority.keys.key_test import KeyTest
+    from pcm_p2p.authority.keys.public_key import PublicKey
     from pcm_p2p.authority.repository import FleetFolder
 
 app = typer.Typer(help="Keys: what authorities sign with.", no_args_is_help=True)
@@ -49,8 +49,8 @@ def new(
 
     EXIT STATUS: 0; 2 the file exists, the owner or passphrase cannot be used, or the token is not there; 5 wrong PIN.
     """
-    from pcm_p2p.authority import hardware_key, keyfile
-    from pcm_p2p.authority.public_key import PublicKey
+    from pcm_p2p.authority.keys import hardware_key, keyfile
+    from pcm_p2p.authority.keys.public_key import PublicKey
     from pcm_p2p.errors import InputError
 
     key = chosen(path, token, option="PATH")
@@ -99,9 +99,9 @@ def public(
 
     EXIT STATUS: 0; 2 the file exists, or the key is absent, damaged or of no role; 5 wrong passphrase or PIN.
     """
-    from pcm_p2p.authority import hardware_key, keyfile
-    from pcm_p2p.authority.public_key import PublicKey, is_owner, is_role
-    from pcm_p2p.authority.public_key_file import write_public_key
+    from pcm_p2p.authority.keys import hardware_key, keyfile
+    from pcm_p2p.authority.keys.public_key import PublicKey, is_owner, is_role
+    from pcm_p2p.authority.keys.public_key_file import write_public_key
     from pcm_p2p.errors import InputError
 
     key = chosen(path, token)
@@ -133,8 +133,8 @@ def compare(
 
     EXIT STATUS: 0 they are those of this key; 2 a word was misheard; 5 they are those of another key.
     """
-    from pcm_p2p.authority.public_key_file import read_public_key
-    from pcm_p2p.authority.words import bytes_of
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.words import bytes_of
     from pcm_p2p.errors import TrustError
 
     key = read_public_key(path)
@@ -166,7 +166,7 @@ def change_passphrase(
 
     EXIT STATUS: 0; 2 the file is absent, or the new passphrase is empty; 5 wrong passphrase or damaged key file.
     """
-    from pcm_p2p.authority import keyfile
+    from pcm_p2p.authority.keys import keyfile
 
     keyfile.read_public(path)
     old = passphrase.obtain(passphrase_file, passphrase_fd, what=f"{path}, as it is")
@@ -199,7 +199,7 @@ def sign_challenge(
 
     EXIT STATUS: 0; 2 the fleet does not list the key; 5 wrong passphrase or PIN, or the signature does not verify.
     """
-    from pcm_p2p.authority.key_test_file import accept_tests, prove_elsewhere, prove_key
+    from pcm_p2p.authority.keys.key_test_file import accept_tests, prove_elsewhere, prove_key
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.staging import system_clock
     from pcm_p2p.durable import write_atomic
@@ -224,7 +224,7 @@ def sign_challenge(
 
 
 def _show_tests(folder: FleetFolder, tests: tuple[KeyTest, ...], json: bool) -> None:
-    from pcm_p2p.authority.key_test_file import untested
+    from pcm_p2p.authority.keys.key_test_file import untested
     from pcm_p2p.trust.lint import ROLES as TOP_LEVEL
 
     left = untested(folder)
@@ -245,8 +245,8 @@ def _show_tests(folder: FleetFolder, tests: tuple[KeyTest, ...], json: bool) -> 
 
 
 def _read_public(key: Path | str) -> PublicKey:
-    from pcm_p2p.authority import hardware_key
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys import hardware_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
 
     return read_public_key(key) if isinstance(key, Path) else hardware_key.read_public(key)
 

@@ -11,7 +11,7 @@ from pcm_p2p.cli import passphrase
 from pcm_p2p.errors import InputError
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.signing_key import SigningKey
+    from pcm_p2p.authority.keys.signing_key import SigningKey
 
 Token = Annotated[
     str | None,
@@ -37,6 +37,6 @@ def secret_for(key: Path | str, file: Path | None, descriptor: int | None) -> st
 
 def open_key(key: Path | str, file: Path | None, descriptor: int | None) -> SigningKey:
     """Ask, and open. Raises as ``open_signing_key``."""
-    from pcm_p2p.authority.signing_key import open_signing_key
+    from pcm_p2p.authority.keys.signing_key import open_signing_key
 
     return open_signing_key(key, secret_for(key, file, descriptor))

@@ -11,7 +11,6 @@ import typer.main
 from typer.core import TyperGroup
 
 from pcm_p2p import __version__
-from pcm_p2p.authority.shown_text import shown
 from pcm_p2p.cli import (
     apply_service,
     audit,
@@ -39,6 +38,7 @@ from pcm_p2p.cli import (
     workspace,
 )
 from pcm_p2p.errors import PcmError, exit_statuses
+from pcm_p2p.shown_text import shown
 
 EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from pcm_p2p.authority.shown_text import shown
+from pcm_p2p.shown_text import shown
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

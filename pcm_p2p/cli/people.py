@@ -13,8 +13,8 @@ from pcm_p2p.cli.output import Json, note, out, print_json
 if TYPE_CHECKING:
     from tuf.api.metadata import Key  # type: ignore[attr-defined]
 
-    from pcm_p2p.authority.people import Change
-    from pcm_p2p.authority.rotation import Holders
+    from pcm_p2p.authority.people.changes import Change
+    from pcm_p2p.authority.people.rotation import Holders
 
 Role = Annotated[str, typer.Option(help="root, targets, snapshot, timestamp, team-TEAM or site-SITE.")]
 New = Annotated[Path, typer.Option("--new", help="The person's new public file ('key public'), or a key file.")]
@@ -84,13 +84,13 @@ def _with(holders: Holders, threshold: int | None) -> Holders:
 
 
 def _public(file: Path) -> Key:
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
 
     return read_public_key(file).key
 
 
 def _propose(fleet: Path, role: str, change: Change, *, json: bool) -> None:
-    from pcm_p2p.authority.people import change_holders
+    from pcm_p2p.authority.people.changes import change_holders
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)

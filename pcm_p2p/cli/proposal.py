@@ -30,8 +30,8 @@ def show(
 
     EXIT STATUS: 0; 2 nothing is proposed; 5 the carried file is not what was signed.
     """
-    from pcm_p2p.authority.carried_proposal import proposals_in
-    from pcm_p2p.authority.carrying import contents_of, read_bundle
+    from pcm_p2p.authority.carry.carried_proposal import proposals_in
+    from pcm_p2p.authority.carry.carrying import contents_of, read_bundle
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
 
@@ -68,7 +68,7 @@ def export(
 
     EXIT STATUS: 0; 2 nothing is proposed, or the file cannot be written.
     """
-    from pcm_p2p.authority.carrying import export_proposal
+    from pcm_p2p.authority.carry.carrying import export_proposal
     from pcm_p2p.authority.repository import FleetFolder
 
     bundle = export_proposal(FleetFolder.open(fleet), file, with_segments=with_segments)
@@ -97,7 +97,7 @@ def bring(
 
     EXIT STATUS: 0; 2 something else is proposed there; 5 it is of another fleet, outdated, or breaks a rule.
     """
-    from pcm_p2p.authority.carrying import import_proposal
+    from pcm_p2p.authority.carry.carrying import import_proposal
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)

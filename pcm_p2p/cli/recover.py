@@ -13,8 +13,8 @@ from pcm_p2p.cli.key import Cost, Derivation
 from pcm_p2p.cli.output import Json, out, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.playbook import Playbook
-    from pcm_p2p.authority.public_key import PublicKey
+    from pcm_p2p.authority.keys.public_key import PublicKey
+    from pcm_p2p.authority.people.playbook import Playbook
 
 app = typer.Typer(
     help="What to do when something is lost or stolen: makes the proposal, and says what remains and for whom.",
@@ -45,7 +45,7 @@ def lost_laptop(
 
     EXIT STATUS: 0; 2 a new key is missing (the roles are named), or those who stay are too few.
     """
-    from pcm_p2p.authority import playbook
+    from pcm_p2p.authority.people import playbook
     from pcm_p2p.authority.repository import FleetFolder
 
     thresholds = _thresholds(threshold)
@@ -67,7 +67,7 @@ def lost_root_key(
 
     EXIT STATUS: 0; 2 the new key is missing, or those who stay are too few.
     """
-    from pcm_p2p.authority import playbook
+    from pcm_p2p.authority.people import playbook
     from pcm_p2p.authority.repository import FleetFolder
 
     thresholds = _thresholds(threshold)
@@ -89,7 +89,7 @@ def stolen_online_key(
 
     EXIT STATUS: 0.
     """
-    from pcm_p2p.authority import playbook
+    from pcm_p2p.authority.people import playbook
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
@@ -110,7 +110,7 @@ def stolen_site_key(
 
     EXIT STATUS: 0; 2 nothing is delegated to the site, or no new key was given.
     """
-    from pcm_p2p.authority import playbook
+    from pcm_p2p.authority.people import playbook
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError
 
@@ -131,7 +131,7 @@ def lost_device(
 
     EXIT STATUS: 0; 2 the id cannot be used.
     """
-    from pcm_p2p.authority import playbook
+    from pcm_p2p.authority.people import playbook
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import InputError, UntrustedBytes
     from pcm_p2p.ids import DeviceId
@@ -146,7 +146,7 @@ def lost_device(
 
 
 def _public(files: list[Path] | None) -> tuple[PublicKey, ...]:
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
 
     return tuple(read_public_key(file) for file in files or ())
 

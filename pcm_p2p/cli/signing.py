@@ -81,7 +81,7 @@ def _sign_here(
     full: bool,
     json: bool,
 ) -> None:
-    from pcm_p2p.authority.carrying import contents_of
+    from pcm_p2p.authority.carry.carrying import contents_of
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.site_policy import set_aside_by_change
     from pcm_p2p.errors import InputError
@@ -125,10 +125,10 @@ def _sign_carried(
     full: bool,
     json: bool,
 ) -> None:
-    from pcm_p2p.authority import pin_file
-    from pcm_p2p.authority.carried_proposal import proposals_in, sign_each, signables_in
-    from pcm_p2p.authority.carrying import read_bundle, refuse_what_breaks_rules, write_signature_file
-    from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
+    from pcm_p2p.authority.carry import pin_file
+    from pcm_p2p.authority.carry.carried_proposal import proposals_in, sign_each, signables_in
+    from pcm_p2p.authority.carry.carrying import read_bundle, refuse_what_breaks_rules, write_signature_file
+    from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
     from pcm_p2p.errors import InputError
 
     bundle = read_bundle(file)
@@ -210,7 +210,7 @@ def merge(
 
     EXIT STATUS: 0; 2 a file is no signature file (nothing was merged); 5 one or more were refused.
     """
-    from pcm_p2p.authority.carrying import merge as bring
+    from pcm_p2p.authority.carry.carrying import merge as bring
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.errors import TrustError
 

@@ -14,8 +14,8 @@ from pcm_p2p.cli.key import Cost, Derivation
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.founders import Founders
-    from pcm_p2p.authority.founding import Passphrase
+    from pcm_p2p.authority.people.founders import Founders
+    from pcm_p2p.authority.people.founding import Passphrase
     from pcm_p2p.authority.repository import FleetFolder
 
 SiteFolder = Annotated[Path | None, typer.Option(help="The site's folder ('site found'), if it is at hand.")]
@@ -59,8 +59,8 @@ def found(
 
     EXIT STATUS: 0; 2 the folder holds a fleet or site already, or people, keys and thresholds do not fit.
     """
-    from pcm_p2p.authority.founders import Founders, suggested_threshold
-    from pcm_p2p.authority.public_key_file import read_public_key
+    from pcm_p2p.authority.keys.public_key_file import read_public_key
+    from pcm_p2p.authority.people.founders import Founders, suggested_threshold
     from pcm_p2p.authority.site_repository import found_site
     from pcm_p2p.errors import InputError
 

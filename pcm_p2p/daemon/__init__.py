@@ -16,18 +16,8 @@ documents        the documents of a trusted view, decoded, and what of them does
 workspace        a fleet folder to sign in, made from a published tree, for people of a site or team
 halted           what is halted on this device
 steward          trusted metadata → desired state → wanted releases → fetched, staged, applied
-site_repository  the repository with which the device's own site acts alone, followed beside the fleet's
-site_folder      where what is trusted of that repository lies
-site_segments    segments of the site's own releases, from a folder or a web server in the office
 rebuilder        base chunks that the office lacks, made out of installed files
 keepsakes        real bytes to roll back to, from the chunks of what was applied
-apply_client     who makes changes: the applier in this process, or the apply service over its socket
-apply_service    what must be root, in a process of its own that verifies everything again
-apply_process    the apply service as a process that ends on a signal
-apply_channel    messages and bytes between the two, with deadlines
-apply_trust      what the apply service trusts by itself, and what follows from it
-apply_settings   the apply service's own settings, in a folder of root's
-adoption         how the apply service comes by its pinned root
 ledger           the manifests of what was applied, and with them the floor of release counters
 caretaker        the cooperative cache: which copies to fetch, let go, evict last, hand over before leaving
 reporter         facts × checks → findings → sealed reports in the outbox, on change and at intervals
@@ -51,12 +41,14 @@ state_lock       one program a state folder
 log              where log lines go
 ===============  =============================================================================================
 
+Folders: ``applying`` (who makes the changes), ``site`` (the repository of a site that acts alone).
+
 Roll-back: a device does not hold the whole release that it has in place, since the office keeps a few copies of it and not one a
 device. Before a change, the package that it replaces is gathered from neighbours; the reason, and what happens when nobody has
 it, is in ``caretaker``.
 
 Two processes: what speaks with the network need not be root. Where ``[apply] service`` names a socket, the apply service makes
-the changes: root, without network, with a state folder, a pinned root and a decision of its own (``apply_service``). The daemon
+the changes: root, without network, with a state folder, a pinned root and a decision of its own (``applying.service``). The daemon
 names changes and brings bytes. Without it, the daemon applies by itself: labs, private roots.
 
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``site-trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from pcm_p2p.authority.founding import TIMESTAMP_LIFETIME
+from pcm_p2p.authority.people.founding import TIMESTAMP_LIFETIME
 from pcm_p2p.authority.publish import OnlineKeys, refresh_online
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon.state_check import FLEET_PRIVATE, check_state

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pcm_p2p.apply.dialogue import GetStanding, Standing
 from pcm_p2p.config import load_config
-from pcm_p2p.daemon.apply_client import ask_once
+from pcm_p2p.daemon.applying.client import ask_once
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.daemon.state_check import STATE_PRIVATE, faults
 from pcm_p2p.enrolment.admittance import GRACE

@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from pcm_p2p.authority.shown_text import shown
+from pcm_p2p.shown_text import shown
 
 
 class _JsonLines(logging.Formatter):

@@ -39,7 +39,7 @@ from pcm_p2p.config import Config
 from pcm_p2p.content.decoder import Decoder
 from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.admission import Admission
-from pcm_p2p.daemon.apply_client import make_changer, make_probes
+from pcm_p2p.daemon.applying.client import make_changer, make_probes
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.documents import manifests_to_keep
@@ -51,8 +51,8 @@ from pcm_p2p.daemon.meter import Meter, Totals
 from pcm_p2p.daemon.neighbours import Neighbours, OriginSource, serve_neighbours
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.daemon.reporter import Reporter
-from pcm_p2p.daemon.site_repository import SiteRepository
-from pcm_p2p.daemon.site_segments import RoutedSegments, SegmentImporter, open_site_origin
+from pcm_p2p.daemon.site.repository import SiteRepository
+from pcm_p2p.daemon.site.segments import RoutedSegments, SegmentImporter, open_site_origin
 from pcm_p2p.daemon.standing import Standing
 from pcm_p2p.daemon.status import Status
 from pcm_p2p.daemon.steward import Steward

@@ -18,7 +18,7 @@ from pcm_p2p.daemon.control import Command
 from pcm_p2p.daemon.follower import Follower
 from pcm_p2p.daemon.meter import Meter, ReleaseBytes
 from pcm_p2p.daemon.reporter import Reporter, counts, full_bytes
-from pcm_p2p.daemon.site_repository import SiteRepository
+from pcm_p2p.daemon.site.repository import SiteRepository
 from pcm_p2p.daemon.standing import Standing
 from pcm_p2p.daemon.steward import ReleaseWork, Steward
 from pcm_p2p.errors import InputError

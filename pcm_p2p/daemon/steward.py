@@ -28,7 +28,7 @@ from pcm_p2p.compliance.report import ReleaseState
 from pcm_p2p.content.assemble import MissingChunks, assemble
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.content.store import ChunkStore
-from pcm_p2p.daemon.apply_client import Changer
+from pcm_p2p.daemon.applying.client import Changer
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.documents import (
     SiteWord,

@@ -24,7 +24,7 @@ from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-define
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.config import Origin
 from pcm_p2p.daemon.neighbours import OriginSource
-from pcm_p2p.daemon.site_repository import FolderSource
+from pcm_p2p.daemon.site.repository import FolderSource
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, PcmError, StorageError, TransferError, TrustError
 from pcm_p2p.swarm.origin import OriginClient

@@ -83,7 +83,7 @@ What the library (python-tuf) leaves to us, and where it is done
     - which delegations there may be, and that one bad delegate stands alone: ``delegation``, ``lint``, ``delegates``
     - time that only goes forward, and versions that zeroed cache files cannot bring back: ``floor``
     - equal version with other bytes is evidence, not an update: ``trial``
-    - keys at rest and the order of writing an origin tree: ``authority.keyfile``, ``authority.publish``
+    - keys at rest and the order of writing an origin tree: ``authority.keys.keyfile``, ``authority.publish``
 
 TLS, as run against OpenSSL 3: ``VERIFY_X509_STRICT`` wants SKI, basicConstraints and keyUsage in the CA and an AKI in leaves.
 With TLS 1.3 a refused client sees its handshake succeed and learns the truth at its first read.

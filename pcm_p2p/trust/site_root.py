@@ -2,7 +2,7 @@
 
 A site that must act while the WAN is down has a TUF repository of its own: own keys, own publisher, in the office. The fleet
 signs its root as the target ``sites/<site>/root.json``; that file is where its devices begin to trust the site, and with another
-file there the fleet takes that trust away (``daemon.site_repository``).
+file there the fleet takes that trust away (``daemon.site.repository``).
 
 Where a root of a fleet says ``x-pcm-fleet``, a root of a site says a name that is made of both, the fleet's id and the site's
 name: ``repository_id``. So metadata of one never passes for that of another, even where people use a key twice: not a site's for

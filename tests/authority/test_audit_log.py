@@ -15,8 +15,8 @@ from nacl.signing import SigningKey
 from repository_simulator import START
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.audit_journal import AuditJournal
-from pcm_p2p.authority.audit_log import (
+from pcm_p2p.authority.audit.journal import AuditJournal
+from pcm_p2p.authority.audit.log import (
     LOG,
     VOLUME_BYTES_MAX,
     Evidence,
@@ -30,7 +30,7 @@ from pcm_p2p.authority.audit_log import (
     volumes,
 )
 from pcm_p2p.authority.difference import difference
-from pcm_p2p.authority.fingerprint import public_tuf_key
+from pcm_p2p.authority.keys.fingerprint import public_tuf_key
 from pcm_p2p.errors import StorageError, TrustError
 
 

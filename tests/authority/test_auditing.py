@@ -9,14 +9,16 @@ import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import audit_log, halting, keyfile
-from pcm_p2p.authority.auditing import verify_folder, verify_tree
-from pcm_p2p.authority.carried_proposal import sign_each, signables_in
-from pcm_p2p.authority.carrying import export_proposal, merge, read_bundle, write_signature_file
+from pcm_p2p.authority import halting
+from pcm_p2p.authority.audit import log as audit_log
+from pcm_p2p.authority.audit.verification import verify_folder, verify_tree
+from pcm_p2p.authority.carry.carried_proposal import sign_each, signables_in
+from pcm_p2p.authority.carry.carrying import export_proposal, merge, read_bundle, write_signature_file
+from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
-from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.trust.delegation import HALT
 

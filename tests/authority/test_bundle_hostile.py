@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from repository_simulator import RepositorySimulator
 
-from pcm_p2p.authority.bundle import BundledDocument, BundleDocument, decode_bundle_untrusted
+from pcm_p2p.authority.carry.bundle import BundledDocument, BundleDocument, decode_bundle_untrusted
 from pcm_p2p.errors import UntrustedBytes
 
 

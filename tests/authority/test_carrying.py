@@ -16,9 +16,9 @@ from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_s
 from securesystemslib.signer import CryptoSigner, Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import keyfile, pin_file
-from pcm_p2p.authority.auditing import verify_folder
-from pcm_p2p.authority.bundle import (
+from pcm_p2p.authority.audit.verification import verify_folder
+from pcm_p2p.authority.carry import pin_file
+from pcm_p2p.authority.carry.bundle import (
     MAGIC,
     Bundle,
     BundledDocument,
@@ -29,8 +29,8 @@ from pcm_p2p.authority.bundle import (
     decode_bundle_untrusted,
     encode_bundle,
 )
-from pcm_p2p.authority.carried_proposal import proposals_in, sign_each, signables_in
-from pcm_p2p.authority.carrying import (
+from pcm_p2p.authority.carry.carried_proposal import proposals_in, sign_each, signables_in
+from pcm_p2p.authority.carry.carrying import (
     contents_of,
     export_proposal,
     import_proposal,
@@ -39,12 +39,13 @@ from pcm_p2p.authority.carrying import (
     refuse_what_breaks_rules,
     write_signature_file,
 )
-from pcm_p2p.authority.fingerprint import grouped, owned
-from pcm_p2p.authority.people import change_holders
-from pcm_p2p.authority.public_key import PublicKey
+from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.fingerprint import grouped, owned
+from pcm_p2p.authority.keys.public_key import PublicKey
+from pcm_p2p.authority.people.changes import change_holders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.signature_file import SCHEMA, SignatureFile
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 
 OWNERS = ("alice", "bob", "carol")

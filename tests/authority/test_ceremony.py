@@ -19,19 +19,19 @@ from repository_simulator import PASSPHRASE, START, Clock, TreeSource, attempt, 
 from securesystemslib.signer import CryptoSigner, Signature, SSlibKey  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import key_test_file
-from pcm_p2p.authority.fingerprint import public_tuf_key
-from pcm_p2p.authority.founders import Founders, suggested_threshold
-from pcm_p2p.authority.key_sheet import BLANKS, DUTIES, LOSSES, as_text
-from pcm_p2p.authority.key_sheet_file import as_html, sheet_of, write_sheet
-from pcm_p2p.authority.key_test import DOMAIN, Challenge, KeyTest, decode_key_tests_untrusted, make_test
-from pcm_p2p.authority.key_test_file import holders_of, prove_key, read_tests, untested
-from pcm_p2p.authority.keyfile import KeyFile, create
-from pcm_p2p.authority.public_key import PublicKey, decode_public_key_untrusted, encode_public_key
-from pcm_p2p.authority.public_key_file import read_public_key, write_public_key
+from pcm_p2p.authority.keys import key_test_file
+from pcm_p2p.authority.keys.fingerprint import public_tuf_key
+from pcm_p2p.authority.keys.key_sheet import BLANKS, DUTIES, LOSSES, as_text
+from pcm_p2p.authority.keys.key_sheet_file import as_html, sheet_of, write_sheet
+from pcm_p2p.authority.keys.key_test import DOMAIN, Challenge, KeyTest, decode_key_tests_untrusted, make_test
+from pcm_p2p.authority.keys.key_test_file import holders_of, prove_key, read_tests, untested
+from pcm_p2p.authority.keys.keyfile import KeyFile, create
+from pcm_p2p.authority.keys.public_key import PublicKey, decode_public_key_untrusted, encode_public_key
+from pcm_p2p.authority.keys.public_key_file import read_public_key, write_public_key
+from pcm_p2p.authority.keys.signing_key import SigningKey, open_signing_key
+from pcm_p2p.authority.people.founders import Founders, suggested_threshold
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.signing_key import SigningKey, open_signing_key
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.lint import KEY_TYPES

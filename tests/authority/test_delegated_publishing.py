@@ -20,8 +20,8 @@ from repository_simulator import (
 from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
-from pcm_p2p.authority.founding import DELEGATED_LIFETIME, HALT_LIFETIME
-from pcm_p2p.authority.keyfile import read_public
+from pcm_p2p.authority.keys.keyfile import read_public
+from pcm_p2p.authority.people.founding import DELEGATED_LIFETIME, HALT_LIFETIME
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, TrustError

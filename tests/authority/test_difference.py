@@ -26,8 +26,8 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.difference import Difference, difference
 from pcm_p2p.authority.document_difference import log_lines, text_lines
-from pcm_p2p.authority.fingerprint import public_tuf_key
-from pcm_p2p.authority.shown_text import cut, shown
+from pcm_p2p.authority.keys.fingerprint import public_tuf_key
+from pcm_p2p.shown_text import cut, shown
 
 ALICE, BOB, CAROL = (
     public_tuf_key(bytes([number]) * 32, name) for number, name in ((1, "alice"), (2, "bob"), (3, "carol"))

@@ -10,10 +10,10 @@ from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 from soft_token import LIBRARY, PIN, SoftToken, needs_tokens, plugged_in
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import hardware_key
-from pcm_p2p.authority.hardware_key import TokenAddress, is_token_uri
-from pcm_p2p.authority.public_key import decode_public_key_untrusted, encode_public_key
-from pcm_p2p.authority.signing_key import add_signature, open_signing_key
+from pcm_p2p.authority.keys import hardware_key
+from pcm_p2p.authority.keys.hardware_key import TokenAddress, is_token_uri
+from pcm_p2p.authority.keys.public_key import decode_public_key_untrusted, encode_public_key
+from pcm_p2p.authority.keys.signing_key import add_signature, open_signing_key
 from pcm_p2p.errors import InputError, TrustError
 
 pytestmark = needs_tokens

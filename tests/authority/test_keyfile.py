@@ -14,9 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from repository_simulator import killed_before
 
-from pcm_p2p.authority import keyfile
-from pcm_p2p.authority.keyfile import MEMORY_BYTES_MAX, PASSES_MAX, SIZE_BYTES_MAX, KeyFile, decode_key_file_untrusted
-from pcm_p2p.authority.public_key import PublicKey, encode_public_key
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.keyfile import (
+    MEMORY_BYTES_MAX,
+    PASSES_MAX,
+    SIZE_BYTES_MAX,
+    KeyFile,
+    decode_key_file_untrusted,
+)
+from pcm_p2p.authority.keys.public_key import PublicKey, encode_public_key
 from pcm_p2p.errors import InputError, PcmError, TrustError, UntrustedBytes
 
 WORDS = "correct horse battery staple"

@@ -10,13 +10,14 @@ from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource, at
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import keyfile, playbook
-from pcm_p2p.authority.auditing import verify_folder
+from pcm_p2p.authority.audit.verification import verify_folder
 from pcm_p2p.authority.delegating import delegate
-from pcm_p2p.authority.fingerprint import owned
-from pcm_p2p.authority.health import check
-from pcm_p2p.authority.people import change_holders, holders_of, online_key_file
-from pcm_p2p.authority.public_key import PublicKey
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.fingerprint import owned
+from pcm_p2p.authority.keys.public_key import PublicKey
+from pcm_p2p.authority.people import playbook
+from pcm_p2p.authority.people.changes import change_holders, holders_of, online_key_file
+from pcm_p2p.authority.people.health import check
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.ids import DeviceId

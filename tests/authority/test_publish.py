@@ -20,7 +20,7 @@ from repository_simulator import (
 )
 from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
+from pcm_p2p.authority.people.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
 from pcm_p2p.authority.publish import OnlineKeys, publish, refresh_online
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_policy import fleet_policies

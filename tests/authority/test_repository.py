@@ -21,8 +21,8 @@ from repository_simulator import (
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.fleet_ca import FleetCA
-from pcm_p2p.authority.founding import ROOT_LIFETIME, TARGETS_LIFETIME
-from pcm_p2p.authority.keyfile import read_public
+from pcm_p2p.authority.keys.keyfile import read_public
+from pcm_p2p.authority.people.founding import ROOT_LIFETIME, TARGETS_LIFETIME
 from pcm_p2p.authority.proposal import propose_targets
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, StorageError, TrustError

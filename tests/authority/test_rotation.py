@@ -8,9 +8,17 @@ import pytest
 from repository_simulator import START
 from tuf.api.metadata import Role, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.expiry import Level, of_double_roles, of_people, of_publisher, of_thresholds, of_untested, worst
-from pcm_p2p.authority.fingerprint import public_tuf_key
-from pcm_p2p.authority.rotation import Holders
+from pcm_p2p.authority.keys.fingerprint import public_tuf_key
+from pcm_p2p.authority.people.expiry import (
+    Level,
+    of_double_roles,
+    of_people,
+    of_publisher,
+    of_thresholds,
+    of_untested,
+    worst,
+)
+from pcm_p2p.authority.people.rotation import Holders
 from pcm_p2p.errors import InputError
 
 

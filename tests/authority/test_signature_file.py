@@ -13,8 +13,7 @@ from repository_simulator import START
 from securesystemslib.signer import Signature  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, Targets
 
-from pcm_p2p.authority.fingerprint import public_tuf_key
-from pcm_p2p.authority.signature_file import (
+from pcm_p2p.authority.carry.signature_file import (
     SIZE_BYTES_MAX,
     DetachedSignature,
     Signable,
@@ -22,6 +21,7 @@ from pcm_p2p.authority.signature_file import (
     decode_signature_file_untrusted,
     why_refused,
 )
+from pcm_p2p.authority.keys.fingerprint import public_tuf_key
 from pcm_p2p.errors import UntrustedBytes
 
 FLEET = "f" * 32

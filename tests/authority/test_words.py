@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcm_p2p.authority.fingerprint import fingerprint_of, public_tuf_key, words_of_key
-from pcm_p2p.authority.words import bytes_of, words_of
+from pcm_p2p.authority.keys.fingerprint import fingerprint_of, public_tuf_key, words_of_key
+from pcm_p2p.authority.keys.words import bytes_of, words_of
 from pcm_p2p.errors import InputError
 
 

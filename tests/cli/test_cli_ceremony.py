@@ -26,8 +26,8 @@ import typer.main
 from conftest import WORDS, Command
 from soft_token import PIN, needs_tokens, plugged_in
 
-from pcm_p2p.authority import keyfile
-from pcm_p2p.authority.key_sheet import DUTIES, LOSSES
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.key_sheet import DUTIES, LOSSES
 from pcm_p2p.cli.main import app
 
 Words = tuple[str, Path]

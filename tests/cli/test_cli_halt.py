@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import WORDS, Command, Ended
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.trust.index import ALLOWANCES
 
 Words = tuple[str, Path]

@@ -11,12 +11,12 @@ import pytest
 import trio
 from conftest import WORDS, Command
 
-from pcm_p2p.authority import keyfile
-from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_repository import found_site
-from pcm_p2p.daemon.site_repository import FolderSource
+from pcm_p2p.daemon.site.repository import FolderSource
 from pcm_p2p.errors import TrustError
 from pcm_p2p.trust.client import TrustClient
 

@@ -30,15 +30,15 @@ from pcm_p2p.apply.dialogue import (
 )
 from pcm_p2p.apply.receipt import digest_of
 from pcm_p2p.authority import halting
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import publish
-from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.daemon.apply_channel import Channel
-from pcm_p2p.daemon.apply_client import RemoteApplier
-from pcm_p2p.daemon.apply_service import ApplyService
-from pcm_p2p.daemon.apply_settings import Apply as ApplyPlace
-from pcm_p2p.daemon.apply_settings import ApplySettings, Device
+from pcm_p2p.daemon.applying.channel import Channel
+from pcm_p2p.daemon.applying.client import RemoteApplier
+from pcm_p2p.daemon.applying.service import ApplyService
+from pcm_p2p.daemon.applying.settings import Apply as ApplyPlace
+from pcm_p2p.daemon.applying.settings import ApplySettings, Device
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.desired import Change, Desired

@@ -18,8 +18,8 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.cli.main import run
 from pcm_p2p.config import load_config
-from pcm_p2p.daemon.adoption import Adopted, Confirmed, adopt, confirmed_by
-from pcm_p2p.daemon.apply_settings import load_settings
+from pcm_p2p.daemon.applying.adoption import Adopted, Confirmed, adopt, confirmed_by
+from pcm_p2p.daemon.applying.settings import load_settings
 from pcm_p2p.enrolment.token import Token
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.trust.identity import DeviceIdentity, FleetRecord, load_or_create_key

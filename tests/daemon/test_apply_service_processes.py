@@ -21,8 +21,8 @@ import trio
 from fleet_of_processes import Device, Fleet, noise, open_fleet
 
 from pcm_p2p.apply.dialogue import Answer, Reset
-from pcm_p2p.daemon.adoption import adopt
-from pcm_p2p.daemon.apply_client import ask_once
+from pcm_p2p.daemon.applying.adoption import adopt
+from pcm_p2p.daemon.applying.client import ask_once
 from pcm_p2p.lab.processes import Process
 
 DAEMON_UID = 61_234
@@ -126,7 +126,7 @@ async def ask_as(uid: int, path: Path, *requests: str) -> list[str]:
     script = (
         "import pathlib\n"
         "from pcm_p2p.apply.dialogue import *\n"
-        "from pcm_p2p.daemon.apply_client import ask_once\n"
+        "from pcm_p2p.daemon.applying.client import ask_once\n"
         f"for request in ({', '.join(requests)},):\n"
         f"  try: print(ask_once(pathlib.Path({str(path)!r}), request))\n"
         "  except Exception as error: print(type(error).__name__, error)\n"

@@ -15,7 +15,7 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from pcm_p2p.authority.founding import TIMESTAMP_LIFETIME
+from pcm_p2p.authority.people.founding import TIMESTAMP_LIFETIME
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon.desk import LOOK_INTERVAL_S, _is_due, _keep_fresh, run_desk

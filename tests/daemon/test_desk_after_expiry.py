@@ -12,11 +12,11 @@ import trio
 import trio.testing
 from repository_simulator import PASSPHRASE, RepositorySimulator
 
-from pcm_p2p.authority import playbook
-from pcm_p2p.authority.auditing import verify_folder
-from pcm_p2p.authority.expiry import Level
-from pcm_p2p.authority.founding import SNAPSHOT_LIFETIME
-from pcm_p2p.authority.health import check
+from pcm_p2p.authority.audit.verification import verify_folder
+from pcm_p2p.authority.people import playbook
+from pcm_p2p.authority.people.expiry import Level
+from pcm_p2p.authority.people.founding import SNAPSHOT_LIFETIME
+from pcm_p2p.authority.people.health import check
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.daemon.desk import _keep_fresh
 

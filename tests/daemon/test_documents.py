@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon.documents import Documents, manifests_to_keep, read_documents
-from pcm_p2p.daemon.site_repository import FolderSource
+from pcm_p2p.daemon.site.repository import FolderSource
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.policy.selector import DeviceFacts

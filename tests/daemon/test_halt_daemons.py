@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from fleet_of_processes import WORDS, Fleet, Status, open_fleet, release_row
 
-from pcm_p2p.authority import halting, keyfile
+from pcm_p2p.authority import halting
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import OnlineKeys, publish
-from pcm_p2p.authority.signing_key import open_signing_key
 from pcm_p2p.trust.delegation import HALT
 
 

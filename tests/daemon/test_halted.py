@@ -8,7 +8,7 @@ import pytest
 from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_segment, small_manifest
 
 from pcm_p2p.authority import halting
-from pcm_p2p.authority.signing_key import open_signing_key
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.daemon.documents import SiteWord, manifest_place, manifests_to_keep, read_documents
 from pcm_p2p.daemon.halted import UNKNOWN
 from pcm_p2p.ids import DeviceId

@@ -43,15 +43,15 @@ from pcm_p2p.apply.dialogue import (
 )
 from pcm_p2p.apply.judgement import digest_of_check
 from pcm_p2p.apply.receipt import ATTEMPTS_MAX
-from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, signed_root
 from pcm_p2p.compliance.facts.observation import Unknown
 from pcm_p2p.compliance.facts.prober import Prober
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.daemon import doctor
-from pcm_p2p.daemon.apply_channel import Channel, ChannelClosed
-from pcm_p2p.daemon.apply_client import RemoteProber, ServiceUnreachable, ask_once
+from pcm_p2p.daemon.applying.channel import Channel, ChannelClosed
+from pcm_p2p.daemon.applying.client import RemoteProber, ServiceUnreachable, ask_once
 from pcm_p2p.errors import TrustError
 from pcm_p2p.policy.desired import Change
 from pcm_p2p.policy.document import FileCheck

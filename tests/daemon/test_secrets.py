@@ -16,8 +16,8 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from fleet_of_processes import WORDS, noise, open_fleet
 
-from pcm_p2p.authority import keyfile
 from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.cli.main import run
 from pcm_p2p.collector.seal_key import load_or_create_seal_key
 from pcm_p2p.daemon.admission import Admission

@@ -9,7 +9,7 @@ from typing import Any
 from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet, state_of
 from origin_with_faults import OriginWithFaults
 
-from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
 from pcm_p2p.content.ingest import ingest

@@ -17,16 +17,16 @@ import pytest
 import trio
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import keyfile
-from pcm_p2p.authority.founders import Founders
+from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_folder import NAME
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
 from pcm_p2p.content.ingest import ingest
-from pcm_p2p.daemon import site_repository
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
-from pcm_p2p.daemon.site_repository import FolderSource, SiteRepository
+from pcm_p2p.daemon.site import repository as site_repository
+from pcm_p2p.daemon.site.repository import FolderSource, SiteRepository
 from pcm_p2p.gossip.peer import PeerDown, PeerInfo, PeerUp
 from pcm_p2p.gossip.spread import PENALTY_MS_MIN
 from pcm_p2p.ids import DeviceId

@@ -13,7 +13,7 @@ from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # e
 from tuf.api.metadata import Metadata
 
 from pcm_p2p.authority import halting
-from pcm_p2p.authority.signing_key import open_signing_key
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.daemon.workspace import Workspace, bring_workspace, open_tree
 from pcm_p2p.errors import InputError, TransferError, TrustError
 from pcm_p2p.trust.client import MetadataSource

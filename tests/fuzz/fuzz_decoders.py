@@ -45,8 +45,8 @@ from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 from pcm_p2p.apply import dialogue
 from pcm_p2p.apply.providers.archive_members import unpack_untrusted
 from pcm_p2p.apply.receipt import Outcome
-from pcm_p2p.authority import audit_log, keyfile, public_key
-from pcm_p2p.authority.bundle import (
+from pcm_p2p.authority.audit import log as audit_log
+from pcm_p2p.authority.carry.bundle import (
     MAGIC,
     BundledDocument,
     BundleDocument,
@@ -54,10 +54,11 @@ from pcm_p2p.authority.bundle import (
     body_length_untrusted,
     decode_bundle_untrusted,
 )
+from pcm_p2p.authority.carry.pin import decode_pin_untrusted
+from pcm_p2p.authority.carry.signature_file import DetachedSignature, SignatureFile, decode_signature_file_untrusted
 from pcm_p2p.authority.fleet_ca import FleetCA
-from pcm_p2p.authority.key_test import decode_key_tests_untrusted
-from pcm_p2p.authority.pin import decode_pin_untrusted
-from pcm_p2p.authority.signature_file import DetachedSignature, SignatureFile, decode_signature_file_untrusted
+from pcm_p2p.authority.keys import keyfile, public_key
+from pcm_p2p.authority.keys.key_test import decode_key_tests_untrusted
 from pcm_p2p.collector.console.events import seen_untrusted
 from pcm_p2p.collector.console.login import basic_password_untrusted, form_untrusted, next_untrusted
 from pcm_p2p.collector.console.state import number_untrusted
@@ -388,8 +389,8 @@ def key_file() -> bytes:
 
 @cache
 def key_tests() -> bytes:
-    from pcm_p2p.authority.key_test import SCHEMA as TESTS
-    from pcm_p2p.authority.key_test import Challenge, KeyTests, make_test
+    from pcm_p2p.authority.keys.key_test import SCHEMA as TESTS
+    from pcm_p2p.authority.keys.key_test import Challenge, KeyTests, make_test
 
     challenge = Challenge(FLEET, "targets", signer().public_key.keyid, 1, NOW, "0" * 64)
     return KeyTests(TESTS).with_test(make_test(challenge, signer())).encoded()

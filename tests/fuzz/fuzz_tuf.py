@@ -24,7 +24,7 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import Metadata, MetaFile
 
-from pcm_p2p.authority.bundle import BundledDocument, BundleDocument, BundledTarget, decode_bundle_untrusted
+from pcm_p2p.authority.carry.bundle import BundledDocument, BundleDocument, BundledTarget, decode_bundle_untrusted
 from pcm_p2p.authority.difference import difference
 from pcm_p2p.errors import StorageError, TrustError, UntrustedBytes
 from pcm_p2p.trust.client import TrustClient

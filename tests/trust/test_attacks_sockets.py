@@ -20,8 +20,8 @@ from attack_kit import TIMESTAMP, next_root
 from repository_simulator import PASSPHRASE, RepositorySimulator, Tree
 from test_attacks_versions import pointing_back, without_targets
 
-from pcm_p2p.authority import keyfile
 from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.config import Origin as OriginSettings
 from pcm_p2p.daemon.neighbours import OriginSource, _PeerSource
 from pcm_p2p.swarm.origin import OriginClient

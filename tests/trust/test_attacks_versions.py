@@ -24,7 +24,7 @@ from repository_simulator import (
 )
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import keyfile
+from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.publish import OnlineKeys
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.index import VERSION_MAX

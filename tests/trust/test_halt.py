@@ -17,9 +17,9 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore
 
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.halting import Standing
-from pcm_p2p.authority.keyfile import read_public
+from pcm_p2p.authority.keys.keyfile import read_public
+from pcm_p2p.authority.keys.signing_key import SigningKey, open_signing_key
 from pcm_p2p.authority.publish import publish
-from pcm_p2p.authority.signing_key import SigningKey, open_signing_key
 from pcm_p2p.daemon.halted import UNKNOWN, Halted
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
 from pcm_p2p.trust.client import TrustClient

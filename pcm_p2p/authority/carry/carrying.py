@@ -1,0 +1,330 @@
+"""Proposals and signatures as files between a fleet folder and the machines of its signers.
+
+``export_proposal`` writes the file that a person signs elsewhere, ``merge`` takes detached signatures in, and
+``import_proposal`` brings a proposal into another copy of the folder. What comes in counts for nothing until it was verified
+against what this folder publishes itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # exported without __all__
+from tuf.api.metadata import Metadata, TargetFile  # type: ignore[attr-defined]
+
+from pcm_p2p.authority.audit import record as audit_record
+from pcm_p2p.authority.carry.bundle import (
+    MAGIC,
+    Bundle,
+    BundledDocument,
+    BundleDocument,
+    BundledSegment,
+    BundledTarget,
+    body_length_untrusted,
+    decode_bundle_untrusted,
+    differing_targets,
+    encode_bundle,
+)
+from pcm_p2p.authority.carry.carried_proposal import delegators_in, keys_of, signables_in
+from pcm_p2p.authority.carry.signature_file import (
+    SIZE_BYTES_MAX,
+    DetachedSignature,
+    Signable,
+    SignatureFile,
+    decode_signature_file_untrusted,
+    why_refused,
+)
+from pcm_p2p.authority.delegating import delegated_roles
+from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.staging import complaints_about
+from pcm_p2p.content.manifest import decode_untrusted
+from pcm_p2p.durable import fsync_folder, write_atomic
+from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.ids import SegmentId
+from pcm_p2p.trust.index import target_file
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of one carried signature; ``refused`` is empty when it was merged."""
+
+    file: Path
+    title: str
+    refused: str
+
+
+def contents_of(folder: FleetFolder) -> Callable[[str, str], bytes | None]:
+    """A ``difference.Contents`` over the targets that the folder keeps."""
+
+    def read(path: str, sha256: str) -> bytes | None:
+        try:
+            return (folder.path / "repository" / target_file(path, sha256)).read_bytes()
+        except OSError:
+            return None
+
+    return read
+
+
+def signables_of(folder: FleetFolder) -> tuple[Signable, ...]:
+    """Everything that is proposed, with the keys that have a part in it."""
+    found = []
+    for role in folder.roles():
+        document, published = folder.proposed(role), folder.document(role)
+        if document is not None:
+            version = published.signed.version if published is not None else 0
+            found.append(Signable(role, document, keys_of(folder.all_namers(role), role), version))
+    return tuple(found)
+
+
+# Out
+
+
+def export_proposal(folder: FleetFolder, file: Path, *, with_segments: bool = False) -> Bundle:
+    """Write all proposals of ``folder`` into ``file``. Raises ``InputError`` if nothing is proposed, ``StorageError``."""
+    with folder.locked():
+        document = _bundle_document(folder, with_segments=with_segments)
+        bundle = decode_bundle_untrusted(body := encode_bundle(document)[len(MAGIC) + 8 :])
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            # Streamed: the blobs of a release need not fit into memory.
+            with temporary.open("xb") as opened:
+                opened.write(MAGIC + len(body).to_bytes(8, "big") + body)
+                for segment in document.segments:
+                    opened.write(_blob(folder, segment))
+                opened.flush()
+                os.fsync(opened.fileno())
+            temporary.replace(file)
+            fsync_folder(file.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"cannot be written: {error.strerror}", path=file) from None
+    return bundle
+
+
+def _bundle_document(folder: FleetFolder, *, with_segments: bool) -> BundleDocument:
+    proposed = {role: found for role in folder.roles() if (found := folder.proposed(role)) is not None}
+    if not proposed:
+        raise InputError("nothing is proposed", path=folder.path, remedy="Stage a change first.")
+    root, top = folder.document("root"), folder.targets()
+    # What an earlier delegation published and the present one does not name is nothing to compare with.
+    delegated = delegated_roles(top.signed if top is not None else None)
+    named = ("targets", *(role for role in delegated if role in proposed))
+    published = {role: found for role in named if (found := folder.document(role)) is not None}
+    targets = []
+    for path, digest in differing_targets(published, proposed):
+        data = folder.files.read(path, TargetFile(0, {"sha256": digest}, path))
+        targets.append(BundledTarget(path, data))
+    segments: dict[bytes, int] = {}
+    if with_segments:
+        new = {(path, info.hashes["sha256"]) for one in proposed.values() for path, info in _targets(one).items()}
+        old = {(path, info.hashes["sha256"]) for one in published.values() for path, info in _targets(one).items()}
+        for target in targets:
+            place = (target.path, hashlib.sha256(target.data).hexdigest())
+            if target.path.endswith(".manifest") and place in new and place not in old:
+                segments.update((one.id, one.size) for one in decode_untrusted(target.data).segments)
+    return BundleDocument(
+        folder.fleet_id,
+        folder.name,
+        tuple(folder.root_bytes(number + 1) for number in range(root.signed.version if root is not None else 0)),
+        tuple(BundledDocument(role, one.to_bytes()) for role, one in published.items()),
+        tuple(BundledDocument(role, one.to_bytes()) for role, one in proposed.items()),
+        tuple(targets),
+        tuple(BundledSegment(name, size) for name, size in segments.items()),
+    )
+
+
+def _targets(document: Metadata[Any]) -> dict[str, TargetFile]:
+    return getattr(document.signed, "targets", {})
+
+
+def _blob(folder: FleetFolder, segment: BundledSegment) -> bytes:
+    name = segment.id.hex()
+    file = folder.segments / name[:2] / name
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror}", remedy="Add the release again.") from None
+    if len(data) != segment.size:
+        raise StorageError(f"{file} is damaged", remedy="Remove it and add the release again.")
+    return data
+
+
+# In
+
+
+def read_bundle(file: Path) -> Bundle:
+    """A proposal that somebody carried, without its blobs. Raises ``InputError``, or ``TrustError`` for what is not as signed."""
+    with _opened(file) as opened:
+        return _bundle_from(opened, file)
+
+
+def _bundle_from(opened: IO[bytes], file: Path) -> Bundle:
+    try:
+        length = body_length_untrusted(opened.read(len(MAGIC) + 8))
+        return decode_bundle_untrusted(opened.read(length))
+    except UntrustedBytes as error:
+        raise TrustError(
+            f"{file}: {error.message}", remedy="Copy it again from where 'pcm-p2p proposal export' wrote it."
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except FileNotFoundError:
+        raise InputError("there is no such file", path=file, remedy="Check the path.") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+
+
+def refuse_what_breaks_rules(bundle: Bundle) -> None:
+    """The same rules as when a fleet folder signs and publishes. Raises ``TrustError``."""
+    for role, document in bundle.proposed.items():
+        if complaints := complaints_about(role, document.signed, bundle.fleet):
+            raise TrustError(f"refused to go on: {role} breaks a rule: {complaints[0]}")
+
+
+def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
+    """Bring a carried proposal, its targets and its blobs into ``folder``; returns the roles that are proposed by it.
+
+    Raises ``TrustError`` if it is of another fleet, does not build on what this folder publishes, or breaks a rule;
+    ``InputError`` if something else is proposed here.
+    """
+    with _opened(file) as opened, folder.locked():
+        bundle = _bundle_from(opened, file)
+        _refuse_other_base(folder, bundle, file)
+        refuse_what_breaks_rules(bundle)
+        for role, document in bundle.proposed.items():
+            if role not in ("root", "targets") and not keys_of(delegators_in(bundle, role), role):
+                # It would wait unseen, and be what a later delegation of that role begins with.
+                raise TrustError(f"{file} proposes what nobody is delegated to sign: {role}")
+            there = folder.proposed(role)
+            if there is not None and there.signed_bytes != document.signed_bytes:
+                raise InputError(
+                    f"another change of {role} is proposed here",
+                    path=folder.path,
+                    remedy=f"Publish it, or drop it with 'pcm-p2p proposal discard --role {role}'.",
+                )
+        for segment in bundle.segments:
+            _take_blob(folder, opened, segment, file)
+        for digest, data in bundle.contents.items():
+            folder.files.store(bundle.paths[digest], data)
+        for signable in signables_in(bundle):
+            _take_document(folder, signable)
+    return tuple(sorted(bundle.proposed))
+
+
+def _refuse_other_base(folder: FleetFolder, bundle: Bundle, file: Path) -> None:
+    if bundle.fleet != folder.fleet_id:
+        raise TrustError(f"{file} is of fleet {bundle.fleet[:8]}, and this is fleet {folder.fleet_id[:8]}")
+    root = folder.document("root")
+    theirs: dict[str, Metadata[Any] | None] = {"root": bundle.root, **bundle.published}
+    for role in {"root", "targets", *bundle.proposed}:
+        ours = root if role == "root" else folder.document(role)
+        other = theirs.get(role)
+        versions = [one.signed.version if one is not None else 0 for one in (ours, other)]
+        if other is None and role not in ("root", "targets"):
+            versions[1] = bundle.proposed[role].signed.version - 1
+        if versions[0] > versions[1]:
+            raise TrustError(
+                f"{file} is outdated: it builds on {role} {versions[1]}, and {role} {versions[0]} is published here",
+                remedy="Where it was made, run 'pcm-p2p fleet workspace' again, and propose the change anew on top of that.",
+            )
+        if versions[0] < versions[1]:
+            raise TrustError(
+                f"{file} builds on {role} {versions[1]}, and this folder has {role} {versions[0]}",
+                remedy="Bring this copy of the fleet folder up to what is published first.",
+            )
+        if ours is not None and other is not None and ours.signed_bytes != other.signed_bytes:
+            raise TrustError(f"{file} builds on another {role} {versions[0]} than this folder published")
+
+
+def _take_blob(folder: FleetFolder, opened: IO[bytes], segment: BundledSegment, file: Path) -> None:
+    data = opened.read(segment.size)
+    if len(data) != segment.size or SegmentId.of(data) != SegmentId(segment.id):
+        raise TrustError(f"{file}: a blob is cut off or damaged", remedy="Copy the file again.")
+    name = segment.id.hex()
+    place = folder.segments / name[:2] / name
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(place, data)
+
+
+def _take_document(folder: FleetFolder, signable: Signable) -> None:
+    """Write the proposal with the signatures on it that verify, beside those that are here already."""
+    there = folder.proposed(signable.role)
+    before = dict(there.signatures) if there is not None else {}
+    come = {keyid: one for keyid, one in signable.document.signatures.items() if signable.verifies(one)}
+    document = Metadata(signable.document.signed, {**before, **come})
+    new = [keyid for keyid in come if keyid not in before]
+    if new:
+        _record_merge(folder, signable.role, document, new, keys_of_bundle=signable)
+    write_atomic(folder.path / "proposal" / f"{signable.role}.json", document.to_bytes())
+
+
+def _record_merge(
+    folder: FleetFolder,
+    role: str,
+    document: Metadata[Any],
+    keyids: Iterable[str],
+    keys_of_bundle: Signable | None = None,
+) -> None:
+    namers = folder.all_namers(role)
+    if keys_of_bundle is not None and role == "root":
+        namers = (*namers, document.signed)
+    audit_record.record(folder, "merge", role, document, keyids, namers)
+
+
+def merge(folder: FleetFolder, files: Iterable[Path]) -> tuple[Merged, ...]:
+    """Add detached signatures to what is proposed; each is verified before, and refused by name where it cannot be added.
+
+    Raises ``InputError`` for a file that cannot be read or is no signature file; then nothing was merged.
+    """
+    carried = [(file, _signature_file(file)) for file in files]
+    results = []
+    with folder.locked():
+        published = {
+            role: found.signed.version for role in folder.roles() if (found := folder.document(role)) is not None
+        }
+        for file, one in carried:
+            for signature in one.signatures:
+                # Anew each time: the one before may have been the same.
+                why = why_refused(signature, one.fleet, folder.fleet_id, signables_of(folder), published)
+                if not why:
+                    _add(folder, signature)
+                results.append(Merged(file, f"{signature.owner}'s signature on {signature.title}", why))
+    return tuple(results)
+
+
+def _add(folder: FleetFolder, carried: DetachedSignature) -> None:
+    document = folder.proposed(carried.role)
+    assert document is not None, "it was judged not to be refused"
+    document.signatures[carried.keyid] = Signature(carried.keyid, carried.signature)
+    _record_merge(folder, carried.role, document, [carried.keyid])
+    write_atomic(folder.path / "proposal" / f"{carried.role}.json", document.to_bytes())
+
+
+def _signature_file(file: Path) -> SignatureFile:
+    with _opened(file) as opened:
+        try:
+            return decode_signature_file_untrusted(opened.read(SIZE_BYTES_MAX + 1))
+        except UntrustedBytes as error:
+            raise InputError(
+                error.message, path=file, remedy="Pass a file that 'pcm-p2p sign --proposal … --out FILE' wrote."
+            ) from None
+
+
+def write_signature_file(file: Path, signatures: SignatureFile) -> None:
+    """Raises ``InputError``."""
+    try:
+        write_atomic(file, signatures.encoded())
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", path=file) from None
