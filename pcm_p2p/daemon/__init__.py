@@ -48,7 +48,7 @@ device. Before a change, the package that it replaces is gathered from neighbour
 it, is in ``caretaker``.
 
 Two processes: what speaks with the network need not be root. Where ``[apply] service`` names a socket, the apply service makes
-the changes: root, without network, with a state folder, a pinned root and a decision of its own (``applying.service``). The daemon
+the changes: root, without network, with a state folder, a pinned root and its own decision (``applying.service``). The daemon
 names changes and brings bytes. Without it, the daemon applies by itself: labs, private roots.
 
 State folder: ``config.toml``, ``identity/``, ``trust/``, ``site-trust/``, ``store/``, ``staging/``, ``apply/``, ``node.sqlite``,
