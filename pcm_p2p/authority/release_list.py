@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-from tuf.api.metadata import Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.trust.index import INDEX
@@ -34,9 +34,8 @@ def releases_of(targets: Targets, published: Targets | None) -> tuple[Release, .
     found = []
     for path, info in targets.targets.items():
         if path.endswith(".manifest"):
-            facts = info.custom or {}
             there = published is not None and published.targets.get(path) == info
-            found.append(Release(facts["release"], facts["version"], facts["counter"], path, there))
+            found.append(Release(*_named(path), _counter(info), path, there))
     return tuple(sorted(found, key=lambda release: (release.name, release.counter)))
 
 
@@ -45,11 +44,13 @@ def highest_counters(targets: Targets) -> dict[str, int]:
     highest: dict[str, int] = {}
     for path, info in targets.targets.items():
         if path == INDEX or path.endswith(f"/{INDEX}"):
-            highest |= (info.custom or {}).get(COUNTERS, {})
+            remembered = info.custom.get(COUNTERS) if isinstance(info.custom, dict) else None
+            if isinstance(remembered, dict):
+                highest |= {name: one for name, one in remembered.items() if isinstance(name, str) and type(one) is int}
     for path, release in targets.targets.items():
         if path.endswith(".manifest"):
-            facts = release.custom or {}
-            highest[facts["release"]] = max(highest.get(facts["release"], 0), facts["counter"])
+            name, _ = _named(path)
+            highest[name] = max(highest.get(name, 0), _counter(release))
     return highest
 
 
@@ -64,3 +65,15 @@ def counters_gone(published: Targets | None, working: Targets) -> dict[str, int]
 def same_but_for_counter(known: Manifest, offered: Manifest) -> bool:
     """Equal but for the counter, which the tool gave."""
     return msgspec.structs.replace(known, counter=0) == msgspec.structs.replace(offered, counter=0)
+
+
+def _named(path: str) -> tuple[str, str]:
+    """Release and version, as the path of a manifest names them: what a carried document says beside it is its signer's word."""
+    name, _, version = path.rpartition("/")[2].removesuffix(".manifest").partition("@")
+    return name, version
+
+
+def _counter(info: TargetFile) -> int:
+    """What the tool wrote beside the target; 0 where somebody else's tool wrote something else."""
+    counter = (info.custom or {}).get("counter") if isinstance(info.custom, dict) else None
+    return counter if type(counter) is int and counter > 0 else 0
