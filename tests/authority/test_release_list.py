@@ -1,4 +1,4 @@
-"""Releases in a targets document, also in one that another tool made: named by its paths, and no fact beside them stops a tool."""
+"""Releases in a targets document, also in one that another tool made: named by paths, and no fact beside them stops the tool."""
 
 from __future__ import annotations
 
