@@ -2,12 +2,13 @@
 
 ::
 
-    python tests/fuzz/run.py [--decoder NAME ...] [--inputs 1000000] [--seconds S] [--no-atheris]
+    python tests/fuzz/run.py [--decoder NAME ...] [--inputs 1000000] [--seconds S] [--no-atheris] [--keep]
 
 ``--inputs`` are shared among the decoders by what an input of each costs, ``--seconds`` is the most that one decoder may take.
 Each decoder runs in a process of its own, one after the other. A finding is written to ``tests/fuzz/regressions``, which the
-suite replays, and the run goes on; the exit code says whether there was any. Half of the inputs are mutations that keep the
-structure (``fuzz_mutations``), half are those of libFuzzer.
+suite replays, and the run goes on; the exit code says whether there was any. ``--keep`` adds what reached new code to
+``tests/fuzz/corpus`` (``fuzz_corpus``), from which later runs begin and which the suite replays, too. Half of the inputs are
+mutations that keep the structure (``fuzz_mutations``), half are those of libFuzzer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+import fuzz_corpus  # noqa: E402 - a module beside this one
 
 COST = {
     "tuf-carried": 60,
@@ -57,6 +60,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=0, help="the most for one decoder; 0: no bound")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-atheris", action="store_true", help="mutations only, without coverage")
+    parser.add_argument("--keep", action="store_true", help="add what reached new code to tests/fuzz/corpus")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -102,6 +106,8 @@ def run_one(name: str, inputs: int, options: argparse.Namespace) -> dict[str, An
         for artifact in (*Path(folder).glob("crash-*"), *Path(folder).glob("timeout-*"), *Path(folder).glob("oom-*")):
             (HERE / "regressions" / f"{name}-{artifact.name[:20]}").write_bytes(artifact.read_bytes())
             row["findings"].append(artifact.name.partition("-")[0])
+        if options.keep and (Path(folder) / "corpus").is_dir():
+            fuzz_corpus.add(name, (file.read_bytes() for file in sorted((Path(folder) / "corpus").iterdir())))
         if result.returncode and not row["findings"]:
             row["findings"].append(f"{DIED}: {said[-2_000:]}")
         row["seconds"] = time.monotonic() - begin_s
@@ -122,7 +128,7 @@ def child(name: str, options: argparse.Namespace) -> int:
     diary = Diary(decoder)
     corpus = Path(os.environ["FUZZ_FOLDER"]) / "corpus"
     corpus.mkdir()
-    for number, sample in enumerate(decoder.samples()):
+    for number, sample in enumerate([*decoder.samples(), *fuzz_corpus.load(name)]):
         (corpus / str(number)).write_bytes(sample)
 
     def mutate(data: bytes, size_bytes_max: int, seed: int) -> bytes:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import fuzz_corpus
 import fuzz_tuf
 import pytest
 import run as fuzz_run
@@ -106,3 +107,15 @@ def test_a_run_shares_out_at_least_the_inputs_that_were_asked_for() -> None:
     names = [decoder.name for decoder in DECODERS]
     assert sum(fuzz_run.shares(names, 1_000_000).values()) >= 1_000_000
     assert fuzz_run.COST.keys() <= set(names)
+
+
+KEPT = sorted(fuzz_corpus.FOLDER.glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", KEPT, ids=lambda file: file.stem)
+def test_what_reached_new_code_ends_in_the_documented_error(file: Path) -> None:
+    decoder = by_name(file.stem)
+    inputs = fuzz_corpus.load(file.stem)
+    assert 0 < len(inputs) <= fuzz_corpus.INPUTS_MAX
+    for one in inputs:
+        refuse(judge(decoder, one))
