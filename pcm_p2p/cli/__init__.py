@@ -12,6 +12,7 @@ ceremony          ``fleet init``, ``fleet sheet``
 ceremony_walk     the questions of ``fleet init`` on a terminal
 key               ``key new``, ``key show``, ``key public``, ``key compare``, ``key passphrase``, ``key test``
 key_choice        a key file or a key in a token, and what opens it
+founder_options   options of the commands that found a fleet or a site
 release           ``release add``, ``release show``
 release_plan      ``release plan``
 release_bases     which releases deltas start from, without ``--base``

@@ -10,6 +10,7 @@ import typer
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.ceremony import ask_each
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.founder_options import Owners, ReleaseKeys, RootKeys, RootThreshold
 from pcm_p2p.cli.key import Cost, Derivation
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
@@ -31,18 +32,10 @@ def found(
     site: Name,
     folder: Annotated[Path, typer.Option(help="The folder to make; it stays in the office.")],
     fleet_id: Annotated[str, typer.Option(help="The fleet's id: 32 hexadecimal digits, in its fleet.toml.")],
-    owner: Annotated[
-        list[str] | None, typer.Option(help="A person whose root and release key are made on this machine; repeat it.")
-    ] = None,
-    root_key: Annotated[
-        list[Path] | None, typer.Option(help="The public file of a person's root key ('key public'); repeat it.")
-    ] = None,
-    release_key: Annotated[
-        list[Path] | None, typer.Option(help="The public file of a person's targets key; repeat it.")
-    ] = None,
-    root_threshold: Annotated[
-        int | None, typer.Option(min=1, help="Signatures that a new root needs; 2 where three or more people are.")
-    ] = None,
+    owner: Owners = None,
+    root_key: RootKeys = None,
+    release_key: ReleaseKeys = None,
+    root_threshold: RootThreshold = None,
     release_threshold: Annotated[
         int | None, typer.Option(min=1, help="Signatures that a policy needs; 2 where three or more people are.")
     ] = None,
