@@ -283,15 +283,20 @@ KINDS = {"good", "unchanged", "older", "expired", "incomplete", "bad"}
 def test_two_thousand_mutations_end_in_a_verdict_and_accept_only_what_was_signed(
     fleet_in_memory: RepositorySimulator, part: int
 ) -> None:
-    """Any file of a newer state, mutated, in four parts: a verdict each time, and what is accepted was signed so."""
+    """Any file of a newer state, or one it no longer needs, mutated, in four parts.
+
+    There is a verdict each time, and what is accepted was signed so.
+    """
     fleet, rng, kinds = fleet_in_memory, random.Random(part), Counter[str]()
     with device_of(fleet) as device:
         assert device.view is not None
+        former = path_of(fleet, "index.json")
         fleet.publish_policy("second")
         tree, before, begun = fleet.tree(), device.view, device.digest()
+        (index,) = (path for path in tree if path.endswith("index.json") and path != former)
         roles = {role: f"metadata/2.{role}.json" for role in ("snapshot", "targets")} | {"timestamp": TIMESTAMP}
         genuine = {role: Metadata[Any].from_bytes(tree[path]).signed_bytes for role, path in roles.items()}
-        paths = (TIMESTAMP, TIMESTAMP, *roles.values(), path_of(fleet, "index.json"))
+        paths = (TIMESTAMP, TIMESTAMP, *roles.values(), index, former)
 
         async def main() -> None:
             for _ in range(500):
