@@ -9,7 +9,7 @@ Folder (of the daemon, mode 0700)::
     generations/<n>/        see ``view``; the trusted one and the one before it are kept
     roots/N.root.json       the chain of roots from the pinned one on, append-only
     floor.json              versions and time below which nothing is accepted again, see ``floor``
-    evidence/               pairs of documents that prove a fork, at most 32 files
+    evidence/               pairs of documents that prove a fork, see ``evidence``
     staging/                the attempt under way; removed at the next
 
 A crash leaves the old pointer or the new one. A generation that does not load (power cut, bad sector) is passed over for the

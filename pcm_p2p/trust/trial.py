@@ -38,6 +38,7 @@ from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import PcmError, UntrustedBytes
 from pcm_p2p.trust.delegates import Delegates, Unusable
 from pcm_p2p.trust.delegation import TARGETS, every_role, role_of_path
+from pcm_p2p.trust.evidence import Place, keep_fork
 from pcm_p2p.trust.floor import Floor, Versions
 from pcm_p2p.trust.halt import NOTHING_LIFTED, Lifted, decode_lifted_untrusted
 from pcm_p2p.trust.index import (
@@ -59,8 +60,6 @@ from pcm_p2p.trust.view import Kept, State, TrustedView
 Wanted = Callable[[Index, Mapping[str, bytes]], Collection[str]]
 """Which releases of the index to fetch, given what all roles list as one index, and the bytes of all policies, halts and standing
 documents by path."""
-
-_EVIDENCE_FILES_MAX = 32
 
 
 class Refusal(Exception):
@@ -230,7 +229,7 @@ class Trial:
             timestamp.signed.snapshot_meta.verify_length_and_hashes(snapshot.read_bytes())
         except LengthOrHashMismatchError:
             version = timestamp.signed.snapshot_meta.version
-            self._keep_evidence("timestamp", offered)
+            self._keep_evidence("snapshot", offered, version)
             raise Refusal(
                 "bad", f"names another snapshot with version {version} than the trusted one (kept as evidence)"
             ) from None
@@ -449,16 +448,13 @@ class Trial:
             return bool(believed) and max(roots) not in believed
         return False
 
-    def _keep_evidence(self, role: str, theirs: Metadata[Any]) -> None:
-        """Both sides of a fork, for people; the folder is bounded, and the same fork is kept once."""
-        ours = self.current.metadata(f"metadata/{role}.json") if self.current is not None else None
-        with contextlib.suppress(OSError):
-            self.evidence.mkdir(mode=0o700, exist_ok=True)
-            for document in (theirs, *([Metadata[Any].from_bytes(ours)] if ours is not None else ())):
-                digest = hashlib.sha256(document.signed_bytes).hexdigest()
-                file = self.evidence / f"{role}-{document.signed.version}-{digest[:16]}.json"
-                if not file.exists() and len(list(self.evidence.iterdir())) < _EVIDENCE_FILES_MAX:
-                    write_atomic(file, document.to_bytes())
+    def _keep_evidence(self, role: str, theirs: Metadata[Any], version: int | None = None) -> None:
+        """Both sides of a fork. Of the snapshot, the timestamps that name two with this ``version``."""
+        name = "timestamp" if isinstance(theirs.signed, Timestamp) else role
+        ours = self.current.metadata(f"metadata/{name}.json") if self.current is not None else None
+        if ours is not None:
+            place = Place(role, theirs.signed.version if version is None else version)
+            keep_fork(self.evidence, place, (Metadata[Any].from_bytes(ours), theirs))
 
 
 def _lifted(documents: Mapping[str, bytes]) -> Lifted:

@@ -207,8 +207,9 @@ ATTACKS: tuple[Attack, ...] = (
         VERSIONS + "test_a_clock_that_jumps_back_in_the_middle_of_an_attempt_unlocks_nothing")),
     Attack("10.8", "fresh, stale and frozen at their boundaries", "clock", "to the second", (
         CLIENT + "test_the_boundaries_of_freshness", CLIENT + "test_who_is_stale_accepts_newer_that_is_stale_and_no_more")),
-    Attack("10.9", "equal version, other digest", "online keys", "evidence is kept, bounded, and told by gossip", (
-        KNOWN + "test_equal_version_with_another_digest_is_kept_as_evidence", KNOWN + "test_evidence_is_bounded",
+    Attack("10.9", "equal version, other digest", "online keys", "evidence of each role is kept, bounded, and told by gossip", (
+        KNOWN + "test_equal_version_with_another_digest_is_kept_as_evidence",
+        KNOWN + "test_whoever_has_a_key_cannot_use_up_the_place_of_other_evidence",
         "gossip/test_spread.py::test_the_same_version_with_another_hash_is_a_fork_and_reported_once_per_version")),
     Attack("10.10", "root hidden by 404, 403, 500 or silence", "carrier", "nothing new; healed by any other source", (
         VERSIONS + "test_a_hidden_root_costs_time_and_any_other_source_heals",)),

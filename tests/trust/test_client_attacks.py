@@ -25,6 +25,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Time
 
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.trust.client import TrustClient
+from pcm_p2p.trust.evidence import FILES_MAX, Evidence
 from pcm_p2p.trust.index import VERSION_MAX, Index
 
 TIMESTAMP = "metadata/timestamp.json"
@@ -398,12 +399,28 @@ def test_equal_version_with_another_digest_is_kept_as_evidence(
     assert attempt(device, fleet.source()).kind == "unchanged"
 
 
-def test_evidence_is_bounded(fleet: RepositorySimulator, device: TrustClient) -> None:
+def test_whoever_has_a_key_cannot_use_up_the_place_of_other_evidence(
+    fleet: RepositorySimulator, device: TrustClient
+) -> None:
     assert device.view is not None
-    for days in range(1, 40):
-        tree = fleet.stolen(timestamp_version=device.view.versions.timestamp, lifetime=timedelta(days=days))
-        refused(device, tree, "bad")
-    assert len(list((device.folder / "evidence").iterdir())) == 32
+    for _ in range(20):  # the thief of the online keys forks one version after the other
+        here = device.view.versions.timestamp
+        accepted = attempt(device, TreeSource(fleet.stolen(timestamp_version=here + 1, snapshot_version=here + 1)))
+        assert accepted.kind == "good", accepted.reason
+        for days in (1, 2):
+            tree = fleet.stolen(timestamp_version=here + 1, snapshot_version=here + 2, lifetime=timedelta(days=days))
+            refused(device, tree, "bad", "kept as evidence")
+    document = fleet.signed_targets(
+        lambda targets: setattr(targets, "expires", targets.expires + timedelta(days=1)), version_step=0
+    )
+    here = device.view.versions.timestamp
+    refused(device, fleet.stolen(targets=document, timestamp_version=here + 1, snapshot_version=here + 1), "bad")
+    folder = device.folder / "evidence"
+    told = Evidence(folder).forks()
+    assert len(list(folder.iterdir())) <= FILES_MAX
+    assert {fork.role for fork in told} == {"timestamp", "snapshot", "targets"}, "what people signed twice is told, too"
+    versions = [fork.version for fork in told if fork.role == "timestamp"]
+    assert (versions[0], versions[-1]) == (2, here), "the first proof stays, and the newest: it may be by another key"
 
 
 # Healing

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from repository_simulator import RepositorySimulator, TreeSource, attempt
 from tuf.api.metadata import Metadata  # type: ignore[attr-defined]
 
-from pcm_p2p.trust.evidence import Evidence
+from pcm_p2p.trust.evidence import FORKS_MAX, Evidence, Place, giving_way
 
 
 def forked(fleet: RepositorySimulator) -> tuple[Evidence, str, str]:
@@ -70,3 +72,36 @@ def test_timestamps_that_name_two_snapshots_of_one_version_are_a_fork_of_the_sna
         (folder / f"timestamp-{version}-{digest[:16]}.json").write_bytes(document.to_bytes())
     (fork,) = Evidence(folder).forks()
     assert (fork.role, fork.digests) == ("snapshot", ("a" * 64, "b" * 64))
+
+
+def kept_after(roles: list[str]) -> list[Place]:
+    """What is kept of forks of these roles, in the order of coming."""
+    kept: list[Place] = []
+    for version, role in enumerate(roles, start=1):
+        new = Place(role, version)
+        leaving = giving_way(kept, new)
+        kept = [place for place in (*kept, new) if place != leaving]
+    return kept
+
+
+def test_of_one_role_the_first_and_the_newest_forks_are_kept() -> None:
+    assert [place.version for place in kept_after(["timestamp"] * 100)] == [1, *range(100 - FORKS_MAX + 2, 101)]
+
+
+@given(st.lists(st.sampled_from(["timestamp", "snapshot", "targets", "halt", "site-berlin"]), max_size=80))
+def test_no_number_of_forks_of_one_role_costs_another_its_place(roles: list[str]) -> None:
+    kept = kept_after(roles)
+    assert len(kept) == min(len(roles), FORKS_MAX)
+    for role in set(roles):
+        versions = [version for version, one in enumerate(roles, start=1) if one == role]
+        mine = [place.version for place in kept if place.role == role]
+        share = min(len(versions), FORKS_MAX // 5)
+        assert len(mine) >= share
+        assert mine[0] == versions[0]
+        assert mine[-1] == versions[-1]
+
+
+def test_seventeen_roles_do_not_push_each_other_out() -> None:
+    assert kept_after([f"team-{number:02}" for number in range(20)]) == [
+        Place(f"team-{number:02}", number + 1) for number in range(FORKS_MAX)
+    ]
