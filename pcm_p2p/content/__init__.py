@@ -36,6 +36,9 @@ decoding       core   what decoding a segment takes and gives, and how it fails
 decoder        shell  the daemon's side of decoding: one worker process, and its stand-in for virtual time
 decode_worker  shell  the process that decodes: low priority, a ceiling on memory, gone with the daemon
 delta          core   blobs that make a run of chunks from base chunks, both ways
+gzip_members   core   where gzip members lie in other bytes, and what is in them
+repacking      core   what a delta does with gzip members: unpacked before the patch, packed again behind it
+gzip_program   shell  the program gzip of this device, tried before it is believed
 members        shell  the members of a stored form, so that a file meets its older self
 matching       core   which chunks of an earlier release a run is made from
 deltas         core   which deltas a release gets, and what its manifest says of bases

@@ -1,7 +1,7 @@
 """The worker process that decodes segments: apart, so that a crash, a hang or too much memory is not the daemon's.
 
-``python -m pcm_p2p.content.decode_worker MEMORY_BYTES_MAX``. Jobs come on its standard input, answers go to its standard
-output, in order:
+``python -m pcm_p2p.content.decode_worker MEMORY_BYTES_MAX [GZIP]``; GZIP is the program that some deltas need. Jobs come on its
+standard input, answers go to its standard output, in order:
 
 ==============  =================================================================================================
 to the worker   u32 length, a ``Job`` in MessagePack, and the base: ``base_bytes`` bytes
@@ -31,6 +31,8 @@ from typing import BinaryIO
 import msgspec
 
 from pcm_p2p.content.decoding import Kind, decode_blob_untrusted
+from pcm_p2p.content.gzip_program import Gzip
+from pcm_p2p.content.repacking import CannotPack
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import SegmentId
 
@@ -59,15 +61,15 @@ class Job(msgspec.Struct, frozen=True):
     output_bytes: int
 
 
-def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
+def serve(jobs: BinaryIO, answers: BinaryIO, gzip: Gzip | None = None) -> None:
     """Do jobs until there are no more, or one that failed for a reason that may be this process."""
     while len(head := jobs.read(JOB_HEAD.size)) == JOB_HEAD.size:
         job = msgspec.msgpack.decode(jobs.read(*JOB_HEAD.unpack(head)), type=Job)
-        if not _serve_one(job, jobs, answers):
+        if not _serve_one(job, jobs, answers, gzip):
             return
 
 
-def _serve_one(job: Job, jobs: BinaryIO, answers: BinaryIO) -> bool:
+def _serve_one(job: Job, jobs: BinaryIO, answers: BinaryIO, gzip: Gzip | None) -> bool:
     """Nothing of a job is kept for the next one. Returns whether there may be a next one."""
     output, outcome, reason = b"", DONE, ""
     try:
@@ -76,8 +78,8 @@ def _serve_one(job: Job, jobs: BinaryIO, answers: BinaryIO) -> bool:
         if len(base) != job.base_bytes:
             return False
         blob = read_blob(Path(job.blob), job.segment, job.blob_bytes)
-        output = decode_blob_untrusted(job.kind, blob, base, job.output_bytes)
-    except BlobChanged as error:
+        output = decode_blob_untrusted(job.kind, blob, base, job.output_bytes, gzip.packer() if gzip else None)
+    except (BlobChanged, CannotPack) as error:
         outcome, reason = FAILED, str(error)
     except UntrustedBytes as error:
         # Decoders count a want of memory among the faults of what they were given.
@@ -146,7 +148,7 @@ def main() -> None:
     step_back()
     _confine(int(sys.argv[1]))
     with open(1, "wb", buffering=0, closefd=False) as answers:
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, answers, Gzip(sys.argv[2]) if len(sys.argv) > 2 else None)
 
 
 if __name__ == "__main__":

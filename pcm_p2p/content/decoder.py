@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -42,7 +43,9 @@ from pcm_p2p.content.decode_worker import (
     read_blob,
 )
 from pcm_p2p.content.decoding import BaseMissing, BaseSource, DecodeFailed, OnChunk, decode_blob_untrusted
+from pcm_p2p.content.gzip_program import Gzip, find_gzip
 from pcm_p2p.content.manifest import Manifest, Segment
+from pcm_p2p.content.repacking import CannotPack
 from pcm_p2p.errors import UntrustedBytes
 
 MEMORY_BYTES_MAX = 256 << 20
@@ -68,12 +71,18 @@ class Decoder:
         self._turn = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
         self._worker: _Worker | None = None
+        self._gzip: Gzip | None = None
+        self._why_not_gzip = "nobody has looked for gzip yet"
         self._idle = trio.CancelScope()
         self._opened = contextlib.AsyncExitStack()
         self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._opened.enter_async_context(trio.open_nursery())
+        try:
+            self._gzip, self._why_not_gzip = await trio.to_thread.run_sync(find_gzip), ""
+        except CannotPack as error:
+            self._why_not_gzip = str(error)
         return self
 
     async def __aexit__(
@@ -90,6 +99,10 @@ class Decoder:
         """The worker's process id, while there is one."""
         return None if self._worker is None else self._worker.pid
 
+    @property
+    def why_not_gzip(self) -> str:
+        return self._why_not_gzip
+
     async def decode(
         self, segment: Segment, manifest: Manifest, blob_path: Path, base: BaseSource, on_chunk: OnChunk
     ) -> None:
@@ -100,7 +113,7 @@ class Decoder:
             if self._worker is None or not self._worker.alive:
                 self._end()
                 # Here and not in the thread: Linux kills a worker when the thread that started it ends.
-                self._worker = _Worker(self._memory_bytes_max)
+                self._worker = _Worker(self._memory_bytes_max, self._gzip)
             try:
                 await self._in_thread(
                     lambda worker: worker.decode(segment, manifest, blob_path, base, on_chunk, self._timeout_s)
@@ -150,6 +163,13 @@ class Decoder:
 class InlineDecoder:
     """``Decoder`` without a process or a thread, for simulations: ``base`` and ``on_chunk`` are called where ``decode`` is."""
 
+    def __init__(self, *, why_not_gzip: str = "") -> None:
+        self._why_not_gzip = why_not_gzip
+
+    @property
+    def why_not_gzip(self) -> str:
+        return self._why_not_gzip
+
     async def decode(
         self, segment: Segment, manifest: Manifest, blob_path: Path, base: BaseSource, on_chunk: OnChunk
     ) -> None:
@@ -160,7 +180,12 @@ class InlineDecoder:
         except BlobChanged as error:
             raise DecodeFailed(str(error), wrong=False) from None
         try:
-            output = memoryview(decode_blob_untrusted(segment.kind, blob, given, _output_bytes(segment, manifest)))
+            pack = None if self._why_not_gzip else find_gzip().packer()
+            output = memoryview(
+                decode_blob_untrusted(segment.kind, blob, given, _output_bytes(segment, manifest), pack)
+            )
+        except CannotPack as error:
+            raise DecodeFailed(str(error), wrong=False) from None
         except UntrustedBytes as error:
             raise DecodeFailed(error.message, wrong=True) from None
         for position in segment.positions:
@@ -197,17 +222,21 @@ def _verified(manifest: Manifest, position: int, data: bytes) -> Chunk:
 class _Worker:
     """A worker process, seen from a thread that waits for it. ``kill`` may be called from any other."""
 
-    def __init__(self, memory_bytes_max: int) -> None:
+    def __init__(self, memory_bytes_max: int, gzip: Gzip | None = None) -> None:
         # The package must be the daemon's own, wherever the daemon found it.
         root = str(Path(pcm_p2p.__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pcm_p2p.content.decode_worker", str(memory_bytes_max)],
+                [
+                    *(sys.executable, "-P", "-m", "pcm_p2p.content.decode_worker", str(memory_bytes_max)),
+                    *((gzip.path,) if gzip is not None else ()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 env={**os.environ, "PYTHONPATH": path},
+                process_group=0,
             )
         except OSError as error:
             raise DecodeFailed(f"no process can be started: {error.strerror}", wrong=False) from error
@@ -225,11 +254,14 @@ class _Worker:
         return self._clean and self._process.poll() is None
 
     def kill(self) -> None:
-        self._process.kill()
+        """With the gzip that it may be waiting for."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill it and wait for that, which takes a moment only."""
-        self._process.kill()
+        self.kill()
         self._process.wait(_END_TIMEOUT_S)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

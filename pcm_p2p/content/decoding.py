@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.delta import decode_delta_untrusted
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX, Manifest, Segment
+from pcm_p2p.content.repacking import Pack
 from pcm_p2p.content.segment import unpack_blob_untrusted
 from pcm_p2p.errors import TransferError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
@@ -52,6 +52,10 @@ class DecodeFailed(TransferError):
 class SegmentDecoder(Protocol):
     """What ``decoder.Decoder`` does, and ``decoder.InlineDecoder`` where time is virtual."""
 
+    @property
+    def why_not_gzip(self) -> str:
+        """Why segments that need gzip cannot be decoded here; empty if they can."""
+
     async def decode(
         self, segment: Segment, manifest: Manifest, blob_path: Path, base: BaseSource, on_chunk: OnChunk, /
     ) -> None:
@@ -61,12 +65,16 @@ class SegmentDecoder(Protocol):
         """
 
 
-def decode_blob_untrusted(kind: Kind, blob: bytes, base: bytes, output_bytes: int) -> bytes:
-    """The ``output_bytes`` bytes in ``blob``; ``base`` is empty but for a delta. Raises ``UntrustedBytes`` and nothing else."""
+def decode_blob_untrusted(kind: Kind, blob: bytes, base: bytes, output_bytes: int, pack: Pack | None = None) -> bytes:
+    """The ``output_bytes`` bytes in ``blob``; ``base`` is empty but for a delta. Raises ``UntrustedBytes``, and ``CannotPack``
+    for a delta that needs gzip, if ``pack`` does or there is none."""
     if not 1 <= output_bytes <= SEGMENT_OUTPUT_BYTES_MAX or len(base) > BASE_BYTES_MAX:
         raise UntrustedBytes(f"a segment yields {output_bytes} bytes from {len(base)}, which is out of bounds")
+    # Here, since the daemon needs this module's words and decodes in another process: HDiffPatch would be 1 MB resident in it.
+    from pcm_p2p.content.delta import decode_delta_untrusted
+
     output = (
-        decode_delta_untrusted(blob, base, output_bytes)
+        decode_delta_untrusted(blob, base, output_bytes, pack)
         if kind == "delta"
         else unpack_blob_untrusted(blob, output_bytes)
     )
