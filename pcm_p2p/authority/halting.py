@@ -13,6 +13,7 @@ from pcm_p2p.authority.audit import record as audit_record
 from pcm_p2p.authority.keys.signing_key import SigningKey, add_signature
 from pcm_p2p.authority.people.founding import whole_seconds
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.site_folder import site_of
 from pcm_p2p.authority.staging import StagingArea, halts_of, keyids_of, lifted_of
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError
@@ -95,7 +96,7 @@ def order(folder: FleetFolder, key: SigningKey, *, release: str = "", version: s
         add_signature(document, key.signer)
         audit_record.record(folder, "halt", HALT, document, [key.keyid], folder.all_namers(HALT))
         write_atomic(folder.path / "proposal" / f"{HALT}.json", document.to_bytes())
-    return Standing(halt, reach, "staged")
+    return Standing(halt, _seen_from(folder, reach), "staged")
 
 
 def lift(folder: FleetFolder, ids: Iterable[str]) -> tuple[Halt, ...]:
@@ -145,7 +146,8 @@ def standings(folder: FleetFolder) -> tuple[Standing, ...]:
             state = "lifting"
         else:
             state = "in force" if halt_path(halt.id) in there else "staged"
-        found.append(Standing(halt, WHOLE_FLEET if halt.id in lifted.confirmed else holders.reach_of(halt), state))
+        reach = WHOLE_FLEET if halt.id in lifted.confirmed else holders.reach_of(halt)
+        found.append(Standing(halt, _seen_from(folder, reach), state))
     return tuple(sorted(found, key=lambda one: (one.halt.since, one.halt.id)))
 
 
@@ -171,6 +173,12 @@ def refuse_halts(folder: StagingArea, offered: Targets, root: Root, targets: Tar
             f"refused to publish: the list of halts drops {gone[0][:8]}, which nobody lifted",
             remedy="Lift it with 'pcm-p2p halt lift', which takes the threshold of targets, or discard the proposal.",
         )
+
+
+def _seen_from(folder: StagingArea, reach: Reach) -> Reach:
+    """What the whole of the folder's devices is: those of the site, where the folder is that of a site that acts alone."""
+    facts = site_of(folder.path)
+    return Reach(sites=frozenset({facts.site})) if facts is not None and reach.fleet else reach
 
 
 def _by_id(targets: Targets) -> dict[str, str]:

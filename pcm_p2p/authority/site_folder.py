@@ -1,8 +1,8 @@
 """What marks a fleet folder as that of a site that acts alone: ``site.json``, and what may be staged in it.
 
 A site's folder is a fleet folder in all but this: it holds no certificate authority and no fleet document, and what it publishes
-are policies and releases of the site's own names. Devices look at nothing else in it; here it is refused while somebody can still
-correct it.
+are policies, releases of the site's own names, and halts, which reach the site's devices. Devices look at nothing else in it;
+here it is refused while somebody can still correct it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import msgspec
 from tuf.api.metadata import Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.errors import InputError
-from pcm_p2p.trust.delegation import TARGETS, index_of
+from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, role_of_path
+from pcm_p2p.trust.index import LIFTED
 from pcm_p2p.trust.site_root import is_own_release
 
 NAME = "site.json"
@@ -60,9 +61,11 @@ def site_complaints(folder: Path, role: str, targets: Targets) -> tuple[str, ...
 def _complaints(site: str, role: str, targets: Targets) -> Iterator[str]:
     for path in sorted(targets.targets):
         folder, _, name = path.rpartition("/")
-        if path == index_of(role) or folder == "audit" or (role == TARGETS and folder == "policies"):
+        if path == index_of(role) or role_of_path(path) == HALT == role:
+            continue
+        if role == TARGETS and (folder in ("audit", "policies") or path == LIFTED):
             continue
         if role != TARGETS or folder != "releases/main":
-            yield f"{path} is not for site {site} to publish: policies and its own releases are"
+            yield f"{path} is not for site {site} to publish: policies, halts and its own releases are"
         elif not is_own_release(site, name.partition("@")[0]):
             yield f"{name} is not a name for a release of site {site}; its own begin with '{site}-'"

@@ -4,8 +4,8 @@ A document can be signed and still not be usable by this version: it is passed o
 decides what a device should be (the steward; a process that applies on its own account) reads them here, and has them weighed
 (``policy.precedence``) for one device at one moment.
 
-A site's own repository is heard for policies and for releases of its own names. Whatever else it signs (a fleet document, an
-activation, authorities, roots of sites) is not looked at.
+A site's own repository is heard for policies, for releases of its own names, and for halts on the site's devices. Whatever else
+it signs (a fleet document, an activation, authorities, roots of sites) is not looked at.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ import pytest
 import trio
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
+from pcm_p2p.authority import halting
 from pcm_p2p.authority.keys import keyfile
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
@@ -33,6 +35,7 @@ from pcm_p2p.ids import DeviceId
 from pcm_p2p.policy.document import Policy
 from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import MetadataSource, TrustClient
+from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.index import STANDING, site_root_path
 from pcm_p2p.trust.updater import SourceMissing
 from pcm_p2p.wire.messages import Message, SiteDigest
@@ -477,6 +480,30 @@ async def test_whatever_else_a_site_signs_is_not_heard(world: World) -> None:
         assert (documents.activation, documents.allowances) == (None, None)
         weighed = documents.weighed(DeviceFacts(device.device, SITE), "fresh")
         assert [(one.id, one.version) for one in weighed.policies] == [("base", 1)], "a site does not replace a policy"
+
+
+async def test_a_site_halts_its_own_devices_and_lifts_what_it_halted(world: World) -> None:
+    site = world.found()
+    world.lists(signed_root(site.folder))
+    site.publish(own=policy())
+    key = open_signing_key(site.folder.path / "keys" / "targets-olga.key", WORDS)
+    device = Device(world, {}, tree=site.tree)
+
+    def why_not(of: str) -> str:
+        assert device.fleet.view is not None
+        return read_documents(device.fleet.view, device.site.word()).halted(of)("tool", "1")
+
+    async with running(device):
+        await device.until_targets(1)
+        ordered = halting.order(site.folder, key, reason="it breaks")
+        assert ordered.reach.sentence() == "site berlin"
+        publish(site.folder, site.tree, OnlineKeys.open(site.folder, WORDS), only=(HALT,))
+        await device.until(lambda: why_not(SITE))
+        assert (why_not(SITE).startswith("Halted by olga"), why_not("paris")) == (True, "")
+        assert [one.state for one in halting.standings(site.folder)] == ["in force"]
+        halting.lift(site.folder, [ordered.halt.id])
+        site.publish()
+        await device.until(lambda: not why_not(SITE))
 
 
 async def test_a_peer_that_lies_about_the_sites_versions_costs_one_bounded_attempt(world: World) -> None:

@@ -31,7 +31,7 @@ from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import Attempt, MetadataSource, TrustClient
 from pcm_p2p.trust.delegation import HALT, roles_of_device
 from pcm_p2p.trust.floor import NOTHING, Versions
-from pcm_p2p.trust.index import STANDING, site_root_path
+from pcm_p2p.trust.index import LIFTED, STANDING, site_root_path
 from pcm_p2p.trust.site_root import decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.view import Freshness
 
@@ -146,7 +146,7 @@ class ApplyTrust:
                 repository_id(self._fleet_id, self._facts.site),
                 wall_clock=self.fleet.now,
                 wanted=manifests_to_keep(self._facts, self.fleet.now, lambda: self._policies_of("fleet")),
-                standing=(),
+                standing=(LIFTED,),
                 roles=lambda role: role == HALT,
             )
             client.open()

@@ -35,7 +35,7 @@ from pcm_p2p.policy.document import Policy, decode_policy
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.evidence import Evidence, Fork
-from pcm_p2p.trust.index import Index, check_tree_path, release_places, site_root_path
+from pcm_p2p.trust.index import LIFTED, Index, check_tree_path, release_places, site_root_path
 from pcm_p2p.trust.site_root import PREFIX, decode_site_root_untrusted, repository_id
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
 from pcm_p2p.wire.messages import PROTOCOL_SITE_DIGEST, Digest, Message, SiteDigest
@@ -229,7 +229,7 @@ class SiteRepository:
                     repository,
                     wall_clock=self._fleet.now,
                     wanted=_Wanted(self._site),
-                    standing=(),
+                    standing=(LIFTED,),
                     roles=lambda role: role == HALT,
                 )
                 await trio.to_thread.run_sync(client.open)
