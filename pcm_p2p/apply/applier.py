@@ -69,6 +69,9 @@ class Applier:
         async with self._one_at_a_time:
             return await trio.to_thread.run_sync(self._transaction.resume)
 
+    async def learn(self) -> None:
+        """Nothing to learn: this applier is told what to do by whoever holds it."""
+
     async def apply(self, change: Change, authorisation: Authorisation, staged: StagedArtifacts) -> Outcome:
         """Make ``change``. Raises ``TrustError`` unless ``authorisation`` names it, ``StorageError`` when the end cannot
         be recorded; everything else is in the outcome."""

@@ -308,6 +308,7 @@ class _Node:
             interval_s=config.assess.interval_s,
             now=_wall_clock,
             remedy=self.steward.remedy,
+            learn=self.applier.learn,
         )
         self.standing = Standing(
             identity,

@@ -69,6 +69,7 @@ class Reporter:
         interval_s: float,
         now: Callable[[], datetime],
         remedy: Callable[[Change], Awaitable[None]],
+        learn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         self._steward = steward
         self._client = client
@@ -81,6 +82,7 @@ class Reporter:
         self._interval_s = interval_s
         self._now = now
         self._remedy = remedy
+        self._learn = learn
         self._wake = trio.Event()
         self._assess_wanted = True
         self._assessing = trio.Lock()
@@ -120,6 +122,7 @@ class Reporter:
     async def assess(self) -> tuple[Finding, ...]:
         """Run every assigned check now, remedy what may be remedied and look again; returns all findings."""
         async with self._assessing:
+            await self._learn()
             desired = self._steward.desired
             checks = desired.checks if desired is not None else ()
             findings = await self._inspector.inspect(checks)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from apply_world import HAS_DPKG, ApplyWorld, Liar, tar_of
-from repository_simulator import PASSPHRASE, RepositorySimulator, killed_before
+from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource, killed_before
 
 from pcm_p2p.apply.dialogue import (
     REQUEST_BYTES_MAX,
@@ -43,6 +43,8 @@ from pcm_p2p.apply.dialogue import (
 )
 from pcm_p2p.apply.judgement import digest_of_check
 from pcm_p2p.apply.receipt import ATTEMPTS_MAX
+from pcm_p2p.authority import halting
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, signed_root
@@ -56,6 +58,7 @@ from pcm_p2p.errors import TrustError
 from pcm_p2p.policy.desired import Change
 from pcm_p2p.policy.document import FileCheck
 from pcm_p2p.policy.resource import FileResource
+from pcm_p2p.trust.delegation import HALT
 
 
 @pytest.fixture(name="world")
@@ -206,6 +209,38 @@ async def test_checks_of_files_are_looked_at_by_the_service_and_only_those_of_th
     seen = await trio.to_thread.run_sync(prober.observe, desired.checks[0].check)
     assert isinstance(seen["mode"], Unknown)
     assert "does not answer" in seen["mode"].reason
+
+
+async def test_what_policies_only_observe_is_looked_at_by_the_service_though_no_change_is_due(
+    world: ApplyWorld,
+) -> None:
+    world.publish(mode="observe", checks=CHECK.replace("remediate = true\n", ""))
+    (world.root / "etc/motd").write_text("old\n")
+    (world.root / "etc/motd").chmod(0o640)
+    desired, remote = await world.refresh(), world.remote()
+    await remote.learn()  # nobody is there: whatever asks says so
+    async with world.serving():
+        await remote.learn()
+        prober = RemoteProber(world.socket, Prober(world.root))
+        seen = await trio.to_thread.run_sync(prober.observe, desired.checks[0].check)
+    assert seen["mode"] == 0o640
+
+
+async def test_what_arrives_without_a_new_version_goes_over_too(world: ApplyWorld) -> None:
+    world.publish_file("1", b"first")
+    world.halt("tool", "1")
+    world.publish_file("2", b"second")
+    withheld = {path: data for path, data in world.simulator.tree().items() if not path.endswith(".halt.json")}
+    async with world.serving() as service:
+        remote = world.remote()
+        assert (await world.daemon.attempt(TreeSource(withheld))).kind == "good"
+        await remote.learn()
+        assert service._trust.desired().why_not.startswith("The newest list of halts has not arrived")
+        desired = await world.refresh()
+        await remote.learn()
+        assert service._trust.desired().why_not == ""
+        outcome = await remote.apply(desired.releases[0].change, desired.authorisation, world.staged)
+        assert outcome.verdict == "done"
 
 
 async def test_probes_that_hang_cost_their_checks_and_nothing_else(world: ApplyWorld) -> None:
@@ -391,11 +426,25 @@ async def test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows(w
         assert isinstance(said, Ended), said
         assert said.outcome.verdict == "done"
         assert (world.root / "opt/office").read_bytes() == b"of the office"
+        # Who signs there may halt there, and while it is not known what is halted, nothing new is made.
+        key = open_signing_key(site.path / "keys" / "targets-olga.key", PASSPHRASE)
+        halting.order(site, key, release="office-tool", version="1", reason="it breaks")
+        publish(site, world.folder / "site-tree", keys, only=(HALT,))
+        tree = read_whole(world.folder / "site-tree")
+        withheld = {path: data for path, data in tree.items() if not path.endswith(".halt.json")}
+        assert (await liar.offer(withheld, site=True)).kind == "good"
+        assert "list of halts" in refusal(await liar.apply(release.change))
+        assert (await liar.offer(tree, site=True)).kind == "good"
+        assert "Halted by olga" in refusal(await liar.apply(release.change))
         # The fleet takes the site's word away.
         world.simulator.fleet.unstage("sites/office/root.json")
         world.publish()
         await liar.offer(world.simulator.origin)
         assert service._trust.desired().releases == ()
+
+
+def read_whole(tree: Path) -> dict[str, bytes]:
+    return {file.relative_to(tree).as_posix(): file.read_bytes() for file in tree.rglob("*") if file.is_file()}
 
 
 OFFICE = b"""

@@ -314,6 +314,10 @@ async def test_checks_run_on_change_also_while_no_report_can_be_made(
             observed.append(trio.current_time() - start)
             return {"exists": False}
 
+    async def learn() -> None:
+        learnt.append(len(observed))
+
+    learnt: list[int] = []
     world = World(tmp_path, View(manifest))
     reporter = Reporter(
         world.steward,
@@ -327,6 +331,7 @@ async def test_checks_run_on_change_also_while_no_report_can_be_made(
         interval_s=7_200,
         now=lambda: NOW,
         remedy=world.steward.remedy,
+        learn=learn,
     )
     async with world.at_work(0.5), trio.open_nursery() as nursery:
         start = trio.current_time()
@@ -340,6 +345,7 @@ async def test_checks_run_on_change_also_while_no_report_can_be_made(
         assert len(observed) == 2, "trying to report again asks the device nothing"
         assert len(tried) in (4, 5)
         nursery.cancel_scope.cancel()
+    assert learnt == [0, 1], "who looks with the eyes of the apply service has it know the policies first"
     assert [finding.state for finding in reporter.findings] == ["fail"]
     assert (tmp_path / "findings.json").exists()
 

@@ -68,6 +68,7 @@ from pcm_p2p.errors import (
 )
 from pcm_p2p.policy.desired import Authorisation, Change
 from pcm_p2p.policy.document import AnyCheck, FileCheck, FileContentCheck, MountCheck
+from pcm_p2p.trust.view import TrustedView
 
 T = TypeVar("T", bound=Said)
 Bringing = Callable[[Question, Channel], Awaitable[None]]
@@ -92,6 +93,7 @@ class Changer(Protocol):
     """What makes changes: ``apply.applier.Applier``, or ``RemoteApplier``. Methods that wait raise ``PcmError``."""
 
     async def resume(self) -> Outcome | None: ...
+    async def learn(self) -> None: ...
     async def apply(self, change: Change, authorisation: Authorisation, staged: StagedArtifacts) -> Outcome: ...
     async def is_in_place(self, change: Change, sha256_of: Mapping[str, str]) -> bool: ...
     def receipt(self, subject: str) -> Receipt | None: ...
@@ -106,9 +108,11 @@ class Probes(Protocol):
 
 
 class Trusted(Protocol):
-    """The part of ``trust.client.TrustClient`` that is used here. ``digest`` says which metadata is trusted."""
+    """The part of ``trust.client.TrustClient`` that is used here. ``view`` is another one whenever anything came to it: a
+    document of a site or a team that was missing changes no version."""
 
-    def digest(self) -> tuple[object, ...]: ...
+    @property
+    def view(self) -> TrustedView | None: ...
     def serve(self, path: str) -> bytes | None: ...
 
 
@@ -154,13 +158,20 @@ class RemoteApplier:
         self._site = site
         self._previous_package = previous_package
         self._now_ms = now_ms
-        self._told: dict[str, tuple[object, ...]] = {}
+        self._told: dict[str, TrustedView | None] = {}
         self._receipts: dict[str, Receipt] = {}
         self._one_offer = trio.Lock()
 
     async def resume(self) -> None:
         """The service ends by itself what was interrupted; here its receipts are read."""
         await self._read_receipts()
+
+    async def learn(self) -> None:
+        """Let the service have the metadata that is trusted here: it looks at checks of policies that it knows, and at no others.
+
+        Where it does not answer, whatever asks it next says so."""
+        with contextlib.suppress(PcmError):
+            await self._tell_news()
 
     async def apply(self, change: Change, authorisation: Authorisation, staged: StagedArtifacts) -> Outcome:
         """Raises ``TrustError`` when either side does not permit it, ``Degraded`` when the service ended meanwhile."""
@@ -208,8 +219,8 @@ class RemoteApplier:
                     log.warning("the apply service does not follow the site: %s", error)
 
     async def _offer(self, whose: str, trusted: Trusted) -> None:
-        digest = trusted.digest()
-        if digest == self._told.get(whose):
+        view = trusted.view
+        if view is None or view == self._told.get(whose):
             return
 
         async def bring(question: Question, channel: Channel) -> None:
@@ -219,8 +230,10 @@ class RemoteApplier:
             await (channel.say(Lack()) if data is None else channel.give(data))
 
         learned = _expect(await self._ask(Offer(whose == "the site"), bring, LOOK_S), Learned)
-        if learned.kind in ("good", "unchanged", "older"):
-            self._told[whose] = digest
+        if learned.kind == "good" and learned.reason:
+            log.warning("the apply service lacks something of %s, and is told again: %s", whose, learned.reason)
+        elif learned.kind in ("good", "unchanged", "older"):
+            self._told[whose] = view
         else:
             log.warning("the apply service does not follow %s: %s: %s", whose, learned.kind, learned.reason)
 
