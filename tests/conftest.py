@@ -7,14 +7,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trio.testing
 from hypothesis import settings
 from repository_simulator import Clock, RepositorySimulator
+from virtual_time import clock_that_waits_for_threads
 
 # The same examples in every run, and as long for each as a busy machine takes: whoever changes one thing sees no failure of
 # another by chance. ``pytest --hypothesis-profile search`` draws new ones, for whoever looks for what nobody thought of.
 settings.register_profile("repeat", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("repeat")
+
+
+@pytest.fixture
+def autojump_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """Instead of pytest-trio's, which jumps while a thread is at work."""
+    return clock_that_waits_for_threads(monkeypatch)
 
 
 @pytest.fixture

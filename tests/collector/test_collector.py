@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -360,23 +361,22 @@ def test_the_table_for_the_fleet_document_is_one_that_it_accepts(world: World) -
 
 
 async def test_a_console_that_ends_is_started_again_and_ends_with_its_supervisor(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    autojump_clock.autojump_threshold = 0.2
-    note = tmp_path / "starts"
-    script = f"import sys; open({str(note)!r}, 'a').write('x'); sys.exit(3)"
-    with trio.move_on_after(20):
-        await supervise([sys.executable, "-c", script])
-    assert len(note.read_text()) >= 3
-    ends = tmp_path / "ends"
-    script = (
-        f"import sys; open({str(note)!r}, 'a').write('y'); sys.stdin.read(); open({str(ends)!r}, 'w').write('ended')"
-    )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(supervise, [sys.executable, "-c", script])
-        while "y" not in note.read_text():
-            await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
+    monkeypatch.setattr("pcm_p2p.collector.supervisor.BACK_OFF_S_MIN", 0.01)
+    for number, (work, starts) in enumerate((("sys.exit(3)", 3), ("sys.stdin.read()", 1))):
+        note = tmp_path / f"processes {number}"
+        note.touch()
+        script = f"import os, sys; print(os.getpid(), file=open({str(note)!r}, 'a')); {work}"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervise, [sys.executable, "-c", script])
+            with trio.fail_after(60):
+                while len(note.read_text().splitlines()) < starts:  # noqa: ASYNC110 - another process writes it
+                    await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+        for process in note.read_text().split():
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(process), 0)
 
 
 def test_the_command_of_the_console_names_what_is_set() -> None:

@@ -171,12 +171,6 @@ async def carries(carrier: Carrier, count: int) -> bool:
 ALICE, BOB, CAROL = (FakeDevice(name) for name in ("alice", "bob", "carol"))
 
 
-@pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    """Jumps only after a real pause, since SQLite works in a thread that virtual time does not see."""
-    return trio.testing.MockClock(autojump_threshold=0.03)
-
-
 async def test_a_report_goes_up_as_soon_as_it_is_made(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with site_at(tmp_path) as site:
         alice = await site.start(ALICE)

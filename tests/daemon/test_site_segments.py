@@ -91,7 +91,6 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_what_the_folder_has_is_in_the_store_and_told(
     tmp_path: Path, made: Tree, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    autojump_clock.autojump_threshold = 0.02
     office = Office(tmp_path, made)
     nursery.start_soon(office.importer.run)
     await until(office.whole)
@@ -103,7 +102,6 @@ async def test_what_the_folder_has_is_in_the_store_and_told(
 async def test_a_blob_that_is_not_there_or_is_another_is_said_and_taken_when_it_is_right(
     tmp_path: Path, made: Tree, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    autojump_clock.autojump_threshold = 0.02
     office = Office(tmp_path, made)
     file = made.file()
     with moved_away(file):
@@ -119,7 +117,6 @@ async def test_a_blob_that_is_not_there_or_is_another_is_said_and_taken_when_it_
 async def test_chunks_that_went_are_taken_from_the_folder_again(
     tmp_path: Path, made: Tree, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    autojump_clock.autojump_threshold = 0.02
     office = Office(tmp_path, made)
     nursery.start_soon(office.importer.run)
     await until(office.whole)
