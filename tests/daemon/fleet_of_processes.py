@@ -13,7 +13,6 @@ States are waited for by asking control sockets, with a deadline. Processes end 
 from __future__ import annotations
 
 import signal
-import socket
 import sqlite3
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from random import Random
 from typing import Any
 
 import trio
+from free_port import free_port
 from origin_with_faults import OriginWithFaults
 
 from pcm_p2p.authority.publish import OnlineKeys, publish
@@ -333,9 +333,3 @@ def release_row(status: Status, name: str = "app") -> dict[str, Any]:
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress, so that sizes on the wire are known."""
     return Random(seed).randbytes(size)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import trio
+from free_port import free_port
 
 Fault = Literal["none", "missing", "error", "truncated", "wrong", "stalled"]
 BLOCK_BYTES = 16 << 10
@@ -24,7 +25,7 @@ class OriginWithFaults:
     allowance_bytes: int | None = None
     asked: list[tuple[str, int]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
-    port: int = 0
+    port: int = field(default_factory=free_port)
     _open: trio.CancelScope | None = None
     _changed: trio.Event = field(default_factory=trio.Event)
 
@@ -55,9 +56,8 @@ class OriginWithFaults:
             self._open.cancel()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until ``close``; the port stays the same when it is called again."""
+        """Serve until ``close``, after which it can be called again."""
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
         with trio.CancelScope() as self._open:
             task_status.started()
             await trio.serve_listeners(self._connection, listeners)

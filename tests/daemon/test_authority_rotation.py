@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import trio
+from free_port import free_port
 from repository_simulator import PASSPHRASE, RepositorySimulator
 from test_admission import Member, Running, members, renew_authority
 
@@ -34,13 +35,13 @@ def _fleet(fleet_of_today: Fleet) -> Fleet:
 
 
 @asynccontextmanager
-async def desk_of(fleet: Fleet, port: int = 0) -> AsyncIterator[int]:
-    """The desk as it certifies at present, on the port it had before."""
+async def desk_of(fleet: Fleet, port: int) -> AsyncIterator[None]:
+    """The desk as it certifies at present."""
     desk = Desk.open(fleet.fleet, PASSPHRASE)
     try:
         async with trio.open_nursery() as nursery:
-            listeners: list[trio.SocketListener] = await nursery.start(desk.serve, "127.0.0.1", port)
-            yield listeners[0].socket.getsockname()[1]
+            await nursery.start(desk.serve, "127.0.0.1", port)
+            yield
             nursery.cancel_scope.cancel()
     finally:
         desk.close()
@@ -76,8 +77,7 @@ class Renewing(Running):
 
 async def test_an_authority_is_replaced_and_no_running_member_is_lost(fleet: Fleet) -> None:
     ca = fleet.fleet.path / "ca"
-    async with desk_of(fleet) as port:
-        pass
+    port = free_port()
     async with members(fleet, "a", "b", "late") as (a_member, b_member, late), trio.open_nursery() as nursery:
         a, b = running = [Renewing(a_member, port), Renewing(b_member, port)]
         for one in running:
@@ -125,7 +125,8 @@ async def test_an_authority_is_replaced_and_no_running_member_is_lost(fleet: Fle
 
 async def test_a_renewal_that_the_desk_still_signs_with_the_former_authority_is_tried_again(fleet: Fleet) -> None:
     """The desk was not restarted after --use."""
-    async with desk_of(fleet) as port, members(fleet, "a") as (member,), trio.open_nursery() as nursery:
+    port = free_port()
+    async with desk_of(fleet, port), members(fleet, "a") as (member,), trio.open_nursery() as nursery:
         a = Renewing(member, port)
         await a.learn()
         renew_authority(fleet)

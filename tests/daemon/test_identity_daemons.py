@@ -14,7 +14,8 @@ import pytest
 import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from fleet_of_processes import WORDS, Device, Fleet, free_port, noise, open_fleet
+from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet
+from free_port import free_port
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.trust.identity import DeviceIdentity
