@@ -73,7 +73,7 @@ async def desk_at_work(fleet: FleetFolder) -> AsyncIterator[str]:
     """The address of an open desk."""
     desk = Desk.open(fleet, WORDS)
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 listeners: list[trio.SocketListener] = await nursery.start(desk.serve, "127.0.0.1", 0)
                 yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
@@ -98,7 +98,7 @@ async def impostor(context: ssl.SSLContext | None, say: bytes = b"") -> AsyncIte
             pass
         await trio.aclose_forcefully(stream)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners: list[trio.SocketListener] = await nursery.start(trio.serve_tcp, serve, 0)
             yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"

@@ -108,7 +108,7 @@ def member(
 async def desk_at_work(fleet: FleetFolder) -> AsyncIterator[str]:
     desk = Desk.open(fleet, WORDS)
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 listeners: list[trio.SocketListener] = await nursery.start(desk.serve, "127.0.0.1", 0)
                 yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"

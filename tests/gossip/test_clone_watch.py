@@ -26,7 +26,7 @@ async def until_told(running: Running) -> None:
 
     running.overlay.clones.ended = listening  # type: ignore[method-assign]
     if not running.overlay.clones.tellers():
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await told.wait()
 
 

@@ -61,7 +61,7 @@ class Running:
         self._bell = trio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not condition():
                 await self._bell.wait()
 

@@ -74,7 +74,7 @@ async def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> Handsha
             result.error = str(error.__cause__)
         await trio.aclose_forcefully(stream)
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners: list[trio.SocketListener] = await nursery.start(trio.serve_tcp, serve, 0)
             port = listeners[0].socket.getsockname()[1]

@@ -22,7 +22,7 @@ def accepted(family: socket.AddressFamily, listen: str, dial: str) -> Iterator[t
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((listen, 0))
         listener.listen()
-        with socket.create_connection((dial, listener.getsockname()[1]), timeout=5) as near:
+        with socket.create_connection((dial, listener.getsockname()[1]), timeout=60) as near:
             far, _ = listener.accept()
             with far:
                 yield near, far

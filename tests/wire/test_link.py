@@ -74,7 +74,7 @@ async def first_words(port: int, own: LinkSecurity) -> bytes:
     except LinkFailed:
         return b""
     try:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             return bytes(await link.stream.receive_some(100))
     except trio.BrokenResourceError:
         return b""
@@ -180,7 +180,7 @@ async def test_strangers_are_closed_before_any_word(
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
             answer = b""
-            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(60), contextlib.suppress(trio.BrokenResourceError):
                 while part := await stream.receive_some(100):
                     answer += part
             assert b"welcome" not in answer
@@ -231,12 +231,12 @@ async def test_a_half_open_connection_and_one_that_drips_end_at_the_deadline(
         nursery.start_soon(drip, dripping, hello * 100)
         await stalled.send_all(hello)
         for stream in (silent, dripping, stalled):
-            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(60), contextlib.suppress(trio.BrokenResourceError):
                 while await stream.receive_some(4_096):
                     pass
             await stream.aclose()
-        assert trio.current_time() - began < 2
-        with trio.fail_after(5):
+        assert trio.current_time() - began < 30, "the drip alone would take ten minutes"
+        with trio.fail_after(60):
             while door.strangers:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
@@ -299,12 +299,15 @@ async def test_a_stranger_that_is_gone_when_its_time_is_over_ends_nothing_but_it
     assert Gone.closed
 
 
-async def test_one_address_cannot_take_the_places_of_all(tmp_path: Path, authority: FleetCA) -> None:
+async def test_one_address_cannot_take_the_places_of_all(
+    tmp_path: Path, authority: FleetCA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT_S", 600)
     guest = security(tmp_path / "guest", authority)
     door = Doorkeeper(loopback_is_exempt=False)
     async with serving(security(tmp_path / "own", authority), door) as (port, _links):
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(STRANGERS_EACH_MAX)]
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while door.strangers < STRANGERS_EACH_MAX:
                 await trio.lowlevel.checkpoint()
         assert await first_words(port, guest) == b"", "no further one from this address"
@@ -330,7 +333,7 @@ def client_hello(own: LinkSecurity) -> bytes:
 def test_a_stranger_that_stalls_costs_a_bounded_amount_of_memory() -> None:
     """55 KiB each, measured with 200; 16 of them are what a daemon lets in at once."""
     script = Path(__file__).parents[2] / "bench" / "handshake_memory.py"
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=True)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=250, check=True)
     each = [int(line.split(":")[1].split()[0]) for line in ended.stdout.splitlines()]
     assert len(each) == 2
     assert max(each) < 150, ended.stdout
@@ -373,17 +376,18 @@ async def test_a_name_that_no_host_can_have_is_a_failed_link(host: str) -> None:
 
 
 async def test_those_who_never_finish_their_handshake_take_a_bounded_number_of_places(
-    tmp_path: Path, authority: FleetCA
+    tmp_path: Path, authority: FleetCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT_S", 600)  # it is the bound that turns these away
     guest = security(tmp_path / "guest", authority)
     async with serving(security(tmp_path / "own", authority), Doorkeeper(at_once_max=3)) as (port, _links):
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
-        with trio.fail_after(4):  # below the handshake's deadline: it is the bound that turns these away
+        with trio.fail_after(60):
             while await first_words(port, guest) == b"welcome":
                 await trio.lowlevel.checkpoint()
         for stream in silent:
             await stream.aclose()
-        with trio.fail_after(4):
+        with trio.fail_after(60):
             while await first_words(port, guest) != b"welcome":
                 await trio.lowlevel.checkpoint()
 
