@@ -106,6 +106,23 @@ def difference(before: Signed | None, after: Signed, contents: Contents = nothin
     return Difference(tuple(found))
 
 
+def kept(before: Targets, after: Targets, contents: Contents = nothing_at_hand) -> Iterator[Change]:
+    """What ``after`` takes over as it is, for signers whose keys did not sign ``before`` and who answer for it now."""
+    old, new = (side.delegations.to_dict() if side.delegations is not None else {} for side in (before, after))
+    stay = [str(role["name"]) for role in new.get("roles", []) if role in old.get("roles", [])]
+    if stay:
+        yield Change("delegations", f"= delegations {shown(', '.join(stay))}")
+    for path, info in sorted(after.targets.items()):
+        there, same = before.targets.get(path), info.to_dict()
+        if there is None or not _same(there.to_dict(), same):
+            continue
+        lines = _content_lines(path, None, same, contents) if contents is not nothing_at_hand else ()
+        # Nothing of it is added: the mark of what comes goes.
+        details = tuple(f" {line[1:]}" if line.startswith("+") else line for line in lines)
+        digest = shown(str(info.hashes.get("sha256", "no SHA-256"))[:16])
+        yield Change(f"targets.{path}", f"= {shown(path)}  {info.length} bytes  sha256 {digest}", details)
+
+
 _FIRST = ("version", "expires", "keys", "roles", "delegations", "targets")
 
 

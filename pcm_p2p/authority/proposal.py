@@ -12,10 +12,10 @@ from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: 
 
 from pcm_p2p.authority.audit.log import is_volume
 from pcm_p2p.authority.delegating import Delegator
-from pcm_p2p.authority.difference import Contents, Difference, difference, nothing_at_hand
+from pcm_p2p.authority.difference import Change, Contents, Difference, difference, kept, nothing_at_hand
 from pcm_p2p.authority.keys.fingerprint import grouped
 from pcm_p2p.shown_text import shown
-from pcm_p2p.trust.delegation import HALT
+from pcm_p2p.trust.delegation import HALT, TARGETS
 from pcm_p2p.trust.lint import owner_of
 
 
@@ -74,10 +74,20 @@ class Proposal:
     sha256: str
     before: Root | Targets | None
     after: Root | Targets
+    anew: bool = False
+    """The keys that sign now did not sign ``before``: they answer for what stays of it, too."""
 
     def difference(self, contents: Contents = nothing_at_hand) -> Difference:
-        """All that signing would change; ``contents`` gives the bytes of targets, to show what is in them."""
-        return difference(self.before, self.after, contents)
+        """All that signing changes or vouches for anew; ``contents`` gives the bytes of targets, to show what is in them."""
+        found = difference(self.before, self.after, contents)
+        if not self.anew or not isinstance(self.before, Targets) or not isinstance(self.after, Targets):
+            return found
+        # Releases of the whole fleet would drown what changes: of these, their names.
+        stays = tuple(kept(self.before, self.after, contents if self.role != TARGETS else nothing_at_hand))
+        if not stays:
+            return found
+        said = f"what stays was signed by other keys, and who signs now vouches for it ({len(stays)} in all):"
+        return Difference((*found.changes, Change("targets", said), *stays))
 
     @property
     def digest(self) -> str:
@@ -119,9 +129,10 @@ class Proposal:
 
 
 def propose_targets(
-    delegator: Delegator, before: Targets | None, after: Metadata[Targets], role: str = "targets"
+    delegator: Delegator, published: Metadata[Targets] | None, after: Metadata[Targets], role: str = "targets"
 ) -> Proposal:
     """The difference between published and proposed targets of a role, and who of its ``delegator`` signed it."""
+    before = published.signed if published is not None else None
     old: dict[str, TargetFile] = dict(before.targets) if before is not None else {}
     new: dict[str, TargetFile] = dict(after.signed.targets)
     return Proposal(
@@ -136,7 +147,13 @@ def propose_targets(
         sha256_of(after),
         before,
         after.signed,
+        published is not None and is_vouched_anew(delegator, role, published),
     )
+
+
+def is_vouched_anew(delegator: Delegator, role: str, published: Metadata[Targets]) -> bool:
+    """Whether the keys that ``delegator`` names for ``role`` are not the ones that signed what is published."""
+    return not delegator.get_verification_result(role, published.signed_bytes, published.signatures).verified
 
 
 def propose_root(before: Root | None, after: Metadata[Root]) -> Proposal:

@@ -415,8 +415,7 @@ class FleetFolder(StagingArea):
             if role == "root":
                 found.append(propose_root(published.signed if published is not None else None, proposed))
             elif (delegator := self._names(role)) is not None:
-                before = published.signed if published is not None else None
-                found.append(propose_targets(delegator, before, proposed, role))
+                found.append(propose_targets(delegator, published, proposed, role))
         return tuple(found)
 
     def sign(self, key: Path | str, passphrase: str, *, shown: Collection[str] | None = None) -> tuple[SignResult, ...]:

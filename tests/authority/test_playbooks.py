@@ -11,6 +11,8 @@ from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit.verification import verify_folder
+from pcm_p2p.authority.carry.carried_proposal import proposals_in
+from pcm_p2p.authority.carry.carrying import contents_of, export_proposal, read_bundle
 from pcm_p2p.authority.delegating import delegate
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.fingerprint import owned
@@ -230,6 +232,21 @@ def test_a_stolen_site_key_ends_with_other_keys_and_the_old_ones_worthless(
         "policies/hq/local.toml is vouched for again: read it before the new key signs",
     )
     assert "1 of erin: sign site-hq 2" in steps(book)
+    export_proposal(three.fleet, file_carried := tmp_path / "carried.proposal")
+    carried = read_bundle(file_carried)
+    for proposals, contents in (
+        (three.fleet.proposals(), contents_of(three.fleet)),
+        (proposals_in(carried), carried.content),
+    ):
+        (of_site,) = (one for one in proposals if one.role == "site-hq")
+        read = "\n".join(of_site.lines(contents))
+        assert "what stays was signed by other keys, and who signs now vouches for it (2 in all):" in read
+        assert "= policies/hq/local.toml" in read
+        assert all(f"     {line}" in read for line in SITE_POLICY.decode().splitlines()), (
+            "whole, as erin signs it whole"
+        )
+        assert "1 more of erin must sign" in read
+        assert of_site.as_json(contents)["difference"][-1]["field"] == "targets.policies/hq/local.toml"
     three.sign("alice", "carol")
     sign_with(three, file.path)
     three.publish()
@@ -238,6 +255,7 @@ def test_a_stolen_site_key_ends_with_other_keys_and_the_old_ones_worthless(
     signers = three.fleet.delegated("site-hq").signatures
     assert list(signers) == [file.keyid]
     three.fleet.stage_policy("local", SITE_POLICY + b"# more\n", "site-hq")
+    assert not [one for one in three.fleet.proposals() if one.anew], "from then on these are erin's own words"
     with pytest.raises(InputError, match="has no part in what is proposed"):
         sign_with(three, thief.path)
     forged = three.fleet.proposed("site-hq")

@@ -346,7 +346,7 @@ def test_the_difference_is_empty_exactly_when_the_signed_targets_are_equal(
     after: dict[str, tuple[bytes, dict[str, int] | None]],
 ) -> None:
     old, new = targets_of(before), targets_of(after)
-    proposal = propose_targets(first_fleet.fleet.root().signed, old, Metadata(new))
+    proposal = propose_targets(first_fleet.fleet.root().signed, Metadata(old), Metadata(new))
     equal = Metadata(old).signed_bytes == Metadata(new).signed_bytes
     assert (proposal.changes == ()) == equal
     assert {change.path for change in proposal.changes} == {

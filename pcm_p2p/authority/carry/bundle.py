@@ -19,6 +19,8 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.delegating import delegated_roles
+from pcm_p2p.authority.proposal import is_vouched_anew
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.trust.delegation import DELEGATIONS_MAX, ROLE_PATTERN
@@ -88,18 +90,28 @@ class Bundle:
 def differing_targets(
     published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
 ) -> list[tuple[str, str]]:
-    """Path and SHA-256 of each target of which the proposed documents say something else than the published ones."""
+    """Path and SHA-256 of each target of which the proposed documents say something else than the published ones.
+
+    And of those that a site's or team's new keys vouch for anew, since whoever signs answers for them.
+    """
     found: dict[tuple[str, str], None] = {}
     for role, document in proposed.items():
         if not isinstance(document.signed, Targets):
             continue
         before = published.get(role)
         old = before.signed.targets if before is not None else {}
-        new = document.signed.targets
+        new, anew = document.signed.targets, _is_vouched_anew(published, proposed, role)
         for path in sorted(old.keys() | new.keys()):
-            if old.get(path) != new.get(path):
+            if anew or old.get(path) != new.get(path):
                 found.update(((path, info.hashes["sha256"]), None) for info in (old.get(path), new.get(path)) if info)
     return list(found)
+
+
+def _is_vouched_anew(published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], role: str) -> bool:
+    top, before = proposed.get("targets", published.get("targets")), published.get(role)
+    if role == "targets" or top is None or before is None or role not in delegated_roles(top.signed):
+        return False
+    return is_vouched_anew(top.signed, role, before)
 
 
 def encode_bundle(document: BundleDocument) -> bytes:

@@ -50,7 +50,7 @@ def _proposals(bundle: Bundle) -> Iterator[Proposal]:
         # As proposed where that names the role: whatever a key could sign is shown.
         naming = [one for one in delegators_in(bundle, role) if _names(one, role)]
         if naming:
-            yield propose_targets(naming[-1], before.signed if before is not None else None, document, role)
+            yield propose_targets(naming[-1], before, document, role)
 
 
 def _names(delegator: Delegator, role: str) -> bool:
