@@ -79,6 +79,8 @@ def add(
         )
     for skipped in ingested.skipped:
         note(f"No deltas from {name} {skipped.version}: {skipped.reason}.")
+    if ingested.why_not_gzip:
+        note(f"Deltas do not look into .gz files: {ingested.why_not_gzip}.")
     path = folder.stage_release(ingested.manifest, ingested.segments_folder, role)
     staged = decode_untrusted(folder.read_target(path))  # the same content again keeps the counter that it had
     if json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcm_p2p.cli.output import Json, print_facts, print_json, print_table, size
+from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table, size
 from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
 if TYPE_CHECKING:
@@ -99,3 +99,5 @@ def _show(found: Preview) -> None:
         ("WHERE THE BYTES GO", "STORED", "FULL", "DELTA"),
         ((row.path, size(row.stored_bytes), size(row.full_bytes), size(row.delta_bytes)) for row in rows),
     )
+    if found.why_not_gzip:
+        note(f"Deltas do not look into .gz files: {found.why_not_gzip}.")

@@ -27,7 +27,9 @@ import hdiffpatch
 import msgspec
 
 import pcm_p2p
-from pcm_p2p.content.delta import decode_delta_untrusted, encode_delta
+from pcm_p2p.content.delta import decode_delta_untrusted, encode_smallest_delta, needs_gzip
+from pcm_p2p.content.gzip_program import Gzip
+from pcm_p2p.content.repacking import CannotPack
 from pcm_p2p.content.segment import decode_full_untrusted, encode_joined
 from pcm_p2p.content.workplace import blob_path, storage_error
 from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
@@ -52,7 +54,8 @@ class Job(msgspec.Struct, frozen=True, tag=True):
     """Make the segment of ``pieces``: full at ``level``, or the delta to them from ``base``.
 
     ``files`` are what the pieces refer to; ``segments`` and ``temporary`` are folders. The blob of a delta stays in
-    ``temporary`` (``Made.path``): whether it is published is for the caller to say.
+    ``temporary`` (``Made.path``): whether it is published is for the caller to say. ``gzip`` is the program with which it
+    may look into gzip members; empty without one.
     """
 
     number: int
@@ -62,6 +65,7 @@ class Job(msgspec.Struct, frozen=True, tag=True):
     segments: str
     temporary: str
     base: tuple[Piece, ...] = ()
+    gzip: str = ""
 
 
 class Unpack(msgspec.Struct, frozen=True, tag=True):
@@ -78,7 +82,7 @@ class Unpack(msgspec.Struct, frozen=True, tag=True):
 
 
 class Made(msgspec.Struct, frozen=True, tag=True):
-    """The blob of job ``number`` is in place; its size in bytes.
+    """The blob of job ``number`` is in place; its size in bytes. ``needs_gzip``: as ``deltas.DeltaBlob``.
 
     A delta waits for its name at ``path``. Without a path there is no delta that works, and ``size`` is that of the output.
     """
@@ -87,6 +91,7 @@ class Made(msgspec.Struct, frozen=True, tag=True):
     segment: bytes
     size: int
     path: str = ""
+    needs_gzip: bool = False
 
 
 class Unpacked(msgspec.Struct, frozen=True, tag=True):
@@ -136,12 +141,9 @@ def _make(job: Job, workspace: bytearray) -> Made:
 def _make_delta(job: Job, workspace: bytearray) -> Made:
     base = bytes(_read(job, job.base, workspace))
     output = bytes(_read(job, job.pieces, workspace))
-    try:
-        blob = encode_delta(base, output)
-        good = decode_delta_untrusted(blob, base, len(output)) == output
-    except (hdiffpatch.HDiffPatchError, UntrustedBytes):
-        good = False
-    if not good:
+    blob = _delta_that_works(base, output, Gzip(job.gzip)) if job.gzip else b""
+    blob = blob or _delta_that_works(base, output, None)
+    if not blob:
         # The full segment does as well: a run that the library cannot patch costs bytes, not the release.
         return Made(job.number, b"", len(output))
     segment = SegmentId.of(blob)
@@ -150,7 +152,17 @@ def _make_delta(job: Job, workspace: bytearray) -> Made:
         temporary.write_bytes(blob)
     except OSError as error:
         raise _not_written(temporary, segment, error) from error
-    return Made(job.number, bytes(segment), len(blob), str(temporary))
+    return Made(job.number, bytes(segment), len(blob), str(temporary), needs_gzip(blob))
+
+
+def _delta_that_works(base: bytes, output: bytes, gzip: Gzip | None) -> bytes:
+    """The blob, tried as a device does; empty if there is none."""
+    try:
+        blob = encode_smallest_delta(base, output, gzip.packer() if gzip else None)
+        good = decode_delta_untrusted(blob, base, len(output), gzip.packer() if gzip else None) == output
+    except (hdiffpatch.HDiffPatchError, CannotPack, UntrustedBytes):
+        return b""
+    return blob if good else b""
 
 
 def _temporary(job: Job, segment: SegmentId) -> Path:

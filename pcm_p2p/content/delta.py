@@ -47,7 +47,7 @@ def encode_delta(base: bytes, output: bytes) -> bytes:
 def encode_smallest_delta(base: bytes, output: bytes, pack: Pack | None) -> bytes:
     """``encode_delta``, or the same with gzip members unpacked if that is smaller: see ``needs_gzip``.
 
-    Raises what that raises, and ``CannotPack``.
+    Raises what that raises, and ``CannotPack`` if ``pack`` does.
     """
     plain = encode_delta(base, output)
     unpacking = plan_unpacking(base, output, len(plain), pack) if pack is not None else None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, CHUNKS_MAX, Base, Layout, Manifest, Segment
 from pcm_p2p.content.matching import Matcher, Side
 from pcm_p2p.ids import ChunkId, SegmentId
@@ -38,11 +40,24 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaBlob:
+    """A delta that was made: its id, its size in bytes, whether it takes a gzip to decode it (``delta.needs_gzip``)."""
+
+    segment: SegmentId
+    size: int
+    needs_gzip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
-    """Id and size in bytes of each run's full segment, and of the deltas that are worth it."""
+    """Id and size in bytes of each run's full segment, and the deltas that are worth it.
+
+    ``why_not_gzip``: why no delta looks into gzip members; empty if they do, or if there was none to make.
+    """
 
     full: tuple[tuple[SegmentId, int], ...]
-    deltas: dict[Delta, tuple[SegmentId, int]]
+    deltas: dict[Delta, DeltaBlob]
+    why_not_gzip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +160,7 @@ def lay_out(
         Segment(id=bytes(segment), size=size, kind="full", first=first, count=count)
         for (first, count), (segment, size) in zip(runs, packed.full, strict=True)
     ]
-    for delta, (segment, size) in packed.deltas.items():
+    for delta, blob in packed.deltas.items():
         pile = piles[delta.of]
         for position in delta.base:
             if pile.chunks[position] not in place_of:
@@ -156,13 +171,14 @@ def lay_out(
         base = tuple(place_of[pile.chunks[position]] for position in delta.base)
         segments.append(
             Segment(
-                id=bytes(segment),
-                size=size,
+                id=bytes(blob.segment),
+                size=blob.size,
                 kind="delta",
                 first=first,
                 count=count,
                 base=base,
                 of=useful.index(delta.of),
+                needs="gzip" if blob.needs_gzip else UNSET,
             )
         )
     rows = list[Layout]()

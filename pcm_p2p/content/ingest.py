@@ -78,6 +78,8 @@ class Ingested:
     offices: tuple[tuple[str, int], ...] = ()
     """For each base, newest first: its version, and what an office fetches that has it."""
     skipped: tuple[Skipped, ...] = ()
+    why_not_gzip: str = ""
+    """Why no delta looks into gzip members; empty if they do, or if there was none to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ def ingest(
         unique_bytes=sum(table.sizes),
         offices=tuple((base.version, office_bytes(manifest, base.version, base.chunks)) for base in manifests),
         skipped=tuple(found.skipped),
+        why_not_gzip=packed.why_not_gzip,
     )
 
 

@@ -27,7 +27,8 @@ Invariants that ``decode_untrusted`` enforces, each with its own message:
 - the *full* segments tile the release zone: in order, without gap or overlap; each yields at most ``SEGMENT_OUTPUT_BYTES_MAX``
   (or exactly one chunk) and its blob is no larger than its output plus ``SEGMENT_OVERHEAD_BYTES_MAX``;
 - a *delta* segment yields what one of the full segments yields, in fewer bytes; its base is known: distinct positions before the
-  layout zone, at most ``BASE_BYTES_MAX`` together; there is at most one delta for a run and a base release;
+  layout zone, at most ``BASE_BYTES_MAX`` together; there is at most one delta for a run and a base release; no other segment
+  *needs* a program of the device;
 - the *layout* segments tile the layout zone, one for each of ``layouts``; every chunk of the base zone is in the base of a delta.
 """
 
@@ -98,7 +99,8 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A blob at the origin that yields chunks ``first … first+count-1`` of the table. ``size`` is the blob's, in bytes.
 
     ``base``: for a delta, the positions of its base chunks in the order in which they are joined; ``of``: which of the
-    manifest's ``bases`` they come from.
+    manifest's ``bases`` they come from; ``needs``: the program without which a device cannot decode it (``repacking``), and
+    nothing at all, not even in the encoding, where it needs none.
     """
 
     id: bytes
@@ -108,6 +110,11 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int
     base: tuple[int, ...] = ()
     of: int = 0
+    needs: Literal["gzip"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def needs_gzip(self) -> bool:
+        return self.needs == "gzip"
 
     @property
     def segment_id(self) -> SegmentId:
@@ -327,8 +334,8 @@ def _check_segments(manifest: Manifest) -> None:
             raise UntrustedBytes(f"a segment yields {output} bytes; at most {SEGMENT_OUTPUT_BYTES_MAX} are allowed")
         if not 1 <= segment.size <= output + SEGMENT_OVERHEAD_BYTES_MAX:
             raise UntrustedBytes(f"a segment of {segment.size} bytes for {output} bytes of output is refused")
-        if segment.kind != "delta" and (segment.base or segment.of):
-            raise UntrustedBytes(f"a {segment.kind} segment has no base")
+        if segment.kind != "delta" and (segment.base or segment.of or segment.needs_gzip):
+            raise UntrustedBytes(f"a {segment.kind} segment has no base, and needs no program")
     if _tiled(manifest, "full", 0) != release_end:
         raise UntrustedBytes("the full segments do not tile the chunk table")
     # Layouts first: where their zone begins is where the one of the bases ends.

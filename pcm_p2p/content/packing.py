@@ -15,7 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from pcm_p2p.content.compressor import Crew, Job, Made, Piece, Unpack, Unpacked, do
-from pcm_p2p.content.deltas import Delta, Packed, Pile
+from pcm_p2p.content.delta import needs_gzip
+from pcm_p2p.content.deltas import Delta, DeltaBlob, Packed, Pile
+from pcm_p2p.content.gzip_program import find_gzip
+from pcm_p2p.content.repacking import CannotPack
 from pcm_p2p.content.workplace import Workplace, delta_recipe_of, recipe_of
 from pcm_p2p.ids import SegmentId
 
@@ -81,10 +84,15 @@ class Packing:
         self._new, self._runs, self._bases, self._deltas = new, runs, bases, deltas
         self._place, self._level, self._tell = place, level, tell
         self._full: dict[int, tuple[SegmentId, int]] = {}
-        self._worth: dict[Delta, tuple[SegmentId, int]] = {}
+        self._worth: dict[Delta, DeltaBlob] = {}
         self._waiting: dict[int, list[tuple[Delta, Made]]] = {}
         self._recipes: dict[int, bytes] = {}
         self._done_bytes = self._done_segments = 0
+        self._gzip = self._why_not_gzip = ""
+        try:
+            self._gzip = find_gzip().path if deltas else ""
+        except CannotPack as error:
+            self._why_not_gzip = str(error)
 
     def run(self, workshop: Workshop) -> Packed:
         """Make what is missing. Raises ``InputError``, ``StorageError``, ``DiskFull``."""
@@ -102,6 +110,7 @@ class Packing:
         return Packed(
             tuple(self._full[number] for number in range(len(self._runs))),
             {delta: self._worth[delta] for delta in self._deltas if delta in self._worth},
+            self._why_not_gzip,
         )
 
     def _full_jobs(self) -> Iterator[Job]:
@@ -118,10 +127,13 @@ class Packing:
         for number, delta in enumerate(self._deltas, len(self._runs)):
             base, positions = self._bases[delta.of], _positions(self._runs[delta.run])
             recipe = delta_recipe_of(
-                [self._new.chunks[at] for at in positions], [base.chunks[at] for at in delta.base], self._level
+                [self._new.chunks[at] for at in positions],
+                [base.chunks[at] for at in delta.base],
+                self._level,
+                with_gzip=bool(self._gzip),
             )
             if found := self._place.find(recipe):
-                self._worth[delta] = found
+                self._worth[delta] = DeltaBlob(*found, needs_gzip(self._place.blob_path(found[0]).read_bytes()))
                 self._count(delta.run)
             elif self._place.is_large(recipe):
                 self._count(delta.run)
@@ -133,7 +145,7 @@ class Packing:
 
     def _job(self, number: int, files: tuple[str, ...], pieces: tuple[Piece, ...], base: tuple[Piece, ...] = ()) -> Job:
         folders = str(self._place.segments), str(self._place.temporary)
-        return Job(number, files, pieces, self._level, *folders, base)
+        return Job(number, files, pieces, self._level, *folders, base, self._gzip if base else "")
 
     def _finish_full(self, number: int, segment: SegmentId, size: int) -> None:
         self._full[number] = segment, size
@@ -150,7 +162,7 @@ class Packing:
                 segment = SegmentId(made.segment)
                 self._place.keep(Path(made.path), segment)
                 self._place.note(recipe, segment)
-                self._worth[delta] = segment, made.size
+                self._worth[delta] = DeltaBlob(segment, made.size, made.needs_gzip)
             else:
                 self._place.note_large(recipe)
                 if made.path:

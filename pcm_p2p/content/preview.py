@@ -2,7 +2,8 @@
 
 How bytes are attributed: a segment belongs to all members that its run has bytes of, so each gets a share of it, by an estimate
 of its own. For a full segment that is the size of the member's part at zstd level 1; for a delta the size of those pieces of
-it, some 256 bytes each, that the old member does not have, at the same level. Shares are rounded so that their sum is the
+it, some 256 bytes each, that the old member does not have, at the same level; where the delta looks into gzip members, of what
+they hold. Shares are rounded so that their sum is the
 segment's size: over all members the sums are those of the segments.
 """
 
@@ -19,6 +20,7 @@ from pyfastcdc import FastCDC
 
 from pcm_p2p.content.bases import BaseRelease, Unusable, rebuild
 from pcm_p2p.content.deltas import slices_of
+from pcm_p2p.content.gzip_members import unpacked
 from pcm_p2p.content.ingest import Ingested, IngestProgress, Workpiece, ingest
 from pcm_p2p.content.manifest import Form, Manifest
 from pcm_p2p.content.matching import Matcher, Side
@@ -31,6 +33,7 @@ from pcm_p2p.errors import InputError
 _LEVEL = 1
 _PIECE_BYTES = 256
 _OLD_BYTES_MAX = 24 << 20
+_Seen = Callable[[bytes], bytes]
 _SAME = 1
 """The estimate of a part that did not change: next to nothing."""
 
@@ -57,6 +60,8 @@ class Preview:
     office_without_base_bytes: int
     seconds: float
     members: tuple[MemberCost, ...]
+    why_not_gzip: str = ""
+    """As ``ingest.Ingested``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ def _preview(ingested: Ingested, costs: _Costs, delivered_bytes: int | None, sec
         office_without_base_bytes=sum(segment.size for _, segment in manifest.full_segments()),
         seconds=round(seconds, 3),
         members=costs.members(),
+        why_not_gzip=ingested.why_not_gzip,
     )
 
 
@@ -180,15 +186,16 @@ class _Costs:
             self.stored[path] = self.stored.get(path, 0) + member.size
         reader = _Reader(piece.artifacts)
         base = _Base(piece, new) if piece.comparison.rebuilt else None
-        deltas = {delta.run: size for delta, (_, size) in piece.packed.deltas.items()}
+        deltas = {delta.run: blob for delta, blob in piece.packed.deltas.items()}
         for run, (first, count) in enumerate(piece.runs):
             parts = list(_parts(new, slices_of(new, range(first, first + count))))
             data = [reader.read(begin, end - begin) for _, begin, end in parts]
             owners = [paths[number] for number, _, _ in parts]
             _share(self.full, owners, piece.packed.full[run][1], [_packed_size(part) for part in data])
             if base is not None and run in deltas:
-                estimates = [base.estimate(*part, one) for part, one in zip(parts, data, strict=True)]
-                _share(self.delta, owners, deltas[run], estimates)
+                seen: _Seen = unpacked if deltas[run].needs_gzip else bytes
+                estimates = [base.estimate(*part, one, seen) for part, one in zip(parts, data, strict=True)]
+                _share(self.delta, owners, deltas[run].size, estimates)
 
 
 class _Base:
@@ -203,14 +210,14 @@ class _Base:
         self._matcher = Matcher(new, side_of(rebuilt.artifacts, rebuilt.pile, positions, step))
         self._reader = _Reader(rebuilt.artifacts)
 
-    def estimate(self, number: int, begin: int, end: int, data: bytes) -> int:
-        """What the bytes ``begin`` … ``end - 1`` of member ``number`` add to a delta."""
+    def estimate(self, number: int, begin: int, end: int, data: bytes, seen: _Seen) -> int:
+        """What the bytes ``begin`` … ``end - 1`` of member ``number`` add to a delta, both versions as they are ``seen``."""
         old_begin, old_end = self._matcher.counterpart(number, begin, end)
         old = self._reader.read(old_begin, min(old_end - old_begin, _OLD_BYTES_MAX))
         if not old:
-            return _packed_size(data)
-        known = set(_pieces(old))
-        novel = [piece for piece in _pieces(data) if piece not in known]
+            return _packed_size(seen(data))
+        known = set(_pieces(seen(old)))
+        novel = [piece for piece in _pieces(seen(data)) if piece not in known]
         return _packed_size(b"".join(novel)) if novel else _SAME
 
 

@@ -150,9 +150,14 @@ def recipe_of(chunks: Sequence[ChunkId], level: int) -> bytes:
     return _recipe(f"full|{level}|{library}", chunks)
 
 
-def delta_recipe_of(chunks: Sequence[ChunkId], base: Sequence[ChunkId], level: int) -> bytes:
-    """The same for a delta: also its base. ``level`` is that of the full segment, which decides whether the delta is worth it."""
-    library = f"hdiffpatch {metadata.version('hdiffpatch')}, liblzma {_liblzma_version()}"
+def delta_recipe_of(
+    chunks: Sequence[ChunkId], base: Sequence[ChunkId], level: int, *, with_gzip: bool = False
+) -> bytes:
+    """The same for a delta: also its base, and whether it may look into gzip members. ``level`` is that of the full segment,
+    which decides whether the delta is worth it."""
+    library = (
+        f"hdiffpatch {metadata.version('hdiffpatch')}, liblzma {_liblzma_version()}{', gzip' if with_gzip else ''}"
+    )
     return _recipe(f"delta|{level}|{len(base)}|{library}", (*base, *chunks))
 
 
