@@ -34,6 +34,8 @@ from pcm_p2p.wire.session import Refuse, Session
 
 STALL_S = 0.3
 """Of real time: these sockets are real. The deadlines of the product are tested with virtual time elsewhere."""
+PATIENCE_S = 60.0
+"""For whoever does answer, however busy the machine is."""
 
 Answer = Callable[[str], Awaitable[bytes]]
 
@@ -137,16 +139,16 @@ def hello(fleet: RepositorySimulator) -> Hello:
 class OneSession:
     """What ``_PeerSource`` asks of an overlay, over one session."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, stall_s: float) -> None:
+        self.session, self.stall_s = session, stall_s
 
     async def fetch_file(self, device: Any, path: str, size_bytes_max: int) -> bytes:
-        return await self.session.fetch(lambda number: FileGet(number, path), size_bytes_max, STALL_S)
+        return await self.session.fetch(lambda number: FileGet(number, path), size_bytes_max, self.stall_s)
 
 
 @asynccontextmanager
 async def peer_serving(
-    fleet: RepositorySimulator, folder: Path, use: Callable[[Link], Awaitable[None]]
+    fleet: RepositorySimulator, folder: Path, use: Callable[[Link], Awaitable[None]], stall_s: float = PATIENCE_S
 ) -> AsyncIterator[MetadataSource]:
     """A member whose connections ``use`` handles, as a source over a session of another member, all with real certificates."""
     authority = FleetCA.in_memory(fleet.fleet.fleet_id, now=authority_now())
@@ -157,7 +159,7 @@ async def peer_serving(
         link = await dial("127.0.0.1", listeners[0].socket.getsockname()[1], own)
         session = Session(link.stream, hello(fleet), device=link.device, dialled=True)
         await nursery.start(session.run)
-        yield _PeerSource(OneSession(session), link.device, "")  # type: ignore[arg-type]
+        yield _PeerSource(OneSession(session, stall_s), link.device, "")  # type: ignore[arg-type]
         nursery.cancel_scope.cancel()
 
 
@@ -227,11 +229,11 @@ async def test_a_member_that_stalls_drips_or_never_ends_over_tls(
     two_versions: tuple[RepositorySimulator, Tree, Tree], tmp_path: Path, answer: Any
 ) -> None:
     fleet, _, new = two_versions
-    with fleet.client() as device, trio.fail_after(20):
+    with fleet.client() as device, trio.fail_after(PATIENCE_S):
         async with peer_serving(fleet, tmp_path / "first", with_tree(fleet, new)) as source:
             assert (await device.attempt(source)).kind == "good"
         fleet.publish_policy("third")
-        async with peer_serving(fleet, tmp_path / "liar", by_hand(fleet, answer)) as source:
+        async with peer_serving(fleet, tmp_path / "liar", by_hand(fleet, answer), STALL_S) as source:
             await learns(device, source, "incomplete", "bad")
         async with peer_serving(fleet, tmp_path / "honest", with_tree(fleet, fleet.tree())) as source:
             assert (await device.attempt(source)).kind == "good"
@@ -241,7 +243,9 @@ async def test_a_member_that_stalls_drips_or_never_ends_over_tls(
 
 
 @asynccontextmanager
-async def origin_serving(folder: Path, handle: Callable[[trio.SocketStream, str], Awaitable[None]]) -> Any:
+async def origin_serving(
+    folder: Path, handle: Callable[[trio.SocketStream, str], Awaitable[None]], stall_s: float = PATIENCE_S
+) -> Any:
     """An origin on loopback: ``handle`` writes the answer to each request, on a connection of its own."""
 
     async def connection(stream: trio.SocketStream) -> None:
@@ -255,7 +259,7 @@ async def origin_serving(folder: Path, handle: Callable[[trio.SocketStream, str]
             await handle(stream, head.split(b" ")[1].decode().removeprefix("/"))
             await stream.aclose()
 
-    settings = OriginSettings(connect_timeout_s=2.0, stall_s=STALL_S, rate_bytes_per_s_min=1_000)
+    settings = OriginSettings(stall_s=stall_s, rate_bytes_per_s_min=1_000)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, connection, listeners)
@@ -327,10 +331,10 @@ async def test_an_origin_that_stalls_drips_or_never_ends_over_http(
                 while True:
                     await stream.send_all(b" " * 65_536)
 
-    with fleet.client() as device, trio.fail_after(20):
+    with fleet.client() as device, trio.fail_after(PATIENCE_S):
         async with origin_serving(tmp_path / "first", files_of(new)) as source:
             assert (await device.attempt(source)).kind == "good"
-        async with origin_serving(tmp_path / "liar", handle) as source:
+        async with origin_serving(tmp_path / "liar", handle, STALL_S) as source:
             await learns(device, source, "incomplete", "bad")
         fleet.publish_policy("third")
         async with origin_serving(tmp_path / "honest", files_of(fleet.tree())) as source:
