@@ -360,9 +360,10 @@ def small_manifest(
 
 
 def put_segment(folder: Path, manifest: Manifest, blob: bytes) -> Path:
-    """Write the blob of ``small_manifest`` below ``folder`` as releases are cut; returns ``folder``."""
+    """Write the blob of ``small_manifest`` below ``folder`` as releases are cut, a file of its own; returns ``folder``."""
     name = manifest.segments[0].id.hex()
     (folder / name[:2]).mkdir(parents=True, exist_ok=True)
+    (folder / name[:2] / name).unlink(missing_ok=True)
     (folder / name[:2] / name).write_bytes(blob)
     return folder
 

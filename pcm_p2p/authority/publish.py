@@ -48,6 +48,7 @@ from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_policy import policy_complaints
 from pcm_p2p.authority.staging import complaints_about
+from pcm_p2p.authority.target_files import is_intact
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
@@ -264,8 +265,12 @@ def _refuse_damaged(folder: FleetFolder, role: str, document: Metadata[Any]) -> 
             folder.files.read(path, info)
 
 
+_BLOB_REMEDY = "Import what 'pcm-p2p proposal export --with-segments' writes where it was made, or add it again."
+
+
 def _refuse_without_blobs(folder: FleetFolder, origin: Path, role: str, document: Metadata[Any]) -> None:
-    """Raises ``StorageError`` for a new release whose blobs are nowhere: once committed, nothing more could be published."""
+    """Raises ``StorageError`` for a new release whose blobs are nowhere, or not what the manifest names: once committed, nothing
+    more could be published, and devices would refuse what they get."""
     before = folder.document(role)
     known: Mapping[str, Any] = getattr(before.signed, "targets", {}) if before is not None else {}
     for path, info in getattr(document.signed, "targets", {}).items():
@@ -281,8 +286,11 @@ def _refuse_without_blobs(folder: FleetFolder, origin: Path, role: str, document
         if absent:
             raise StorageError(
                 f"{path}: {len(absent)} of its {len(names)} segments are not here, such as {absent[0]}",
-                remedy="Import what 'pcm-p2p proposal export --with-segments' writes where it was made, or add it again.",
+                remedy=_BLOB_REMEDY,
             )
+        served = (placed if placed.exists() else place for place, placed in places)
+        if damaged := next((file for file in served if not is_intact(file)), None):
+            raise StorageError(f"{path}: {damaged} is damaged", remedy=f"Remove it. {_BLOB_REMEDY}")
 
 
 def _refuse_other_signers(documents: _Documents) -> None:
@@ -357,6 +365,8 @@ def _follow(folder: FleetFolder, origin: Path, *, content: bool) -> Published:
         for name in _segment_files(folder, documents):
             source, place = folder.segments / name, origin / "segments" / name
             if not place.exists():
+                if source.exists() and not is_intact(source):
+                    raise StorageError(f"{source} is damaged", remedy=f"Remove it. {_BLOB_REMEDY}")
                 segments, segment_bytes = segments + 1, segment_bytes + _place(source, place)
         for document in documents.lists():
             for path, info in document.signed.targets.items():

@@ -16,6 +16,14 @@ from pcm_p2p.ids import SegmentId
 from pcm_p2p.trust.index import target_file
 
 
+def is_intact(blob: Path) -> bool:
+    """Whether a blob is there with the bytes that its name stands for."""
+    try:
+        return SegmentId.of(blob.read_bytes()) == SegmentId.parse(blob.name)
+    except OSError:
+        return False
+
+
 class TargetFiles:
     """``path`` is the fleet folder."""
 
@@ -54,6 +62,8 @@ class TargetFiles:
         source, kept = segments / name[:2] / name, self._segments / name[:2] / name
         if not source.exists() and kept.exists():
             source = kept
+        elif source != kept and kept.exists() and not is_intact(kept):
+            kept.unlink()  # it rotted, or was altered: what comes takes its place
         try:
             data = source.read_bytes()
         except OSError as error:

@@ -46,7 +46,7 @@ from pcm_p2p.authority.keys.public_key import PublicKey
 from pcm_p2p.authority.people.changes import change_holders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 
 OWNERS = ("alice", "bob", "carol")
 
@@ -138,7 +138,6 @@ def test_each_signature_that_cannot_be_merged_is_refused_by_name_and_the_others_
     assert [why.split(":")[0] for why in said] == [
         f"alice's signature on targets 2 is by the key {grouped(stranger.keyid[:16])} …, which has no part in targets",
         f"alice's signature is for fleet 00000000, and this is fleet {three.fleet.fleet_id[:8]}",
-        "alice's signature on targets 2 is there already",
     ]
     assert three.fleet.proposals()[0].signatures[0].have == ("alice",)
 
@@ -148,8 +147,14 @@ def test_a_signature_over_what_was_proposed_before_is_refused(three: RepositoryS
     three.fleet.stage_policy("third", b"version = 1\n")
     (why,) = refusals(three.fleet, file)
     assert why.startswith("alice's signature is over other bytes of targets 2: digest ")
+    now = three.folder / "now.proposal"
+    export_proposal(three.fleet, now)
+    (once,) = merge(three.fleet, [(taken := signed_elsewhere(three, now, "alice"))])
+    assert not once.there
     three.sign()
     three.publish()
+    (again,) = merge(three.fleet, [taken])
+    assert (again.there, again.refused) == (True, ""), "merged and published since"
     (why,) = refusals(three.fleet, file)
     assert why == "alice's signature is for targets 2, and no targets is proposed; targets 2 is published"
     three.fleet.stage_policy("fourth", b"version = 1\n")
@@ -511,6 +516,31 @@ def test_a_proposal_goes_into_another_copy_with_its_documents_blobs_and_signatur
     copy.sign("carol")
     assert copy.publish().segments_added == 1
     assert verify_folder(copy.fleet).verdict.complaints == ()
+
+
+def test_an_import_puts_a_blob_right_that_is_here_with_other_bytes(
+    three: RepositorySimulator, copy: RepositorySimulator, tmp_path: Path
+) -> None:
+    manifest, blob = small_manifest()
+    three.fleet.stage_release(manifest, put_segment(tmp_path / "segments", manifest, blob))
+    three.sign("alice", "carol")
+    export_proposal(three.fleet, tmp_path / "file", with_segments=True)
+    put_segment(copy.fleet.segments, manifest, b"B" + blob[1:])
+    import_proposal(copy.fleet, tmp_path / "file")
+    assert copy.publish().segments_added == 1
+    name = manifest.segments[0].id.hex()
+    assert copy.tree()[f"segments/{name[:2]}/{name}"] == blob
+
+
+def test_a_proposal_is_not_exported_with_a_blob_that_has_other_bytes(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    manifest, blob = small_manifest()
+    three.fleet.stage_release(manifest, put_segment(tmp_path / "segments", manifest, blob))
+    put_segment(three.fleet.segments, manifest, b"B" + blob[1:])
+    with pytest.raises(StorageError, match="is damaged"):
+        export_proposal(three.fleet, tmp_path / "file", with_segments=True)
+    assert not (tmp_path / "file").exists()
 
 
 def test_a_blob_that_was_altered_on_the_way_is_refused(

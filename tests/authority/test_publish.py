@@ -107,6 +107,45 @@ def test_a_release_that_came_without_its_blobs_does_not_stop_the_publisher(
     assert fleet.publish().segments_added == 1
 
 
+def newest(fleet: RepositorySimulator) -> int:
+    return int(fleet.newest_targets().signed.version)
+
+
+@pytest.mark.parametrize("at", ["the folder", "the tree"])
+def test_a_blob_with_other_bytes_is_named_before_devices_meet_it(
+    fleet: RepositorySimulator, tmp_path: Path, at: str
+) -> None:
+    manifest, blob = small_manifest()
+    fleet.fleet.stage_release(manifest, put_segment(tmp_path / "segments", manifest, blob))
+    fleet.sign()
+    wrong = fleet.fleet.segments if at == "the folder" else fleet.origin / "segments"
+    put_segment(wrong, manifest, b"B" + blob[1:])
+    before = fleet.tree()
+    name = manifest.segments[0].id.hex()
+    with pytest.raises(StorageError, match=rf"tool@1\.0\.manifest: .*{name} is damaged"):
+        fleet.publish()
+    assert (fleet.tree(), newest(fleet)) == (before, 1), "nothing is committed"
+    (wrong / name[:2] / name).unlink()
+    put_segment(fleet.fleet.segments, manifest, blob)
+    assert fleet.publish().segments_added == 1
+
+
+def test_a_blob_that_rotted_in_the_folder_comes_into_no_new_tree(fleet: RepositorySimulator, tmp_path: Path) -> None:
+    manifest, blob = small_manifest()
+    fleet.fleet.stage_release(manifest, put_segment(tmp_path / "segments", manifest, blob))
+    fleet.sign()
+    fleet.publish()
+    name = manifest.segments[0].id.hex()
+    put_segment(fleet.fleet.segments, manifest, b"B" + blob[1:])
+    other = tmp_path / "other-tree"
+    with pytest.raises(StorageError, match=f"{name} is damaged"):
+        publish(fleet.fleet, other, fleet.keys)
+    assert not (other / "metadata").exists(), "the timestamp comes last"
+    put_segment(fleet.fleet.segments, manifest, blob)
+    publish(fleet.fleet, other, fleet.keys)
+    assert (other / "segments" / name[:2] / name).read_bytes() == blob
+
+
 def test_what_breaks_a_rule_is_not_published(fleet: RepositorySimulator) -> None:
     def md5(targets: Targets) -> None:
         targets.targets["policies/first.toml"].hashes = {"md5": "0" * 32}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,25 +38,29 @@ from pcm_p2p.authority.carry.signature_file import (
     Signable,
     SignatureFile,
     decode_signature_file_untrusted,
+    is_there,
     why_refused,
 )
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.staging import complaints_about
+from pcm_p2p.authority.staging import complaints_about, keyids_of
+from pcm_p2p.authority.target_files import is_intact
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import fsync_folder, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.ids import SegmentId
+from pcm_p2p.trust.delegation import HALT, TARGETS
 from pcm_p2p.trust.index import target_file
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of one carried signature; ``refused`` is empty when it was merged."""
+    """What became of one carried signature; ``refused`` is empty when it was merged, or was there before (``there``)."""
 
     file: Path
     title: str
     refused: str
+    there: bool = False
 
 
 def contents_of(folder: FleetFolder) -> Callable[[str, str], bytes | None]:
@@ -82,13 +86,28 @@ def signables_of(folder: FleetFolder) -> tuple[Signable, ...]:
     return tuple(found)
 
 
+def _published_of(folder: FleetFolder) -> tuple[Signable, ...]:
+    """Everything that is published, with the keys that have a part in it."""
+    return tuple(
+        Signable(role, document, keys_of(folder.all_namers(role), role), document.signed.version)
+        for role in folder.roles()
+        if (document := folder.document(role)) is not None
+    )
+
+
 # Out
 
 
-def export_proposal(folder: FleetFolder, file: Path, *, with_segments: bool = False) -> Bundle:
-    """Write all proposals of ``folder`` into ``file``. Raises ``InputError`` if nothing is proposed, ``StorageError``."""
+def export_proposal(
+    folder: FleetFolder, file: Path, *, with_segments: bool = False, only: Collection[str] = ()
+) -> Bundle:
+    """Write the proposals of ``folder`` into ``file``, all of them or those of the roles in ``only``.
+
+    Raises ``InputError`` if nothing is proposed, or not for one of these roles, or if nobody could sign it alone;
+    ``StorageError``.
+    """
     with folder.locked():
-        document = _bundle_document(folder, with_segments=with_segments)
+        document = _bundle_document(folder, with_segments=with_segments, only=only)
         bundle = decode_bundle_untrusted(body := encode_bundle(document)[len(MAGIC) + 8 :])
         temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp")
         try:
@@ -107,10 +126,29 @@ def export_proposal(folder: FleetFolder, file: Path, *, with_segments: bool = Fa
     return bundle
 
 
-def _bundle_document(folder: FleetFolder, *, with_segments: bool) -> BundleDocument:
+def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collection[str]) -> BundleDocument:
     proposed = {role: found for role in folder.roles() if (found := folder.proposed(role)) is not None}
     if not proposed:
         raise InputError("nothing is proposed", path=folder.path, remedy="Stage a change first.")
+    if absent := sorted(set(only) - proposed.keys()):
+        raise InputError(
+            f"nothing is proposed for {absent[0]}", key="--role", remedy=f"Proposed: {', '.join(proposed)}."
+        )
+    if only:
+        proposed = {role: one for role, one in proposed.items() if role in only}
+        for role in proposed:
+            alone, together = (
+                {keyid for one in namers for keyid in keyids_of(one, role)}
+                for namers in (folder.namers(role, proposed), folder.namers(role))
+            )
+            # Any one key will do for a halt, so that those who are named already can sign it alone.
+            if not alone or (alone != together and role != HALT):
+                above = "root" if role == TARGETS else TARGETS
+                raise InputError(
+                    f"who signs for {role} changes with what is proposed for {above}",
+                    key="--role",
+                    remedy=f"Pass --role {above} too, or leave --role out.",
+                )
     root, top = folder.document("root"), folder.targets()
     # What an earlier delegation published and the present one does not name is nothing to compare with.
     delegated = delegated_roles(top.signed if top is not None else None)
@@ -150,7 +188,7 @@ def _blob(folder: FleetFolder, segment: BundledSegment) -> bytes:
         data = file.read_bytes()
     except OSError as error:
         raise StorageError(f"{file} cannot be read: {error.strerror}", remedy="Add the release again.") from None
-    if len(data) != segment.size:
+    if len(data) != segment.size or SegmentId.of(data) != SegmentId(segment.id):
         raise StorageError(f"{file} is damaged", remedy="Remove it and add the release again.")
     return data
 
@@ -253,7 +291,7 @@ def _take_blob(folder: FleetFolder, opened: IO[bytes], segment: BundledSegment, 
         raise TrustError(f"{file}: a blob is cut off or damaged", remedy="Copy the file again.")
     name = segment.id.hex()
     place = folder.segments / name[:2] / name
-    if not place.exists():
+    if not is_intact(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(place, data)
 
@@ -291,16 +329,17 @@ def merge(folder: FleetFolder, files: Iterable[Path]) -> tuple[Merged, ...]:
     carried = [(file, _signature_file(file)) for file in files]
     results = []
     with folder.locked():
-        published = {
-            role: found.signed.version for role in folder.roles() if (found := folder.document(role)) is not None
-        }
+        published = _published_of(folder)
+        versions = {one.role: one.published_version for one in published}
         for file, one in carried:
             for signature in one.signatures:
                 # Anew each time: the one before may have been the same.
-                why = why_refused(signature, one.fleet, folder.fleet_id, signables_of(folder), published)
-                if not why:
+                proposed = signables_of(folder)
+                there = is_there(signature, one.fleet, folder.fleet_id, (*proposed, *published))
+                why = "" if there else why_refused(signature, one.fleet, folder.fleet_id, proposed, versions)
+                if not why and not there:
                     _add(folder, signature)
-                results.append(Merged(file, f"{signature.owner}'s signature on {signature.title}", why))
+                results.append(Merged(file, f"{signature.owner}'s signature on {signature.title}", why, there))
     return tuple(results)
 
 
