@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 from repository_simulator import START
+from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit.journal import AuditJournal
@@ -100,6 +102,17 @@ def test_a_whole_log_verifies_against_the_keys_of_its_time() -> None:
     assert verdict == Verdict(entries=10, verified=8, unkept=2, complaints=())
 
 
+def test_documents_that_list_keys_of_tokens_verify() -> None:
+    """A token's key is PEM: several lines, whose ends canonical JSON does not escape."""
+    history = History()
+    root = root_of(history, 1, (1,))
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    root.add_key(SSlibKey.from_crypto(public), "targets")
+    history.publish("root", root, (1,), under=1)
+    assert b"\n" in history.evidence.published[0][1].signed_bytes
+    assert history.verdict() == Verdict(entries=1, verified=1, unkept=0, complaints=())
+
+
 def edit(log: bytes, number: int, change: Callable[[dict[str, Any]], Any]) -> bytes:
     lines = log.splitlines(keepends=True)
     entry = json.loads(lines[number - 1])
@@ -156,6 +169,15 @@ def test_no_altered_byte_goes_unnoticed(data: st.DataObject) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_judged_without_a_crash(log: bytes) -> None:
     assert a_history().verdict(log).complaints
+
+
+def test_a_document_altered_in_the_last_entry_is_found_although_the_genuine_one_is_published() -> None:
+    history = History()
+    history.publish("root", root_of(history, 1, (1,)), (1,), under=1)
+    history.publish("targets", Targets(1, expires=START), (1,), under=1)
+    log = edit(history.log, 2, lambda entry: entry.update(document='{"_type":"targets","version":1}'))
+    verdict = history.verdict(log)
+    assert [one for one in verdict.complaints if "entry 2" in one and "is not the one that it names" in one]
 
 
 def test_a_log_that_is_shorter_than_the_embedded_one_was_cut_off() -> None:

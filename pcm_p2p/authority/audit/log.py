@@ -17,6 +17,7 @@ never change, so that a publication adds one volume to the tree and not the whol
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -233,7 +234,7 @@ def verify(log: bytes, evidence: Evidence, embedded: bytes | None = None) -> Ver
     known: set[tuple[str, str]] = set()
     for entry in entries:
         known.add((entry.sha256, entry.keyid))
-        payload = payloads.get(entry.sha256) or (entry.document.encode() or None)
+        payload = entry.document.encode() or payloads.get(entry.sha256)
         fault = _root_fault(entry, in_force)
         # A proposal that was dropped may have been signed under a root that was dropped as well.
         dropped = entry.act in ("sign", "merge") and entry.sha256 not in there and _key_of(entry, evidence) is None
@@ -304,8 +305,9 @@ def _fault(entry: Entry, payload: bytes, evidence: Evidence) -> str | None:
         return f"the key is of {shown(owner_of(key))}"
     if entry.version:
         try:
-            signed = msgspec.json.decode(payload, type=_Signed)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # Canonical JSON, as TUF signs it, holds line feeds as they are, such as those of a key in PEM: not strict.
+            signed = msgspec.convert(json.loads(payload, strict=False), _Signed)
+        except (ValueError, RecursionError, msgspec.ValidationError):
             return "what was signed is no document"
         kind = entry.role if entry.role in ("root", "snapshot", "timestamp") else "targets"
         if (signed.type, signed.version) != (kind, entry.version):
