@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +19,17 @@ from virtual_time import clock_that_waits_for_threads
 settings.register_profile("repeat", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("repeat")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands that run for long set up logging for their process, which is also that of every test after them."""
+    root, product = logging.getLogger(), logging.getLogger("pcm_p2p")
+    handlers, levels = root.handlers[:], (root.level, product.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    product.setLevel(levels[1])
 
 
 @pytest.fixture

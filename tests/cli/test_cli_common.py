@@ -152,13 +152,7 @@ def test_what_a_stranger_wrote_cannot_paint_the_screen(way: str, capsys: pytest.
 
 @pytest.mark.parametrize("json_lines", [True, False])
 def test_what_a_stranger_wrote_ends_no_line_of_the_log(json_lines: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
-    try:
-        configure(json_lines=json_lines, verbose=False)
-        logging.getLogger("pcm_p2p.test").info("session ended: %s", f"bye\n2026-01-01 INFO all is well {PAINTING}")
-    finally:
-        root.handlers[:], _ = before
-        root.setLevel(before[1])
+    configure(json_lines=json_lines, verbose=False)
+    logging.getLogger("pcm_p2p.test").info("session ended: %s", f"bye\n2026-01-01 INFO all is well {PAINTING}")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
