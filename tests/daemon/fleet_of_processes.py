@@ -45,12 +45,12 @@ from pcm_p2p.trust.identity import DeviceIdentity, client_context, peer_identity
 from pcm_p2p.wire.link import LinkSecurity
 
 WORDS = "words"
-WAIT_S = 45.0
+WAIT_S = 120.0
 """Far above what anything here takes: on a busy machine a process may need many seconds to start."""
 LOOK_S = 0.05
 SETTINGS: dict[str, dict[str, object]] = {
     "discovery": {"mdns": False, "settle_s": 0.3},
-    "origin": {"poll_s": 1.0, "stall_s": 2.0, "connect_timeout_s": 2.0},
+    "origin": {"poll_s": 1.0},
     "apply": {"interval_s": 1.0},
     "collectors": {"interval_s": 1.0},
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from fleet_of_processes import WORDS, Device, Fleet, Status, noise, open_fleet, release_row, state_of
+from fleet_of_processes import WAIT_S, WORDS, Device, Fleet, Status, noise, open_fleet, release_row, state_of
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.authority.publish import OnlineKeys, refresh_online
@@ -135,7 +135,7 @@ async def test_an_origin_with_a_fault_is_named_with_it_and_neighbours_still_serv
     async with open_fleet(tmp_path) as fleet:
         fleet.release(TOOL)
         fleet.publish()
-        one, two = await fleet.enrol("a"), await fleet.enrol("b")
+        one, two = await fleet.enrol("a", origin={"stall_s": 2.0}), await fleet.enrol("b")
         if fault in ("wrong", "missing"):  # not worth asking again soon: somebody must repair it
             fleet.start(two)
             await fleet.until_applied(two)
@@ -431,7 +431,7 @@ def written_by_the_daemon(device: Device) -> list[Path]:
 
 def what_is_said_to(context: ssl.SSLContext, port: int) -> bytes:
     """The first application bytes that a daemon sends to whoever has ``context``; empty if it closes instead."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as tcp:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as tcp:
         try:
             with context.wrap_socket(tcp) as tls:
                 return tls.recv(65_536)
@@ -444,6 +444,6 @@ async def ends_at_once(fleet: Fleet, device: Device) -> tuple[int, str]:
     again = Device(f"{device.name}-again", device.folder, device.port, device.identity)
     fleet.start(again)
     assert again.process is not None
-    with trio.fail_after(45):
+    with trio.fail_after(WAIT_S):
         status = await again.process.wait_ended()
     return status, again.log

@@ -805,7 +805,7 @@ BREAKS: dict[str, Lie] = {
 async def test_a_daemon_that_breaks_off_leaves_nothing(world: ApplyWorld, row: str) -> None:
     data = b"first" * 1_000
     world.publish_file("1", data)
-    async with world.serving(stall_s=0.2):
+    async with world.serving(stall_s=1.0):
         liar, desired = Liar(world), await world.refresh()
         await liar.offer()
         change = desired.releases[0].change
@@ -863,7 +863,7 @@ FIRST: dict[str, bytes] = {
 
 async def test_what_is_no_request_costs_a_connection_and_nothing_else(world: ApplyWorld) -> None:
     world.publish_file("1", b"first")
-    async with world.serving(stall_s=0.2):
+    async with world.serving(stall_s=1.0):
         liar, desired = Liar(world), await world.refresh()
         await liar.offer()
         for name, data in FIRST.items():
@@ -902,7 +902,7 @@ async def test_what_nobody_thought_of_ends_one_connection(world: ApplyWorld, mon
 
 
 async def test_a_flood_of_connections_is_served_in_turn(world: ApplyWorld) -> None:
-    async with world.serving(stall_s=0.3):
+    async with world.serving(stall_s=1.0):
         streams: list[trio.SocketStream] = []
         with trio.move_on_after(1.0):
             while len(streams) < 100:

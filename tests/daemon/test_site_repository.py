@@ -43,7 +43,7 @@ from pcm_p2p.wire.messages import Message, SiteDigest
 WORDS = "words"
 SITE = "berlin"
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def policy(version: int = 1, name: str = "own") -> bytes:
