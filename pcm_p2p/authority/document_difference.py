@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from pcm_p2p.authority.audit.log import read_entry_untrusted
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.shown_text import LINE_LENGTH_MAX, shown
@@ -90,7 +91,10 @@ def text_lines(before: bytes | None, after: bytes | None, *, json: bool = False)
 
 
 def log_lines(before: bytes | None, after: bytes | None) -> Iterator[str]:
-    """A file that only grows, one entry a line."""
+    """A file that only grows, one entry a line. What is no entry is shown as it is."""
+    if after is not None and not _are_entries(after):
+        yield from text_lines(before, after, json=False)
+        return
     lines_before, lines_after = (before or b"").count(b"\n"), (after or b"").count(b"\n")
     if after is None:
         yield f"- {lines_before} entries"
@@ -98,6 +102,13 @@ def log_lines(before: bytes | None, after: bytes | None) -> Iterator[str]:
         yield f"+ {lines_after - lines_before} entries, after {lines_before} that stay"
     else:
         yield f"! {lines_before} entries before, {lines_after} after, and not as a continuation"
+
+
+def _are_entries(data: bytes) -> bool:
+    try:
+        return data.endswith(b"\n") and all(read_entry_untrusted(line) for line in data[:-1].split(b"\n"))
+    except UntrustedBytes:
+        return False
 
 
 def _manifest(data: bytes | None) -> Manifest | None:

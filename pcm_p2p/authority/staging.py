@@ -12,7 +12,7 @@ from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-d
 
 from pcm_p2p.authority import delegating
 from pcm_p2p.authority.audit.journal import AuditJournal
-from pcm_p2p.authority.audit.log import is_volume
+from pcm_p2p.authority.audit.log import beyond_a_gap, is_volume
 from pcm_p2p.authority.fleet_documents import FleetDocuments
 from pcm_p2p.authority.keys.public_key import is_owner
 from pcm_p2p.authority.people.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
@@ -112,6 +112,8 @@ class StagingArea(FleetDocuments):
         if edit is not None:
             edit(working)
         if role == TARGETS:
+            for path in beyond_a_gap(working.targets):
+                del working.targets[path]  # with it among them the published log would never verify
             root = self.delegator("root")
             assert isinstance(root, Root)
             delegating.delegate_halt(root, working)
@@ -186,7 +188,11 @@ def complaints_about(role: str, signed: Any, fleet_id: str) -> tuple[str, ...]:
         return (*lint_root(signed, fleet_id), *_nameless(signed.keys))
     if role == TARGETS:
         keys = signed.delegations.keys if signed.delegations is not None else {}
-        return (*lint_targets(signed), *_nameless(keys))
+        planted = tuple(
+            f"{path} is no part of the audit log: what is before it is not there"
+            for path in beyond_a_gap(signed.targets)
+        )
+        return (*lint_targets(signed), *_nameless(keys), *planted[:4])
     foreign = tuple(f"{path} is not for {title_of(role)} to sign" for path in foreign_paths(signed, role))
     return (*lint_delegated(signed, role), *foreign)
 

@@ -13,13 +13,19 @@ from pcm_p2p.authority import halting
 from pcm_p2p.authority.audit import log as audit_log
 from pcm_p2p.authority.audit.verification import verify_folder, verify_tree
 from pcm_p2p.authority.carry.carried_proposal import sign_each, signables_in
-from pcm_p2p.authority.carry.carrying import export_proposal, merge, read_bundle, write_signature_file
+from pcm_p2p.authority.carry.carrying import (
+    export_proposal,
+    merge,
+    read_bundle,
+    refuse_what_breaks_rules,
+    write_signature_file,
+)
 from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.errors import InputError, StorageError
+from pcm_p2p.errors import InputError, StorageError, TrustError
 from pcm_p2p.trust.delegation import HALT
 
 
@@ -65,6 +71,30 @@ def test_a_long_log_is_published_in_volumes_of_which_only_the_newest_changes(
     assert (verify_folder(fleet.fleet).verdict.complaints, verify_tree(fleet.origin).verdict.complaints) == ((), ())
     (fleet.fleet.path / "audit" / "log.jsonl").write_bytes(b"".join(lines_of(fleet)[2:]))
     assert any("differs from line 1 on" in one for one in verify_folder(fleet.fleet).verdict.complaints)
+
+
+def test_a_volume_after_a_gap_is_neither_signed_nor_published_and_the_next_change_leaves_it_out(
+    fleet: RepositorySimulator, tmp_path: Path
+) -> None:
+    """Published, it stood at the end of the log, which then never verified again; and signers saw a number of entries."""
+    fleet.fleet.stage_policy("second", b"version = 1\n")
+    file = fleet.fleet.path / "proposal" / "targets.json"
+    document = Metadata[Targets].from_bytes(file.read_bytes())
+    planted = "audit/log-999.jsonl"
+    document.signed.targets[planted] = fleet.fleet.files.store(planted, lines_of(fleet)[0])
+    file.write_bytes(document.to_bytes())
+    with pytest.raises(TrustError, match=r"audit/log-999\.jsonl is no part of the audit log"):
+        fleet.sign()
+    export_proposal(fleet.fleet, tmp_path / "file")
+    with pytest.raises(TrustError, match=r"audit/log-999\.jsonl is no part"):
+        refuse_what_breaks_rules(read_bundle(tmp_path / "file"))
+    document.sign(fleet.signer("targets"))
+    file.write_bytes(document.to_bytes())
+    with pytest.raises(TrustError, match=r"refused to publish: audit/log-999\.jsonl is no part"):
+        fleet.publish()
+    fleet.publish_policy("third")
+    assert planted not in fleet.newest_targets().signed.targets
+    assert verify_tree(fleet.origin).verdict.complaints == ()
 
 
 def test_a_signature_of_a_site_is_judged_by_targets_that_were_published_not_by_a_dropped_proposal(

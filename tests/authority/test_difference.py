@@ -24,6 +24,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Targets,
 )
 
+from pcm_p2p.authority.audit.log import SigningAct, line_of
 from pcm_p2p.authority.difference import Difference, difference
 from pcm_p2p.authority.document_difference import log_lines, text_lines
 from pcm_p2p.authority.keys.fingerprint import public_tuf_key
@@ -335,13 +336,22 @@ def test_a_json_document_on_one_line_is_laid_out_first() -> None:
     assert [line for line in lines if line[0] in "-+"] == [f'-   "id": "{7:032d}"', f'+   "id": "{1_007:032d}"']
 
 
+def entries(*owners: str) -> bytes:
+    """A log with a signature by each."""
+    lines: list[bytes] = []
+    for owner in owners:
+        act = SigningAct("sign", "targets", 1, 1, b"{}", "a" * 64, owner, "00")
+        lines.append(line_of(act, after=lines[-1][:-1] if lines else None, time=START, tool="test"))
+    return b"".join(lines)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        (b"a\nb\n", b"a\nb\nc\n", "+ 1 entries, after 2 that stay"),
-        (b"a\nb\n", b"a\nc\n", "! 2 entries before, 2 after, and not as a continuation"),
-        (None, b"a\n", "+ 1 entries, after 0 that stay"),
-        (b"a\n", None, "- 1 entries"),
+        (entries("a", "b"), entries("a", "b", "c"), "+ 1 entries, after 2 that stay"),
+        (entries("a", "b"), entries("a", "c"), "! 2 entries before, 2 after, and not as a continuation"),
+        (None, entries("a"), "+ 1 entries, after 0 that stay"),
+        (entries("a"), None, "- 1 entries"),
     ],
 )
 def test_a_log_is_shown_by_how_it_grows(before: bytes | None, after: bytes | None, line: str) -> None:
@@ -364,3 +374,9 @@ def test_lines_that_look_like_a_header_of_the_difference_are_shown() -> None:
 )
 def test_what_is_not_printable_is_written_out(text: str, as_shown: str) -> None:
     assert shown(text) == as_shown
+
+
+@pytest.mark.parametrize("planted", [b"whatever\n", entries("a") + b"whatever\n", entries("a")[:-1], b"\n", b""])
+def test_what_is_no_log_is_shown_whole_under_the_name_of_one(planted: bytes) -> None:
+    assert not any(line.startswith("+ 1 entries") for line in log_lines(None, planted))
+    assert ("whatever" in "\n".join(log_lines(None, planted))) == (b"whatever" in planted)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -146,6 +146,12 @@ def joined(embedded: dict[str, bytes]) -> bytes:
 
 def is_volume(path: str) -> bool:
     return _VOLUME.fullmatch(path) is not None
+
+
+def beyond_a_gap(paths: Iterable[str]) -> tuple[str, ...]:
+    """Those that are named as volumes, and cannot be: the one before them is not there. Sorted by number."""
+    numbered = sorted((number, path) for path in paths if (number := _volume_number(path)))
+    return tuple(path for place, (number, path) in enumerate(numbered, start=1) if number != place)
 
 
 def _volume_number(path: str) -> int:
