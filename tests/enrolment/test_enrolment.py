@@ -407,6 +407,7 @@ async def test_one_source_cannot_keep_the_desk_busy(
             assert await stream.receive_some(1) == b"", "closed at the deadline"
         for stream in (*silent, one_more):
             await stream.aclose()
+        monkeypatch.setattr(desk_module, "EXCHANGE_TIMEOUT_S", 60.0)
         joined = await joins(tmp_path / "state", create_token(fleet, desk=address))
     assert joined.identity.role == "device"
 
