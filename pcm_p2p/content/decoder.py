@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -57,6 +58,8 @@ _PIPE_BYTES = 1 << 20
 """The most that Linux grants without privileges; the daemon then reads ahead while the worker is at it."""
 _END_TIMEOUT_S = 10.0
 
+_log = logging.getLogger(__name__)
+
 
 class Decoder:
     """Open with ``async with``, in the thread that lives as long as the daemon. Jobs queue: one at a time (choice).
@@ -83,6 +86,7 @@ class Decoder:
             self._gzip, self._why_not_gzip = await trio.to_thread.run_sync(find_gzip), ""
         except CannotPack as error:
             self._why_not_gzip = str(error)
+            _log.warning("deltas that need gzip are of no use here: %s", error)
         return self
 
     async def __aexit__(

@@ -154,6 +154,16 @@ def _asked(facts: dict[str, Any]) -> list[Item]:
             "activation", "warn", facts["activation"]["why_not"], "An authority signs it: 'pcm-p2p fleet activate'."
         )
     )
+    items.append(
+        Item("gzip", "ok", "packs as the publisher's does")
+        if facts["gzip"]["usable"]
+        else Item(
+            "gzip",
+            "warn",
+            f"{facts['gzip']['why_not']}: some deltas are of no use here",
+            "Install GNU gzip; until then neighbours that have it take those deltas, or this device full segments.",
+        )
+    )
     where = ", ".join(facts["listening"])
     items.append(
         Item("listening", "ok", where)

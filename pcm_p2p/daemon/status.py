@@ -100,6 +100,7 @@ class Status:
                 "allowed": desired is not None and desired.changes_allowed,
                 "why_not": desired.why_not if desired is not None else "no signed policy has arrived yet",
             },
+            "gzip": {"usable": not self._fetcher.why_not_gzip, "why_not": self._fetcher.why_not_gzip},
             "peers": {
                 "sessions": len(self._overlay.peers()),
                 "site": len(self._overlay.site_peers()),

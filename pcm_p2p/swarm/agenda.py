@@ -15,6 +15,7 @@ from pcm_p2p.swarm.troubles import Troubles
 from pcm_p2p.swarm.turns import Turns
 
 JITTER_MS = 100  # gossip-scale.md 1.5 rule 1
+LEAVES_MS = 1_000  # choice: as often as claims are renewed
 _LAYOUT, _GOES_ON = -2, -1
 """Before rank 0: what is small and waited for, then what I have a part of."""
 
@@ -50,6 +51,11 @@ class Agenda:
         self._open_since_ms = {segment.index: self._open_since_ms.get(segment.index, now_ms) for segment in open_now}
         ready: list[tuple[int, int, int]] = []
         for segment in open_now:
+            if turns.leaves(segment):
+                # From when they are done with what they have, they get the time that others would.
+                self._open_since_ms[segment.index] = now_ms
+                times.append(now_ms + LEAVES_MS)
+                continue
             order = turns.order(segment)
             rank, start_ms = order.index(self._me), self._open_since_ms[segment.index]
             if goes_on(segment, order[0]):

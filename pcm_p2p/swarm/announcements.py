@@ -22,9 +22,11 @@ REASON_LENGTH_MAX = 200
 Announcement = Holdings | Have | Drop | Claim | SegmentFailed
 
 
-def holdings_message(manifest: ManifestId, chunk_count: int, bits: int, *, keeps: bool = False) -> Holdings:
+def holdings_message(
+    manifest: ManifestId, chunk_count: int, bits: int, *, keeps: bool = False, lacks_gzip: bool = False
+) -> Holdings:
     packed = bits.to_bytes((chunk_count + 7) // 8, "little")
-    return Holdings(manifest=bytes(manifest), chunk_count=chunk_count, bits=packed, keeps=keeps)
+    return Holdings(manifest=bytes(manifest), chunk_count=chunk_count, bits=packed, keeps=keeps, lacks_gzip=lacks_gzip)
 
 
 def have_messages(manifest: ManifestId, positions: Iterable[int]) -> Iterator[Have]:
@@ -70,7 +72,7 @@ def read_untrusted(
             bits = int.from_bytes(message.bits, "little")
             if bits >> chunk_count:
                 raise UntrustedBytes("holdings name chunks past the end of the table")
-            return PeerHolds(device, bits, message.keeps)
+            return PeerHolds(device, bits, message.keeps, message.lacks_gzip)
         case Have():
             return PeerGained(device, _positions(message.positions, chunk_count))
         case Drop():

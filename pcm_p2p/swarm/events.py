@@ -34,11 +34,12 @@ class PeerDown:
 @dataclass(frozen=True, slots=True)
 class PeerHolds:
     """All that ``device`` holds of this manifest; replaces what was known. ``keeps``: it has the release in place, keeps copies
-    of some chunks, and fetches nothing of it over the WAN."""
+    of some chunks, and fetches nothing of it over the WAN. ``lacks_gzip``: it cannot decode segments that need gzip."""
 
     device: DeviceId
     bits: int
     keeps: bool = False
+    lacks_gzip: bool = False
 
 
 @dataclass(frozen=True, slots=True)

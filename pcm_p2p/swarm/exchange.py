@@ -66,7 +66,7 @@ class Exchange:
     """``held`` are the chunks already in the store (a bit field), ``partial_pct`` the segments with a part on disk.
 
     ``next_ms`` is when a ``Tick`` is due at the latest. Times: see ``Ownership``. ``keeps``: the release is in place, and only
-    copies of it are kept (``keep``); otherwise everything is wanted.
+    copies of it are kept (``keep``); otherwise everything is wanted. ``why_not_gzip``: as ``decoding.SegmentDecoder``.
     """
 
     def __init__(
@@ -86,8 +86,10 @@ class Exchange:
         now_ms: int,
         partial_pct: Mapping[int, int] = MappingProxyType({}),
         keeps: bool = False,
+        why_not_gzip: str = "",
     ) -> None:
         self.manifest = manifest
+        self._lacks_gzip = bool(why_not_gzip)
         self.release = (1 << len(manifest.sizes)) - 1
         """The bits of the release zone."""
         self.holdings = OfficeHoldings(len(manifest.table_sizes), held, self.release)
@@ -111,6 +113,7 @@ class Exchange:
             now_ms=now_ms,
             partial_pct=partial_pct,
             aids=self.holdings.full & ~self.release,
+            why_not_gzip=why_not_gzip,
         )
         self.ownership.passive = keeps
         self._want()
@@ -219,6 +222,10 @@ class Exchange:
                     self.holdings.keeping.add(event.device)
                 else:
                     self.holdings.keeping.discard(event.device)
+                if event.lacks_gzip:
+                    self.holdings.lacking_gzip.add(event.device)
+                else:
+                    self.holdings.lacking_gzip.discard(event.device)
             case PeerGained():
                 gained = bits_of(event.positions)
                 self.holdings.peer_gains(event.device, gained)
@@ -296,4 +303,5 @@ class Exchange:
         self.holdings.wanted = wanted
 
     def _holdings_message(self) -> Message:
-        return holdings_message(self._id, self.holdings.chunk_count, self.holdings.mine, keeps=self.keeps)
+        count, bits = self.holdings.chunk_count, self.holdings.mine
+        return holdings_message(self._id, count, bits, keeps=self.keeps, lacks_gzip=self._lacks_gzip)

@@ -286,6 +286,11 @@ class Fetcher:
         return self._wan_bytes
 
     @property
+    def why_not_gzip(self) -> str:
+        """As ``SegmentDecoder.why_not_gzip``."""
+        return self._decoder.why_not_gzip
+
+    @property
     def blamed(self) -> Mapping[DeviceId, str]:
         """Devices banned since the start, and why."""
         return dict(self._blamed)
@@ -309,6 +314,7 @@ class Fetcher:
             now_ms=now_ms,
             partial_pct=transfer.partial_pct,
             keeps=transfer.keeps,
+            why_not_gzip=self._decoder.why_not_gzip,
         )
         for device, weight in self._site.items():
             exchange.meet(device, weight, now_ms)

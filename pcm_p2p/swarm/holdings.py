@@ -43,7 +43,7 @@ class OfficeHoldings:
     ``proven`` are neighbours that have delivered a chunk: what others hold is hearsay. A device is in ``peers`` from its
     first announcement until it leaves or is banned: that is what makes it a candidate, unless it is in ``keeping``: those have
     the release in place and fetch nothing over the WAN; or in ``lending``: those have not announced this release at all, and
-    are known to hold chunks of it by what they say about another (``lending``).
+    are known to hold chunks of it by what they say about another (``lending``). ``lacking_gzip`` cannot decode what needs gzip.
     """
 
     def __init__(self, chunk_count: int, mine: int = 0, wanted: int = -1) -> None:
@@ -55,6 +55,7 @@ class OfficeHoldings:
         self.proven: set[DeviceId] = set()
         self.keeping: set[DeviceId] = set()
         self.lending: set[DeviceId] = set()
+        self.lacking_gzip: set[DeviceId] = set()
         self.lan = 0
         self.by_count: list[int] = [self.full]
 
@@ -114,6 +115,7 @@ class OfficeHoldings:
         self.proven.discard(device)
         self.keeping.discard(device)
         self.lending.discard(device)
+        self.lacking_gzip.discard(device)
 
     def holders(self, position: int) -> list[DeviceId]:
         """Neighbours that say they have it, in the order of their first announcement."""

@@ -30,7 +30,9 @@ Rules (after research/gossip-scale.md 1.5, where the figures come from; what dif
 8. The owner fetches the cheapest usable way, and changes it as neighbours come and go (``prices`` rule 3). A delta that does
    not decode here, or whose base neighbours do not deliver within ``BASE_STALL_MS``, gives way to the full segment at once,
    by the same owner under the same claim.
-9. A layout is fetched by who wants it, out of turn and beside the others: it is small, and full segments wait for it.
+9. Where the cheapest way takes gzip, who lacks it comes last, waits while those who have it are busy, and takes the full segment
+   when there is nobody left for the delta.
+10. A layout is fetched by who wants it, out of turn and beside the others: it is small, and full segments wait for it.
 
 A device fetches ``SEGMENTS_MAX`` segments at once while there are few fetchers, else one: small pieces in flight are
 what a crash costs.
@@ -103,11 +105,13 @@ class Ownership:
         now_ms: int,
         partial_pct: Mapping[int, int] = MappingProxyType({}),
         aids: int = 0,
+        why_not_gzip: str = "",
     ) -> None:
         self._me, self._weight, self._manifest = me, weight, manifest
         self._segments = {segment.index: segment for segment in segments}
         self._holdings, self._slots = holdings, slots
-        self.prices = Prices(segments, holdings, partial_pct)
+        self.prices = Prices(segments, holdings, partial_pct, why_not_gzip=why_not_gzip)
+        self._lacks_gzip = bool(why_not_gzip)
         self._grace = Grace(aids, holdings)
         self._settling = Settling(
             settle_ms=settle_ms, started_ms=started_ms, created_ms=now_ms, roster_changed_ms=roster_changed_ms
@@ -239,6 +243,9 @@ class Ownership:
     def _decide(self, now_ms: int, *, changed: bool) -> list[Effect]:
         effects: list[Effect] = []
         self._expire(now_ms)
+        if self._lacks_gzip:
+            others = self._candidates(now_ms).keys() - {self._me}
+            self.prices.others_have_gzip = bool(others - self._holdings.lacking_gzip)
         for index in list(self._mine):
             reason = self._abort_reason(index)
             if reason:
@@ -327,7 +334,10 @@ class Ownership:
             open_now = [segment for segment in open_now if segment.index not in waiting]
             if waiting:
                 times.append(min(grace_ms, now_ms + RENEW_MS))
-        turns = Turns(self._me, self._manifest, self._candidates(now_ms), self._claims.busy(), self._troubles)
+        lacking = self._holdings.lacking_gzip | ({self._me} if self._lacks_gzip else set())
+        for_gzip = {run.index for run in open_now if lacking and self.prices.best_of_office(run.index).needs_gzip}
+        candidates, busy = self._candidates(now_ms), self._claims.busy()
+        turns = Turns(self._me, self._manifest, candidates, busy, self._troubles, lacking, for_gzip)
         effects: list[Effect] = []
         for rank, index in self._agenda.ready(open_now, turns, self._goes_on, now_ms, times):
             if not self._segments[index].aid:
@@ -370,7 +380,9 @@ class Ownership:
         return candidates
 
     def _goes_on(self, segment: SegmentRun, owner: DeviceId) -> bool:
-        """I have a part of it, and have not failed more often than who would be its owner."""
+        """I have a part of it, can use the cheapest way, and have not failed more often than who would be its owner."""
+        if self._lacks_gzip and self.prices.best_of_office(segment.index).needs_gzip:
+            return False
         failures = self._troubles.failures(segment.index)
         has_part = self.prices.partial_pct(self.prices.best(segment.index).segment) > 0
         return has_part and failures.get(self._me, 0) <= failures.get(owner, 0)
@@ -439,6 +451,8 @@ class Ownership:
         if self._settling.since_ms is None:
             wait_ms = self._settling.due_ms(alone=not self._site) - now_ms
             return f"looking for neighbours first, {_seconds(wait_ms)} s more" if wait_ms > 0 else ""
+        if self._lacks_gzip and self.prices.best_of_office(index).needs_gzip:
+            return "it is left to neighbours that have gzip, for whom a delta is cheaper"
         if self.prices.may_be_rebuilt(index) and now_ms < self._grace_ms(now_ms):
             return "a neighbour may rebuild its base from installed files, which is cheaper"
         return ""

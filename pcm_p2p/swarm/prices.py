@@ -11,6 +11,7 @@ the choice among the deltas and the full segment of a run:
    full segment has just begun), at most ``SWITCHES_MAX`` times; or unless its own way is not usable any more. Partial files
    stay, so that going back costs nothing twice.
 4. A run whose deltas lack a base that could be rebuilt from installed files waits with its full segment (``Grace``).
+5. A delta that needs gzip is usable for whoever has one; who has none leaves its run to them (``turns``) while there are any.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Way:
     """One blob that yields a run: its place in the manifest's segments and its size.
 
     Of a delta also ``base``, the bits of its base chunks, and ``of``, which of the manifest's base releases they are from;
-    ``rebuildable`` if there is a layout of that release.
+    ``rebuildable`` if there is a layout of that release; ``needs_gzip`` if it takes one to decode it.
     """
 
     segment: int
@@ -43,6 +44,7 @@ class Way:
     base: int = 0
     of: int = -1
     rebuildable: bool = False
+    needs_gzip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ def runs_of(manifest: Manifest) -> list[SegmentRun]:
     runs = []
     for index, segment in (*manifest.full_segments(), *manifest.layout_segments()):
         deltas = [(place, manifest.segments[place]) for place in manifest.deltas.get(index, ())]
-        ways = [Way(place, one.size, bits_of(one.base), one.of, one.of in layouts) for place, one in deltas]
+        ways = [
+            Way(place, one.size, bits_of(one.base), one.of, one.of in layouts, one.needs_gzip) for place, one in deltas
+        ]
         bits = ((1 << segment.count) - 1) << segment.first
         ways.append(Way(index, segment.size))
         runs.append(SegmentRun(index, bytes(segment.id), bits, tuple(ways), segment.kind == "layout"))
@@ -77,12 +81,21 @@ def runs_of(manifest: Manifest) -> list[SegmentRun]:
 class Prices:
     """The ways of all runs of one manifest. ``partial_pct``: how much of a blob is on disk, by its place in the segments.
 
-    ``holdings`` is shared with the exchange, which keeps it.
+    ``holdings`` is shared with the exchange, which keeps it. ``why_not_gzip``: why deltas that need gzip are of no use to me.
     """
 
     def __init__(
-        self, runs: Sequence[SegmentRun], holdings: OfficeHoldings, partial_pct: Mapping[int, int] | None = None
+        self,
+        runs: Sequence[SegmentRun],
+        holdings: OfficeHoldings,
+        partial_pct: Mapping[int, int] | None = None,
+        *,
+        why_not_gzip: str = "",
     ) -> None:
+        self._why_not_gzip = why_not_gzip
+        self._needs_gzip = {way.segment for run in runs for way in run.ways if way.needs_gzip}
+        self.others_have_gzip = False
+        """Among those who may fetch."""
         self._runs = {run.index: run for run in runs}
         self._bases = {way.segment: way.base for run in runs for way in run.ways if way.of >= 0}
         self._holdings = holdings
@@ -121,7 +134,16 @@ class Prices:
     # -- the choice -----------------------------------------------------------------------------------------------------------
 
     def usable(self, way: Way) -> bool:
-        return not way.base & ~self._holdings.office and way.segment not in self._failed
+        """By me."""
+        return not (way.needs_gzip and self._why_not_gzip) and self._usable_by_somebody(way)
+
+    def _usable_by_somebody(self, way: Way) -> bool:
+        return self._is_of_use(way) and not way.base & ~self._holdings.office
+
+    def _is_of_use(self, way: Way) -> bool:
+        """To somebody in the office, once its base is there."""
+        gzip = not way.needs_gzip or not self._why_not_gzip or self.others_have_gzip
+        return gzip and way.segment not in self._failed
 
     def left_bytes(self, way: Way) -> int:
         """What of its blob is not on disk yet."""
@@ -130,6 +152,11 @@ class Prices:
     def best(self, index: int) -> Way:
         """The usable way of this run with the fewest bytes left; the full segment is always usable."""
         usable = [way for way in self._runs[index].ways if way.of < 0 or self.usable(way)]
+        return min(usable, key=self.left_bytes)
+
+    def best_of_office(self, index: int) -> Way:
+        """The same, for whoever has gzip."""
+        usable = [way for way in self._runs[index].ways if way.of < 0 or self._usable_by_somebody(way)]
         return min(usable, key=self.left_bytes)
 
     def cheaper(self, index: int, way: Way, done_pct: int) -> Way | None:
@@ -141,7 +168,7 @@ class Prices:
     def may_be_rebuilt(self, index: int) -> bool:
         """Whether only the full segment is usable, and the base of a delta could come from installed files."""
         ways = self._runs[index].ways
-        return self.best(index).of < 0 and any(way.rebuildable and way.segment not in self._failed for way in ways)
+        return self.best_of_office(index).of < 0 and any(way.rebuildable and self._is_of_use(way) for way in ways)
 
     def bases_missing(self) -> dict[int, int]:
         """Base chunks that nobody in the office has, by base release, of the runs that wait for one (``may_be_rebuilt``)."""
@@ -151,7 +178,7 @@ class Prices:
             if run.aid or not run.bits & ~office or not self.may_be_rebuilt(run.index):
                 continue
             for way in run.ways:
-                if way.rebuildable and way.segment not in self._failed:
+                if way.rebuildable and self._is_of_use(way):
                     missing[way.of] = missing.get(way.of, 0) | way.base & ~office
         return {of: missing[of] for of in sorted(missing)}
 
@@ -168,7 +195,7 @@ class Prices:
                 continue
             is_needed, price = run.bits & ~office, self._bill.get(run.index)
             if is_needed or price is None:
-                price = min(way.size_bytes for way in run.ways if way.of < 0 or self.usable(way))
+                price = min(way.size_bytes for way in run.ways if way.of < 0 or self._usable_by_somebody(way))
             if is_needed:
                 self._bill[run.index] = price
             total += price
@@ -178,6 +205,8 @@ class Prices:
         """What speaks against a blob, by its place in the segments; empty if it is usable."""
         if segment in self._failed:
             return self._failed[segment]
+        if segment in self._needs_gzip and self._why_not_gzip:
+            return f"it needs gzip, and {self._why_not_gzip}"
         base = self._bases.get(segment, 0)
         lacking = (base & ~self._holdings.office).bit_count()
         return f"the office lacks {lacking} of its {base.bit_count()} base chunks" if lacking else ""

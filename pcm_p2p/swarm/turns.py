@@ -28,7 +28,10 @@ class Slots:
 
 
 class Turns:
-    """``candidates``: the weights of all who may fetch, me among them; ``busy``: who fetches something at present."""
+    """``candidates``: the weights of all who may fetch, me among them; ``busy``: who fetches something at present.
+
+    ``for_gzip``: the runs whose cheapest way takes gzip; those of ``lacking`` it come last there.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,11 @@ class Turns:
         candidates: Mapping[DeviceId, int],
         busy: Set[DeviceId],
         troubles: Troubles,
+        lacking: Set[DeviceId] = frozenset(),
+        for_gzip: Set[int] = frozenset(),
     ) -> None:
         self._me, self._candidates, self._busy, self._troubles = me, candidates, busy, troubles
+        self._lacking, self._for_gzip = lacking, for_gzip
         self._fetchers = set(rendezvous.ranking(candidates, manifest)[:FETCHERS_MAX])
 
     @property
@@ -55,11 +61,20 @@ class Turns:
             self._candidates,
             key=lambda device: (
                 failures.get(device, 0),
+                segment.index in self._for_gzip and device in self._lacking,
                 device not in self._fetchers,
                 rendezvous.cost(device, segment.key, self._candidates[device]),
                 device,
             ),
         )
+
+    def leaves(self, segment: SegmentRun) -> bool:
+        """I lack gzip for it, and who does not is busy: that costs the office less than the full segment."""
+        if self._me not in self._lacking or segment.index not in self._for_gzip:
+            return False
+        failures = self._troubles.failures(segment.index)
+        able = self._busy & self._candidates.keys() - self._lacking
+        return any(failures.get(device, 0) <= failures.get(self._me, 0) for device in able)
 
     def wait_ms(self, order: list[DeviceId]) -> int:
         """How long my rank waits while nobody claims the segment."""

@@ -34,8 +34,9 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL = 3
-"""2 has Handover, the uptime in Hello, and who only keeps a manifest in Holdings. 3 has SiteDigest, and the instance in Hello."""
+PROTOCOL = 4
+"""2 has Handover, the uptime in Hello, and who only keeps a manifest in Holdings. 3 has SiteDigest, and the instance in Hello.
+4 has who lacks gzip in Holdings."""
 PROTOCOL_SITE_DIGEST = 3
 """The first that has SiteDigest: to a peer that speaks less it would be a protocol error."""
 PROTOCOL_MIN = 1
@@ -107,12 +108,14 @@ class Digest(Message, frozen=True, tag=5):
 
 class Holdings(Message, frozen=True, tag=6):
     """Bit ``i`` of ``bits`` (least significant first) is chunk ``i`` of the manifest's table. ``keeps``: I have the release in
-    place and keep copies for the office; I fetch nothing of it over the WAN."""
+    place and keep copies for the office; I fetch nothing of it over the WAN. ``lacks_gzip``: I cannot decode segments that need
+    gzip."""
 
     manifest: Bytes32
     chunk_count: Annotated[int, msgspec.Meta(ge=0, le=65_536)]
     bits: Annotated[bytes, msgspec.Meta(max_length=8_192)]
     keeps: bool = False
+    lacks_gzip: bool = False
 
 
 class Have(Message, frozen=True, tag=7):

@@ -13,7 +13,7 @@ import pytest
 
 PLAN_KEYS = {
     *("delivered_bytes", "stored_bytes", "full_segment_bytes", "delta_segment_bytes"),
-    *("office_with_base_bytes", "office_without_base_bytes", "seconds", "members"),
+    *("office_with_base_bytes", "office_without_base_bytes", "seconds", "members", "why_not_gzip"),
 }
 POLICY = """\
 schema = "pcm.policy/1"
