@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from pcm_p2p.enrolment.token import TokenRecord
     from pcm_p2p.enrolment.waiting_list import Waiting, WaitingList
 
+SITES_MAX = 8
+"""Choice: as many lines as one looks at; with --site there is one."""
+
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Codes as 'enroll pending' shows them.")]
 Every = Annotated[bool, typer.Option("--all", help="All that wait; name the site with it.")]
 Site = Annotated[str | None, typer.Option(help="Only devices of this site.")]
+Shown = Annotated[
+    str | None, typer.Option(metavar="CODE", help="With --all: the list that 'enroll pending' showed, by its code.")
+]
 
 
 def mount(app: typer.Typer) -> None:
@@ -34,7 +40,9 @@ def pending(fleet: Fleet, site: Site = None, json: Json = False) -> None:
     EXIT STATUS: 0; 2 not a fleet folder.
     """
     from pcm_p2p.enrolment.device_code import device_code
+    from pcm_p2p.enrolment.waiting_list import list_code
 
+    entries = _entries(_open(fleet), fleet, site)
     rows = [
         {
             "code": device_code(entry.device_id),
@@ -47,7 +55,7 @@ def pending(fleet: Fleet, site: Site = None, json: Json = False) -> None:
             "from": entry.source,
             "decision": decision or "",
         }
-        for entry, decision, record in _entries(_open(fleet), fleet, site)
+        for entry, decision, record in entries
     ]
     if json:
         print_json(rows)
@@ -65,14 +73,19 @@ def pending(fleet: Fleet, site: Site = None, json: Json = False) -> None:
             for row in rows
         ),
     )
+    for name in sorted({record.site for _, _, record in entries})[:SITES_MAX]:
+        code = list_code([entry for entry, _, record in entries if record.site == name])
+        note(f"All of {name}: 'pcm-p2p enroll approve --all --site {name} --shown {code}'.")
 
 
-def approve(fleet: Fleet, ids: Ids = None, every: Every = False, site: Site = None) -> None:
+def approve(fleet: Fleet, ids: Ids = None, every: Every = False, site: Site = None, shown: Shown = None) -> None:
     """Let devices in: each gets its certificate when it asks the next time, which takes minutes with 'join --wait'.
 
-    EXIT STATUS: 0; 2 no such device waits, or neither ids nor --all --site were given; 6 the folder cannot be written.
+    With --all those that 'enroll pending' showed and that nobody has decided on; who came since is named, and waits.
+
+    EXIT STATUS: 0; 2 no such device waits, or neither ids nor --all --site --shown were given; 6 the folder cannot be written.
     """
-    _decide(fleet, ids or [], every, site, "approved")
+    _decide(fleet, ids or [], every, site, "approved", shown)
 
 
 def deny(fleet: Fleet, ids: Ids = None, every: Every = False, site: Site = None) -> None:
@@ -83,14 +96,29 @@ def deny(fleet: Fleet, ids: Ids = None, every: Every = False, site: Site = None)
     _decide(fleet, ids or [], every, site, "denied")
 
 
-def _decide(fleet: Path, ids: list[str], every: bool, site: str | None, decision: Decision) -> None:
+def _decide(
+    fleet: Path, ids: list[str], every: bool, site: str | None, decision: Decision, shown: str | None = None
+) -> None:
     from pcm_p2p.enrolment.device_code import device_code, device_code_untrusted
+    from pcm_p2p.enrolment.waiting_list import shown_by
 
-    if every == bool(ids) or (every and site is None):
+    if every == bool(ids) or (every and site is None) or (shown is not None and not every):
         raise InputError("which devices?", remedy="Give their codes, or '--all --site SITE'.")
+    if every and decision == "approved" and shown is None:
+        raise InputError(
+            "more may wait by now than you have seen",
+            key="--shown",
+            remedy="Give the code that 'pcm-p2p enroll pending' prints below the list.",
+        )
     waiting = _open(fleet)
-    entries = {entry.device: (entry, record) for entry, _, record in _entries(waiting, fleet, site)}
-    chosen = list(entries)
+    found = _entries(waiting, fleet, site)
+    entries = {entry.device: (entry, record) for entry, _, record in found}
+    chosen = [entry.device for entry, decided, _ in found if decided is None]
+    if shown is not None:
+        seen = {entry.device for entry in shown_by(shown, [entry for entry, _, _ in found])}
+        for device in [one for one in entries if one not in seen]:
+            note(f"came later, and waits: {device_code(entries[device][0].device_id)}")
+        chosen = [device for device in chosen if device in seen]
     if ids:
         try:
             chosen = [device_code_untrusted(text).hex() for text in ids]

@@ -12,8 +12,11 @@ until its token is gone.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -21,7 +24,7 @@ import msgspec
 
 from pcm_p2p.durable import sweep_temporaries, write_atomic
 from pcm_p2p.enrolment.admittance import Decision, Queue
-from pcm_p2p.errors import StorageError
+from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.ids import DeviceId
 
 FILE_SIZE_BYTES_MAX = 4_096
@@ -58,6 +61,26 @@ class Decided(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 T = TypeVar("T", Waiting, Decided)
+
+
+def list_code(entries: Sequence[Waiting]) -> str:
+    """Stands for the devices that a person was shown, in the order of coming: how many, and 40 bits of a digest of who."""
+    digest = hashlib.sha256("\n".join(f"{entry.device} {entry.token}" for entry in entries).encode()).digest()
+    return f"{len(entries)}-{base64.b32encode(digest[:5]).decode()}"
+
+
+def shown_by(code: str, entries: Sequence[Waiting]) -> Sequence[Waiting]:
+    """Those of ``entries``, in the order of coming, for which ``code`` stands: whoever came later is not among them.
+
+    Raises ``InputError`` if it stands for another list: somebody left it meanwhile, or it is mistyped.
+    """
+    count, _, _ = code.partition("-")
+    shown = entries[: int(count)] if count.isascii() and count.isdigit() and len(count) < 8 else ()
+    if not shown or list_code(shown) != code.upper():
+        raise InputError(
+            f"{code!r} is not the list of who waits now", key="--shown", remedy="Look again: 'pcm-p2p enroll pending'."
+        )
+    return shown
 
 
 class WaitingList:

@@ -70,12 +70,43 @@ async def test_all_of_a_site_are_let_in_at_once_and_too_many_are_warned_of(
         rome = token_for(cli, fleet, address, "--approval", "--site", "rome")
         for name, token in (("a", oslo), ("b", oslo), ("c", rome)):
             assert (await joins(cli, token, tmp_path / name)).status == 1
-        let_in = cli("enroll", "approve", "--all", "--site", "oslo", "--fleet", fleet)
+        let_in = cli("enroll", "approve", "--all", "--site", "oslo", "--shown", code_of(cli, fleet), "--fleet", fleet)
         assert let_in.status == 0
         assert let_in.err.count("approved: ") == 2
         assert "has 1 use(s) left for 2 approved devices" in let_in.err
         assert sorted([(await joins(cli, oslo, tmp_path / name)).status for name in ("a", "b")]) == [0, 5]
         assert (await joins(cli, rome, tmp_path / "c")).status == 1
+
+
+def code_of(cli: Command, fleet: Path, site: str = "oslo") -> str:
+    """The code below the list that a person is shown."""
+    (line,) = [line for line in cli("enroll", "pending", "--fleet", fleet).err.splitlines() if f"--site {site}" in line]
+    return line.partition("--shown ")[2].rstrip("'.")
+
+
+async def test_who_came_after_the_list_was_shown_is_not_let_in_with_all(
+    cli: Command, fleet: Path, tmp_path: Path
+) -> None:
+    async with desk_of(fleet) as address:
+        token = token_for(cli, fleet, address, "--approval", "--uses", "9", "--site", "oslo")
+        for name in ("a", "b", "denied"):
+            assert (await joins(cli, token, tmp_path / name)).status == 1
+        rows = cli("enroll", "pending", "--fleet", fleet, "--json").facts
+        assert cli("enroll", "deny", rows[2]["code"], "--fleet", fleet).status == 0
+        shown = code_of(cli, fleet)
+        assert (await joins(cli, token, tmp_path / "late")).status == 1
+        late = cli("enroll", "pending", "--fleet", fleet, "--json").facts[-1]
+        every = ("enroll", "approve", "--all", "--site", "oslo", "--fleet", fleet)
+        blind = cli(*every)
+        assert (blind.status, "more may wait by now than you have seen" in blind.err) == (2, True)
+        let_in = cli(*every, "--shown", shown.lower())
+        assert let_in.status == 0
+        assert [row["code"] in let_in.err for row in rows] == [True, True, False], "and nobody's word is overruled"
+        assert f"came later, and waits: {late['code']}" in let_in.err
+        statuses = [(await joins(cli, token, tmp_path / name)).status for name in ("a", "b", "denied", "late")]
+        assert statuses == [0, 0, 5, 1]
+        again = cli(*every, "--shown", shown)
+        assert (again.status, "is not the list of who waits now" in again.err) == (2, True)
 
 
 async def test_join_waits_until_a_person_has_decided(
@@ -203,6 +234,9 @@ async def test_a_fresh_identity_that_was_interrupted_is_finished_by_the_same_com
         (("approve",), 2, "which devices?"),
         (("approve", "--all"), 2, "which devices?"),
         (("deny", "--all", "--site", "x", "ABC"), 2, "which devices?"),
+        (("approve", "--all", "--site", "x"), 2, "more may wait"),
+        (("approve", "--all", "--site", "x", "--shown", "1-AAAAAAAA"), 2, "is not the list"),
+        (("approve", "ABC", "--shown", "1-AAAAAAAA"), 2, "which devices?"),
         (("approve", "ABC"), 2, "is not a device code"),
         (("approve", "ab" * 16), 2, "does not wait"),
         (("deny", "AAAAAAA-AAAAAAA-AAAAAAA-AAAAAAB"), 2, "mistyped"),

@@ -30,7 +30,7 @@ from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.join import WAIT_S_MAX, WAIT_S_MIN, Joined, WaitingForApproval, join, join_and_wait
 from pcm_p2p.enrolment.token import Token, TokenRecord
 from pcm_p2p.enrolment.token_folder import TokenFolder
-from pcm_p2p.enrolment.waiting_list import HEARD_STEP_MS, UNHEARD_MS, WaitingList
+from pcm_p2p.enrolment.waiting_list import HEARD_STEP_MS, UNHEARD_MS, Waiting, WaitingList, list_code, shown_by
 from pcm_p2p.errors import InputError, PcmError, TransferError, TrustError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.identity import separated
@@ -426,3 +426,39 @@ async def test_what_waiting_does_not_change_ends_it(autojump_clock: trio.testing
 
     with pytest.raises(type(error), match=error.message):
         await join_and_wait(attempt, rng=Random(1), told=lambda _: None)
+
+
+# The list that a person was shown
+
+
+def waiting_devices(*numbers: int) -> list[Waiting]:
+    return [Waiting(f"{number:032x}", "ab" * 16, number, number) for number in numbers]
+
+
+def test_the_code_of_a_list_stands_for_those_on_it_whoever_comes_later() -> None:
+    here = waiting_devices(1, 2, 3)
+    code = list_code(here)
+    assert list(shown_by(code, [*here, *waiting_devices(4, 5)])) == here
+    assert list(shown_by(code.lower(), here)) == here
+
+
+@pytest.mark.parametrize(
+    "code", ["", "-", "3", "0-", "0-AAAAAAAA", "4-AAAAAAAA", "x-AAAAAAAA", "99999999999-A", "-1-A", "²-A"]
+)
+def test_a_code_of_no_list_stands_for_nobody(code: str) -> None:
+    with pytest.raises(InputError, match="is not the list of who waits now"):
+        shown_by(code, waiting_devices(1, 2, 3))
+
+
+def test_who_left_or_came_with_another_token_makes_another_list() -> None:
+    code = list_code(waiting_devices(1, 2, 3))
+    other = msgspec.structs.replace(waiting_devices(3)[0], token="cd" * 16)
+    for now in (
+        waiting_devices(1, 3, 4),
+        waiting_devices(1, 2),
+        [*waiting_devices(1, 2), other],
+        waiting_devices(2, 1, 3),
+        [],
+    ):
+        with pytest.raises(InputError):
+            shown_by(code, now)
