@@ -7,7 +7,7 @@ keys) is how the fleet takes the site out of wrong hands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,13 +104,17 @@ def list_site_root(fleet: FleetFolder, site: str, root: bytes) -> str:
 
 @dataclass(frozen=True)
 class ListedRoot:
-    """A site that acts alone, as the fleet lists it: the people who hold its root keys, and whether that is published yet."""
+    """A site that acts alone, as the fleet lists it: the people who hold its root keys, and whether that is published yet.
+
+    ``held``: who holds keys there, by role; ``threshold``: how many root keys make another root."""
 
     site: str
     version: int
     sha256: str
     people: tuple[str, ...]
     published: bool
+    held: Mapping[str, tuple[str, ...]]
+    threshold: int
 
 
 def listed_roots(fleet: FleetFolder) -> tuple[ListedRoot, ...]:
@@ -127,7 +131,13 @@ def listed_roots(fleet: FleetFolder) -> tuple[ListedRoot, ...]:
                 raise StorageError(
                     f"{path}: {error.message}", remedy="List the site's root anew: 'pcm-p2p site autonomous'."
                 ) from None
-            people = sorted(owner_of(root.keys[keyid]) for keyid in root.roles["root"].keyids)
+            people = _people(root, "root")
             there = published is not None and published.signed.targets.get(path) == info
-            found.append(ListedRoot(site, root.version, info.hashes["sha256"], tuple(people), there))
+            held = {role: _people(root, role) for role in ("root", TARGETS)}
+            threshold = root.roles["root"].threshold
+            found.append(ListedRoot(site, root.version, info.hashes["sha256"], people, there, held, threshold))
     return tuple(found)
+
+
+def _people(root: Root, role: str) -> tuple[str, ...]:
+    return tuple(sorted(owner_of(root.keys[keyid]) for keyid in root.roles[role].keyids))

@@ -19,8 +19,10 @@ from pcm_p2p.authority.keys.fingerprint import owned
 from pcm_p2p.authority.keys.public_key import PublicKey
 from pcm_p2p.authority.people import playbook
 from pcm_p2p.authority.people.changes import change_holders, holders_of, online_key_file
+from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.people.health import check
 from pcm_p2p.authority.publish import OnlineKeys, publish
+from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
 from pcm_p2p.errors import InputError, TrustError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.trust.deny import decode_deny_untrusted
@@ -122,6 +124,38 @@ def _evil(fleet: RepositorySimulator) -> Targets:
     targets = fleet.newest_targets().signed
     targets.version += 1
     return targets
+
+
+@pytest.mark.parametrize(
+    ("owners", "root_threshold", "said"),
+    [
+        (("bob",), 1, "one root key is enough to give it other keys, so found it anew"),
+        (("bob", "olga"), 2, "do the same there, with 'pcm-p2p fleet recover lost-laptop bob"),
+    ],
+)
+def test_keys_in_the_own_repository_of_a_site_are_named_since_nothing_here_replaces_them(
+    three: RepositorySimulator, tmp_path: Path, owners: tuple[str, ...], root_threshold: int, said: str
+) -> None:
+    founders = Founders(owners, root_threshold=root_threshold)
+    site = found_site(
+        tmp_path / "hq", three.fleet.fleet_id, "hq", founders, PASSPHRASE, preset="lab", wall_clock=three.clock
+    )
+    list_site_root(three.fleet, "hq", signed_root(site))
+    book = playbook.lost_laptop(three.fleet, "bob", (), remove=True)
+    (step,) = [step for step in book.steps if step.who == "site hq"]
+    assert "bob holds keys of its own repository, for root and targets" in step.what
+    assert said in step.what
+    assert "site hq" not in steps(playbook.lost_laptop(three.fleet, "carol", (), remove=True, thresholds=ALONE))
+    if "olga" in owners:
+        with pytest.raises(InputError, match="olga holds no key of this fleet") as caught:
+            playbook.lost_laptop(three.fleet, "olga", (), remove=True)
+        assert "lost-laptop olga" in caught.value.remedy
+        there = playbook.lost_laptop(site, "bob", (), remove=True, thresholds={"root": 1, "targets": 1})
+        assert holders_of(site, "root").owners == ("olga",)
+        assert "sign with the OLD root key" in steps(there)
+
+
+ALONE = {"root": 1, "targets": 1}
 
 
 def test_a_person_who_is_not_replaced_leaves_and_the_threshold_may_follow(three: RepositorySimulator) -> None:

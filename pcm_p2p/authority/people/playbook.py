@@ -26,6 +26,7 @@ from pcm_p2p.authority.people.rotation import Holders
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.revocation import change_deny_list
 from pcm_p2p.authority.site_policy import targets_set_aside
+from pcm_p2p.authority.site_repository import listed_roots
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import DeviceId
 from pcm_p2p.shown_text import shown
@@ -70,7 +71,12 @@ def lost_laptop(
     thresholds: dict[str, int] | None = None,
 ) -> Playbook:
     """Every key of a person is lost, and may be in other hands. Raises ``InputError`` naming the keys that are to be replaced."""
-    roles = roles_of(folder, person)
+    try:
+        roles = roles_of(folder, person)
+    except InputError as error:
+        if elsewhere := [*_alone(folder, person)]:
+            raise InputError(error.message, remedy=f"{elsewhere[0].who}: {elsewhere[0].what}") from None
+        raise
     return _lost(folder, person, roles, new, remove, thresholds or {}, f"{person}'s laptop is lost")
 
 
@@ -96,6 +102,7 @@ def _lost(
     thresholds: dict[str, int],
     title: str,
 ) -> Playbook:
+    alone = tuple(_alone(folder, person))
     found = {role: key_for(role, new, person) for role in roles}
     absent = [role for role, key in found.items() if key is None]
     if absent and not remove:
@@ -118,9 +125,25 @@ def _lost(
         for role, holders in before.items()
     ]
     why.append("It counts until devices have the new root: how soon depends on the signatures below, not on the thief.")
-    return Playbook(
-        title, tuple(why), tuple(done), (*_stranded(before, person), *_signing_steps(folder, without=person))
-    )
+    steps = (*_stranded(before, person), *_signing_steps(folder, without=person), *alone)
+    return Playbook(title, tuple(why), tuple(done), steps)
+
+
+def _alone(folder: FleetFolder, person: str) -> Iterable[Step]:
+    """Sites that act alone have keys of their own, which nothing in this folder replaces."""
+    for one in listed_roots(folder):
+        roles = [role for role, people in one.held.items() if person in people]
+        if not roles:
+            continue
+        held = f"{shown(person)} holds keys of its own repository, for {' and '.join(roles)}"
+        if "root" in roles and one.threshold == 1:
+            what = (
+                f"{held}; one root key is enough to give it other keys, so found it anew ('pcm-p2p site found') and"
+                f" list that here ('pcm-p2p site autonomous {one.site}')"
+            )
+        else:
+            what = f"{held}: do the same there, with 'pcm-p2p fleet recover lost-laptop {person} --fleet ITS-FOLDER'"
+        yield Step(f"site {one.site}", what)
 
 
 def _instead(person: str, key: PublicKey | None, threshold: int | None) -> Change:
