@@ -172,15 +172,12 @@ def _commit_people(folder: FleetFolder, origin: Path, taken: Collection[str]) ->
     proposed = {role: found for role in taken if (found := folder.proposed(role)) is not None}
     missing = folder.signatures_missing(taken)
     if missing:
-        raise TrustError(
-            "signatures are missing: " + "; ".join(one.line() for one in missing),
-            remedy="Let them sign with 'pcm-p2p sign --key FILE'."
-            + (
-                " What has its signatures can go first with 'pcm-p2p publish --only ROLE'."
-                if len(proposed) > len({one.role.partition(",")[0] for one in missing})
-                else ""
-            ),
-        )
+        remedy = "Let them sign with 'pcm-p2p sign --key FILE'."
+        if ready := [role for role in folder.ready_alone() if role in taken]:
+            options = " ".join(f"--only {role}" for role in ready)
+            remedy += f" What is complete waits for nobody: 'pcm-p2p publish {options}'."
+        lines = [one.line() for one in missing]
+        raise TrustError(f"signatures are missing: {lines[0]}" if len(lines) == 1 else _listed(lines), remedy=remedy)
     targets = proposed.get(TARGETS) or folder.targets()
     if targets is None:
         raise InputError("has nothing to publish", path=folder.path, remedy="Stage and sign a change first.")
@@ -218,6 +215,10 @@ def _commit_people(folder: FleetFolder, origin: Path, taken: Collection[str]) ->
         write_atomic(file, proposed[role].to_bytes())
         AuditJournal(folder.path, folder.wall_clock).forget_document(proposed[role].signed_bytes)
     return documents
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n  ".join(("signatures are missing:", *lines))
 
 
 def _refuse_expired(role: str, document: Metadata[Any], now: datetime) -> None:

@@ -460,6 +460,16 @@ class FleetFolder(StagingArea):
                 )
             return tuple(signed)
 
+    def ready_alone(self) -> tuple[str, ...]:
+        """Roles whose proposal has its signatures and rests on nothing else that is proposed: they can go before others."""
+        if self.targets() is None:
+            return ()
+        return tuple(
+            role
+            for role in self.roles()
+            if self.proposed(role) is not None and self.namers(role, (role,)) and not self.signatures_missing((role,))
+        )
+
     def signatures_missing(self, only: Collection[str] | None = None) -> tuple[Signatures, ...]:
         """The thresholds that the proposals do not meet yet, as if those of ``only`` were published and no others."""
         return tuple(

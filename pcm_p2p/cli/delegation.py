@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import Json, note, out, print_json
 from pcm_p2p.cli.site_alone import SiteFolder, SiteRoot, alone_listed, print_alone
 from pcm_p2p.cli.site_alone import autonomous as make_autonomous
@@ -148,7 +149,7 @@ def _delegate(kind: Literal["site", "team"], name: str, keys: list[Path], fleet:
         out().print(f"  {one.owner:<16} {one.fingerprint}", markup=False)
     if (signatures := _waiting(folder, role)) is not None:
         note(f"What {kind} {name} published is proposed again, to be signed by its new holders: {signatures}")
-    note("Compare the fingerprints with their holders by another way. Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(folder, before="Compare the fingerprints with their holders by another way. ")
     if kind == "site":
         _note_allowances(folder, name)
 
@@ -169,9 +170,10 @@ def _waiting(folder: FleetFolder, role: str) -> str | None:
 def _revoke(kind: Literal["site", "team"], name: str, fleet: Path) -> None:
     from pcm_p2p.authority.repository import FleetFolder
 
-    FleetFolder.open(fleet).revoke(role_named(kind, name))
+    folder = FleetFolder.open(fleet)
+    folder.revoke(role_named(kind, name))
     out().print(f"proposed: nobody signs for {kind} {name} any more", markup=False)
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'; devices let go of what it signed when they learn of it.")
+    after_staging(folder, more="; devices let go of what it signed when they learn of it.")
 
 
 def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pcm_p2p.cli import passphrase
-from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
+from pcm_p2p.cli.next_step import after_staging, refuse_without_keys
+from pcm_p2p.cli.output import Json, out, print_facts, print_json
 
 app = typer.Typer(help="The fleet folder: where an authority keeps keys and what it publishes.", no_args_is_help=True)
 
@@ -83,7 +84,7 @@ def renew(
     else:
         folder.renew(role)
     out().print(f"proposed: {role} with the same content and a new lifetime", markup=False)
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(folder)
 
 
 @app.command()
@@ -102,6 +103,7 @@ def refresh(
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
+    refuse_without_keys(folder)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
     published = refresh_online(folder, to, OnlineKeys.open(folder, words))
     facts = {"timestamp": published.versions.timestamp, "expires": published.expires.isoformat()}

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.key_choice import Token, chosen, open_key
+from pcm_p2p.cli.next_step import after_staging, can_publish, refuse_without_keys
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json, print_table
 
 
@@ -73,6 +74,7 @@ def order(
     name, _, version = (release or "").partition("@")
     online = None
     if to is not None:
+        refuse_without_keys(folder)
         # Before anything is ordered: who mistypes the second passphrase shall not leave an order behind that is not in force.
         words = passphrase.obtain(
             publisher_passphrase_file or passphrase_file,
@@ -97,9 +99,12 @@ def order(
         return
     print_facts({"halts": ordered.halt.what, "for": ordered.reach.sentence(), "id": ordered.halt.id})
     if to is None:
-        note(
-            "It is signed and NOT in force yet. Next: 'pcm-p2p publish --only halt', or carry it with 'pcm-p2p proposal export'."
+        step = (
+            "'pcm-p2p publish --only halt'"
+            if can_publish(folder)
+            else "'pcm-p2p proposal export FILE --role halt', and carry that file to who publishes"
         )
+        note(f"It is signed and NOT in force yet. Next: {step}.")
     else:
         note(
             "Published. Devices hold it as soon as they learn of it; 'pcm-p2p halt lift' takes the threshold of targets."
@@ -171,4 +176,4 @@ def lift(
         out().print(f"proposed: {halt.what} goes on; halted by {halt.by}: {halt.reason}", markup=False)
     for one in folder.signatures_missing():
         note(one.line())
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import Json, note, out, print_json
 from pcm_p2p.cli.site_policy import AllowancesFile, DeviceState, FleetPolicies, Site, allow, judge
 
@@ -118,7 +119,7 @@ def put(
     if site is not None:
         refuse_beyond(policy, site, allowances_of(folder), fleet_policies(folder), str(file))
     out().print(f"staged {folder.stage_policy(policy.id, document, role)}")
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(folder)
 
 
 def _read(path: Path) -> tuple[Policy, bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.next_step import after_signing, can_publish
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json, size
 from pcm_p2p.cli.signing import Full, tell
 
@@ -62,16 +63,21 @@ def export(
     with_segments: Annotated[
         bool, typer.Option("--with-segments", help="Put the blobs of new releases in, for another copy of the folder.")
     ] = False,
+    role: Annotated[
+        list[str] | None, typer.Option(help="Only what is proposed for this role, such as halt; repeat it.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the proposal into one file that people can judge and sign on machines without a network.
 
-    EXIT STATUS: 0; 2 nothing is proposed, or the file cannot be written.
+    EXIT STATUS: 0; 2 nothing is proposed (for that role), it cannot be signed without another one, or the file cannot be
+    written.
     """
     from pcm_p2p.authority.carry.carrying import export_proposal
     from pcm_p2p.authority.repository import FleetFolder
 
-    bundle = export_proposal(FleetFolder.open(fleet), file, with_segments=with_segments)
+    folder = FleetFolder.open(fleet)
+    bundle = export_proposal(folder, file, with_segments=with_segments, only=role or ())
     facts = {
         "file": str(file),
         "size_bytes": file.stat().st_size,
@@ -84,7 +90,11 @@ def export(
     print_facts({**facts, "size_bytes": size(file.stat().st_size), "proposed": ", ".join(facts["proposed"])})  # type: ignore[arg-type]
     if not with_segments and any(path.endswith(".manifest") for path in bundle.paths.values()):
         note("The segments of its releases are not in it. Where it is published from another folder: --with-segments.")
-    note(f"Next, on each signer's machine: 'pcm-p2p sign --proposal {file.name} --key KEY --out NAME.sig'.")
+    waiting = [one for one in folder.proposals() if one.role in bundle.proposed and not one.complete]
+    if waiting:
+        note(f"Next, on each signer's machine: 'pcm-p2p sign --proposal {file.name} --key KEY --out NAME.sig'.")
+    if not waiting or not can_publish(folder):
+        note(f"Next, where it is published: 'pcm-p2p proposal import {file.name} --fleet FOLDER'.")
 
 
 @app.command("import")
@@ -105,9 +115,11 @@ def bring(
     if json:
         print_json({"schema": "pcm.imported/1", "proposed": list(roles)})
         return
-    for proposal in folder.proposals():
+    proposals = folder.proposals()
+    for proposal in proposals:
         for signatures in proposal.signatures:
             out().print(signatures.line(), markup=False)
+    after_signing(folder, proposals)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from pcm_p2p.cli import release_plan
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table, size
 from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
@@ -88,7 +89,7 @@ def add(
         print_json({"schema": "pcm.release/1", "target": path, **_facts(staged, folder), "seconds": seconds})
         return
     _show(staged, folder)
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'; a policy assigns it to devices.")
+    after_staging(folder, more="; a policy assigns it to devices.")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
+from pcm_p2p.cli.next_step import after_signing, refuse_without_keys
 from pcm_p2p.cli.output import Json, err, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ def _sign_here(
     for one in proposals:
         for signatures in one.signatures:
             out().print(signatures.line(), markup=False)
-    if all(one.complete for one in proposals):
-        note("Next: 'pcm-p2p publish'.")
+    if key is None and token is None and not all(one.complete for one in proposals):
+        note("Nothing was signed: pass --key FILE or --token.")
+        return
+    after_signing(folder, proposals)
 
 
 def _sign_carried(
@@ -205,8 +208,8 @@ def merge(
 ) -> None:
     """Add signatures that people made elsewhere to the proposal; each is verified before it is added.
 
-    What is over other bytes, by an unknown person, there already, for another fleet or outdated is refused by name; the others
-    are merged all the same.
+    What is over other bytes, by an unknown person, for another fleet or outdated is refused by name; the others are merged all
+    the same. One that is there already is said to be.
 
     EXIT STATUS: 0; 2 a file is no signature file (nothing was merged); 5 one or more were refused.
     """
@@ -222,7 +225,8 @@ def merge(
         print_json(
             {
                 "schema": "pcm.merged/1",
-                "merged": [one.title for one in results if not one.refused],
+                "merged": [one.title for one in results if not one.refused and not one.there],
+                "there": [one.title for one in results if one.there],
                 "refused": [{"file": str(one.file), "why": one.refused} for one in refused],
                 "signatures": [standing.as_json() for one in proposals for standing in one.signatures],
             }
@@ -230,12 +234,11 @@ def merge(
     else:
         for one in results:
             if not one.refused:
-                out().print(f"merged {one.title}", markup=False)
+                out().print(f"{'there already:' if one.there else 'merged'} {one.title}", markup=False)
         for proposal in proposals:
             for standing in proposal.signatures:
                 out().print(standing.line(), markup=False)
-        if proposals and all(one.complete for one in proposals):
-            note("Next: 'pcm-p2p publish'.")
+        after_signing(folder, proposals)
     if refused:
         raise TrustError(
             "\n".join(f"refused: {one.refused} ({one.file})" for one in refused),
@@ -258,7 +261,8 @@ def publish(
 
     What sites, teams or one person's halt signed is taken in with --only while other proposals wait for signatures.
 
-    EXIT STATUS: 0; 5 signatures are missing (their owners are named), a rule is broken, or the tree is ahead of this folder.
+    EXIT STATUS: 0; 2 the publisher's keys are not in the folder; 5 signatures are missing (their owners are named), a rule is
+    broken, or the tree is ahead of this folder.
     """
     from pcm_p2p.authority.publish import OnlineKeys
     from pcm_p2p.authority.publish import publish as bring
@@ -266,6 +270,7 @@ def publish(
     from pcm_p2p.errors import InputError
 
     folder = FleetFolder.open(fleet)
+    refuse_without_keys(folder)
     words = passphrase.obtain(passphrase_file, passphrase_fd, what="the publisher's keys")
     if unknown := sorted(set(only or ()) - set(folder.roles())):
         raise InputError(f"there is no role {unknown[0]}", key="--only", remedy=f"Roles: {', '.join(folder.roles())}.")

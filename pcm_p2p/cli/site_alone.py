@@ -12,6 +12,7 @@ from pcm_p2p.cli.ceremony import ask_each
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.founder_options import Owners, ReleaseKeys, RootKeys, RootThreshold
 from pcm_p2p.cli.key import Cost, Derivation
+from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def autonomous(
         allowances = allowances_of(given)
         if allowances is None or allowances.of(site) is None:
             note(f"The fleet allows site {site} nothing yet: 'pcm-p2p policy allow FILE'.")
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(given)
 
 
 def alone_listed(folder: FleetFolder) -> list[dict[str, Any]]:

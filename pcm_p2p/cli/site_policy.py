@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
+from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import note, out
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def allow(file: Annotated[Path, typer.Argument(help="The allowances, TOML.")], f
     )
     for sentence in set_aside_by_change(folder):
         note(sentence)
-    note("Next: 'pcm-p2p sign' and 'pcm-p2p publish'.")
+    after_staging(folder)
 
 
 def judge(

@@ -19,6 +19,7 @@ from pcm_p2p.authority.carry.signature_file import (
     Signable,
     SignatureFile,
     decode_signature_file_untrusted,
+    is_there,
     why_refused,
 )
 from pcm_p2p.authority.keys.fingerprint import public_tuf_key
@@ -85,8 +86,13 @@ def test_nobody_counts_twice_and_a_bad_signature_in_the_place_of_a_good_one_is_r
     carried = signed("alice", signable)
     signable.document.signatures[carried.keyid] = Signature(carried.keyid, "00")
     assert refusal(carried, signable=signable) == ""
+    assert not is_there(carried, FLEET, FLEET, [signable])
     signable.document.signatures[carried.keyid] = Signature(carried.keyid, carried.signature)
-    assert refusal(carried, signable=signable) == "alice's signature on targets 4 is there already: nobody counts twice"
+    assert is_there(carried, FLEET, FLEET, [signable])
+    assert not is_there(carried, "0" * 32, FLEET, [signable])
+    assert not is_there(msgspec.structs.replace(carried, signature="00"), FLEET, FLEET, [signable])
+    assert not is_there(signed("bob", signable), FLEET, FLEET, [signable])
+    assert not is_there(carried, FLEET, FLEET, [proposed(5)])
 
 
 def test_the_file_gives_back_what_was_put_in_and_says_nothing_more() -> None:

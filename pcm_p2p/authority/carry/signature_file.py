@@ -144,7 +144,14 @@ def why_refused(
     signature = Signature(carried.keyid, carried.signature)
     if not signable.verifies(signature):
         return f"{who} on {carried.title} does not verify: the file was altered, or its maker does not hold the key"
-    there = signable.document.signatures.get(carried.keyid)
-    if there is not None and signable.verifies(there):
-        return f"{who} on {carried.title} is there already: nobody counts twice"
     return ""
+
+
+def is_there(carried: DetachedSignature, fleet_of_file: str, fleet: str, documents: Iterable[Signable]) -> bool:
+    """Whether this signature is on one of ``documents`` already, proposed or published: nobody counts twice."""
+    for one in documents:
+        if fleet_of_file == fleet and (one.role, one.sha256) == (carried.role, carried.sha256):
+            there = one.document.signatures.get(carried.keyid)
+            mine = Signature(carried.keyid, carried.signature)
+            return there is not None and one.verifies(there) and one.verifies(mine)
+    return False
