@@ -379,7 +379,7 @@ def test_a_key_is_named_once(cli: Command, keys: Path, tmp_path: Path, words: Wo
 class Terminal:
     """A command on a terminal of its own, as a person meets it. Every wait has a deadline."""
 
-    DEADLINE_S = 40
+    DEADLINE_S = 120
 
     def __init__(self, *words: object, **environment: str) -> None:
         self.master, slave = pty.openpty()

@@ -75,7 +75,7 @@ class _Sparse(io.FileIO):
         return super().write(view)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_an_artifact_of_3_gib_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mostly a hole, so that a few chunks are all there is; the marks lie at the ends and behind 2 GiB."""
     source, out = tmp_path / "large.bin", tmp_path / "out"

@@ -15,7 +15,7 @@ from pcm_p2p.lab.run import _run_folder, _try_lock
 SIZE = 2_100_000
 SCENARIO = """
 title = "Two devices, one of which is killed on the way"
-timeout_s = 80.0
+timeout_s = 200.0
 
 [[site]]
 devices = 2
@@ -55,7 +55,7 @@ def test_two_devices_take_a_release_from_ingest_to_the_console(tmp_path: Path) -
     (tmp_path / "new.bin").write_bytes((tmp_path / "old.bin").read_bytes()[: SIZE // 3] + rng.randbytes(SIZE * 2 // 3))
     (tmp_path / "lab.toml").write_text(SCENARIO.format(folder=tmp_path))
     command = ["-m", "pcm_p2p.cli.main", "lab", "run", tmp_path / "lab.toml", "--json", "--folder", tmp_path / "lab"]
-    lab = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=110, check=False)
+    lab = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=250, check=False)
     assert lab.returncode == 0, lab.stderr
     facts = json.loads(lab.stdout)
     assert (facts["schema"], facts["devices"], facts["compliant"], facts["failed"]) == ("pcm.lab/1", 2, 2, 0)
