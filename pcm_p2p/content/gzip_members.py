@@ -20,6 +20,8 @@ INFLATED_BYTES_MAX = 4 * PLAIN_BYTES_MAX
 _MAGIC = b"\x1f\x8b\x08"
 _HEADER_BYTES, _HEADER_BYTES_MAX = 10, 64 << 10
 _TRAILER_BYTES = 8
+_LOOK_BYTES = 1 << 10
+"""What a look costs at least, as bytes inflated: data may be made of nothing but headers."""
 _STEP_BYTES, _PIECE_BYTES = 64 << 10, 1 << 20
 _CRC_FLAG, _EXTRA_FLAG, _NAME_FLAG, _COMMENT_FLAG, _FLAGS_KNOWN = 2, 4, 8, 16, 0x1F
 
@@ -43,8 +45,7 @@ def find_members(data: bytes) -> list[GzipMember]:
     while left > 0 and (at := data.find(_MAGIC, at)) >= 0:
         begin = _stream_of(data, at)
         end, plain_bytes, good = _inflated(data, begin, min(left, PLAIN_BYTES_MAX)) if begin else (0, 0, False)
-        # The least that a look costs counts too: bytes may be made of nothing but headers.
-        left -= plain_bytes + _HEADER_BYTES
+        left -= plain_bytes + _LOOK_BYTES
         if not good:
             at += 1
             continue
