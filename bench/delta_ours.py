@@ -8,7 +8,8 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic, process_time
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunk import Chunk
 from pcm_p2p.content.chunker import cut, parameters_for
 from pcm_p2p.content.delta import decode_delta_untrusted
+from pcm_p2p.content.gzip_program import find_gzip
 from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.content.segment import decode_full_untrusted
@@ -133,7 +135,7 @@ def apply_new(old: Path, work: Path, out: Path) -> dict[str, Any]:
     base, manifest = (decode_untrusted((work / f"{which}.manifest").read_bytes()) for which in ("old", "new"))
     place_of = _places(base)
     written = dict[ChunkId, tuple[int, int]]()
-    decoded_bytes, deltas = 0, 0
+    decoded_bytes, deltas, gzip = 0, 0, find_gzip()
     with old.open("rb") as file, out.open("w+b") as target:
         source = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -149,17 +151,18 @@ def apply_new(old: Path, work: Path, out: Path) -> dict[str, Any]:
             ids = [manifest.chunks[position] for position in segment.positions]
             sizes = [manifest.sizes[position] for position in segment.positions]
             blob = (work / "segments" / segment.segment_id.hex()[:2] / segment.segment_id.hex()).read_bytes()
-            since = monotonic(), process_time()
+            since = monotonic(), _core_s()
             if segment.kind == "delta":
                 joined = b"".join(had(manifest.table_chunks[position]) for position in segment.base)
-                data, at, chunks = memoryview(decode_delta_untrusted(blob, joined, sum(sizes))), 0, list[Chunk]()
+                output = decode_delta_untrusted(blob, joined, sum(sizes), gzip.packer())
+                data, at, chunks = memoryview(output), 0, list[Chunk]()
                 for chunk, size in zip(ids, sizes, strict=True):
                     chunks.append(Chunk.verified(chunk, bytes(data[at : at + size])))
                     at += size
                 deltas += 1
             else:
                 chunks = list(decode_full_untrusted(blob, ids, sizes))
-            wall_s, core_s = wall_s + monotonic() - since[0], core_s + process_time() - since[1]
+            wall_s, core_s = wall_s + monotonic() - since[0], core_s + _core_s() - since[1]
             decoded_bytes += sum(sizes)
             for one in chunks:
                 target.seek(wanted[one.id][0])
@@ -184,7 +187,13 @@ def apply_new(old: Path, work: Path, out: Path) -> dict[str, Any]:
         "decoding_wall_s": wall_s,
         "decoding_core_s": core_s,
         "deltas": deltas,
+        "gzip_deltas": sum(manifest.segments[place].needs_gzip for place in fetched(manifest, base)),
     }
+
+
+def _core_s() -> float:
+    """Seconds of a core that this process and the programs that it ran have taken."""
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 
 def _places(manifest: Manifest) -> dict[ChunkId, tuple[int, int]]:
