@@ -131,6 +131,15 @@ def install(*words: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_installing_explains_itself() -> None:
+    done = install("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bash bootstrap/units/install collector" in done.stdout
+    for option in ("--program PATH", "--root DIR"):
+        assert option in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.startswith(("#", "set "))]
+
+
 @needs_installing
 def test_units_accounts_and_folders_are_installed(tmp_path: Path) -> None:
     program = tmp_path / "opt/pcm-p2p/bin/pcm-p2p"
@@ -161,6 +170,8 @@ def test_a_device_gets_its_two_units_and_a_wrong_word_is_named(tmp_path: Path) -
         (("devise",), "what is 'devise'?"),
         ((), "nothing to install"),
         (("--program", "pcm"), "nothing"),
+        (("device", "--root"), "--root needs a folder"),
+        (("device", "--program"), "--program needs a path"),
     ):
         done = install(*words)
         assert (done.returncode, complaint in done.stderr) == (2, True)
