@@ -73,10 +73,10 @@ async def test_probes_that_hang_cost_their_own_checks_and_not_the_inspection() -
     hang = threading.Event()
     try:
         probes = Fakes(a=True, hang=hang, worse=hang, later=True)
-        inspector = Inspector(probes, Clock(), check_timeout_s=-0.95)  # with the grace: given up after 50 ms
+        inspector = Inspector(probes, Clock(), check_timeout_s=0.0)  # the grace is what is left: a second
         started = time.monotonic()
         found = await inspector.inspect([assigned(check) for check in ("a", "hang", "worse", "later")])
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         assert [finding.state for finding in found] == ["pass", "not_run", "not_run", "not_run"]
         assert "hang" in found[-1].message
         assert probes.asked == ["a", "hang", "worse"]

@@ -159,6 +159,6 @@ def test_sigkill_in_the_middle_leaves_nothing_under_the_name_and_the_next_one_fi
     assert left[0].name.endswith(".assembling")
     begun = time.monotonic()
     assemble(release, release.artifacts[0], store, tmp_path / "out" / "app")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["app"]
     assert (tmp_path / "out" / "app").read_bytes() == b"".join(chunk.data for chunk in chunks)

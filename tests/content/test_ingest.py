@@ -239,11 +239,13 @@ def test_a_worker_that_dies_is_an_error_and_no_wait(
 
 
 _INGESTS = """
-import sys
+import sys, time
 from pathlib import Path
 from pcm_p2p.content.ingest import ingest
 def tell(step):
     print(step.phase, step.segments_done, flush=True)
+    if (step.phase, step.segments_done) == ("compressing", 1):
+        time.sleep(600)
 ingest([Path(sys.argv[1])], release="app", version="1", counter=1, work=Path(sys.argv[2]), level=int(sys.argv[3]),
        processes=2, progress=tell)
 """
