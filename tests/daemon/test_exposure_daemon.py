@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -17,19 +16,15 @@ from repository_simulator import PASSPHRASE, RepositorySimulator, TreeSource, at
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.errors import PcmError
+from pcm_p2p.lab.network import why_no_namespaces
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.identity import DeviceIdentity, FleetRecord
 from pcm_p2p.wire.link import HANDSHAKE_TIMEOUT_S
 
 Fleet = RepositorySimulator
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "nsenter", "ip"))),
-        reason="needs root, unshare, nsenter and ip",
-    ),
-]
+WHY_NOT = why_no_namespaces() or ("" if shutil.which("nsenter") else "unshare and nsenter of util-linux are not here")
+pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "namespaces are there")]
 
 NETWORKS = {"office": "10.1.7.{}/24", "home": "192.168.178.{}/24", "outside": "203.0.113.{}/24"}
 """The daemon's machine is 9 in each of them, its neighbour 10."""
