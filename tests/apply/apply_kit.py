@@ -77,7 +77,7 @@ class Artifacts:
             ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, target],
             check=True,
             stdout=subprocess.DEVNULL,
-            timeout=30,
+            timeout=120,
         )
         shutil.rmtree(tree)
         return self.put(name, target.read_bytes())

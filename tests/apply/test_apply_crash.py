@@ -32,7 +32,7 @@ def crashes(scenario: str, folder: Path) -> list[dict[str, Any]]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=120,
     )
     assert answer.returncode == 0, answer.stderr[-4_000:]
     return [json.loads(line) for line in answer.stdout.splitlines()]

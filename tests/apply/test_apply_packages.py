@@ -191,7 +191,7 @@ def test_undoing_waits_for_a_dpkg_that_outlived_its_daemon(tmp_path: Path, root:
     def sleep(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:
-            holder.communicate(b"\n", timeout=20)
+            holder.communicate(b"\n", timeout=120)
 
     PackageProvider(Root(root), nothing_before, sleep=sleep).undo(InstallPackages(()), tmp_path)
     assert len(waits) == 2
@@ -224,7 +224,7 @@ print((here / "root/usr/share/a").read_text())
         folder.chmod(modes[folder] | 0o011)
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60, cwd="/"
+            [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120, cwd="/"
         )
     finally:
         for folder in closed:

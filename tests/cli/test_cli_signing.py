@@ -315,7 +315,7 @@ def test_the_tool_signs_a_carried_proposal_without_a_network_or_a_home(
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -183,7 +183,7 @@ def test_what_keeps_it_from_starting_is_one_sentence_and_an_exit_status(
         *(sys.executable, "-m", "pcm_p2p.collector.console", "--archive", str(tmp_path / "a")),
         *("--password-file", str(tmp_path / "password"), *arguments),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode in (2, 6)
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -102,7 +102,7 @@ def test_a_private_root_without_a_database_has_no_packages(tmp_path: Path) -> No
 def test_the_machines_own_packages_are_those_dpkg_tells() -> None:
     told = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n"],
-        capture_output=True, check=True, text=True, timeout=60,
+        capture_output=True, check=True, text=True, timeout=120,
     ).stdout.splitlines()  # fmt: skip
     prober = Prober(Path("/"))
     for line in told[:: max(1, len(told) // 50)]:

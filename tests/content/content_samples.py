@@ -164,6 +164,6 @@ def build_deb(folder: Path, payload: bytes, *, compression: str = "xz", version:
         ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "-b", tree, path],
         check=True,
         stdout=subprocess.DEVNULL,
-        timeout=30,
+        timeout=120,
     )
     return path

@@ -395,7 +395,7 @@ def test_a_publisher_that_is_killed_goes_on_where_it_was(tmp_path: Path, until: 
     kept = {path: path.stat().st_ino for path in (tmp_path / "work" / "segments").glob("*/*") if path.name in notes}
     for segment in publisher.made["1"].segments:
         assert publisher.blob(segment.id), "what was published is untouched"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     assert {path: path.stat().st_ino for path in kept} == kept, "what was finished was made again"
     made = decode_untrusted((tmp_path / "made").read_bytes())
     assert len(deltas(made)) == len(list(made.full_segments())) == 3

@@ -254,7 +254,7 @@ def build(folder: Path, multi_arch: str) -> Path:
     (tree / "usr/share/sample/hard").hardlink_to(tree / "usr/share/sample/text")
     deb = folder / "sample.deb"
     command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-b", tree, deb]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     write_stored(deb, "deb", folder / "stored")
     return folder / "stored"
 
@@ -273,7 +273,7 @@ def install(stored: Path, root: Path) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
     )
 

@@ -239,7 +239,7 @@ def test_dpkg_reads_and_installs_the_stored_form(tmp_path: Path, compression: st
     plain = written(tmp_path, "stored.deb", stored(source))
 
     def ask(path: Path, *options: str) -> bytes:
-        return subprocess.run(["dpkg-deb", *options, path], check=True, capture_output=True, timeout=30).stdout
+        return subprocess.run(["dpkg-deb", *options, path], check=True, capture_output=True, timeout=120).stdout
 
     assert ask(plain, "--field") == ask(source, "--field")
     assert ask(plain, "--contents") == ask(source, "--contents")
@@ -249,7 +249,7 @@ def test_dpkg_reads_and_installs_the_stored_form(tmp_path: Path, compression: st
         (root / "var/lib/dpkg" / folder).mkdir(parents=True)
     (root / "var/lib/dpkg/status").touch()
     command = ["dpkg", "--root", root, "--force-not-root", "--force-bad-path", "--log=/dev/null", "-i", plain]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert (root / "opt/payload").read_bytes() == payload
 
 
@@ -312,9 +312,9 @@ def test_info_zip_reads_what_was_stored_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "run").write_bytes(text(50_000))
     (tmp_path / "in" / "run").chmod(0o750)
-    subprocess.run(["zip", "-q", "-r", "../a.zip", "."], cwd=tmp_path / "in", check=True, timeout=30)
+    subprocess.run(["zip", "-q", "-r", "../a.zip", "."], cwd=tmp_path / "in", check=True, timeout=120)
     plain = written(tmp_path, "plain.zip", stored(tmp_path / "a.zip"))
-    subprocess.run(["unzip", "-q", plain, "-d", tmp_path / "out"], check=True, timeout=30)
+    subprocess.run(["unzip", "-q", plain, "-d", tmp_path / "out"], check=True, timeout=120)
     assert (tmp_path / "out" / "run").read_bytes() == text(50_000)
     assert (tmp_path / "out" / "run").stat().st_mode & 0o777 == 0o750
 

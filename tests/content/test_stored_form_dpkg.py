@@ -126,7 +126,7 @@ class Root:
         command = ["dpkg", "--root", str(self.path), "--log=/dev/null", "--force-script-chrootless"]
         command += ["--force-not-root", "--force-bad-path", "--force-unsafe-io", *arguments]
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
         )
         assert done.returncode == 0, done.stderr
 

@@ -53,7 +53,7 @@ def outcome(source: Path, *form: str) -> tuple[str, int]:
     """What a fresh process says of ``source``, and how many MiB it took; nothing is left behind by a refusal."""
     destination = source.with_name("stored")
     command = [sys.executable, "-c", _PEAK, str(source), str(destination), *form]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     said, peak = result.stdout.splitlines()
     assert destination.exists() == (said == "written")
     return said, int(peak)

@@ -20,7 +20,7 @@ class Gated(MemoryStore):
 
     def verify(self, chunk: ChunkId) -> bool:
         self.reached.release()
-        assert self.may.acquire(timeout=10)
+        assert self.may.acquire(timeout=120)
         return super().verify(chunk)
 
 

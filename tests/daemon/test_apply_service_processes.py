@@ -56,7 +56,7 @@ def interpreter() -> str:
         words = as_user(
             DAEMON_UID, path, "-c", "import os, sys, pcm_p2p; sys.exit(not os.access(sys.executable, os.X_OK))"
         )
-        if subprocess.run(words, check=False, capture_output=True, env=environment, timeout=60).returncode == 0:
+        if subprocess.run(words, check=False, capture_output=True, env=environment, timeout=120).returncode == 0:
             return path
     pytest.skip("no Python here can be started by another user")
 

@@ -127,7 +127,7 @@ def test_a_signal_ends_the_desk_with_0(folder: FleetFolder, tmp_path: Path, numb
         while not (tmp_path / "port").exists() and desk.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         desk.send_signal(number)
-        _, said = desk.communicate(timeout=30)
+        _, said = desk.communicate(timeout=120)
     assert desk.returncode == 0, said
     host, _, port = (tmp_path / "port").read_text().strip().rpartition(":")
     assert host == "127.0.0.1"

@@ -41,7 +41,7 @@ def build(folder: Path, version: str, files: dict[str, bytes]) -> Path:
 
 def run(*words: str | Path) -> None:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    subprocess.run(words, check=True, capture_output=True, timeout=60, env={**os.environ, "PATH": path})
+    subprocess.run(words, check=True, capture_output=True, timeout=120, env={**os.environ, "PATH": path})
 
 
 def release(fleet: Fleet, deb: Path, version: str, *bases: Manifest) -> Manifest:

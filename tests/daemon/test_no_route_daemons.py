@@ -74,7 +74,7 @@ async def test_a_newcomer_without_a_route_finds_a_neighbour_by_mdns_and_joins_th
     async with open_processes(tmp_path / "logs") as processes, open_network(scenario, processes) as network:
         assert isinstance(network, Namespaces)
         place = network.place_of(NEWCOMER)
-        await processes.run("route", ["ip", "route", "del", "default"], timeout_s=20.0, namespace=place)
+        await processes.run("route", ["ip", "route", "del", "default"], timeout_s=120.0, namespace=place)
         command = [*CLI, "enroll", "desk", "--fleet", fleet.fleet.path, "--listen", DESK, "--passphrase-file", words]
         desk = processes.start("desk", command, namespace=network.centre)
         await until_it_says(desk, f"is open at {DESK}")

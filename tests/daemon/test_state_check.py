@@ -172,7 +172,7 @@ def test_the_daemon_refuses_such_a_folder_with_exit_status_5(state: Path) -> Non
         [sys.executable, "-m", "pcm_p2p.daemon", "--state", str(state)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == 5

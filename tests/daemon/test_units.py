@@ -49,7 +49,7 @@ def _installed(tmp_path: Path) -> Path:
 
 def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemd-analyze", "--no-pager", *map(str, words)], check=False, capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "--no-pager", *map(str, words)], check=False, capture_output=True, text=True, timeout=120
     )
 
 
@@ -115,7 +115,7 @@ def test_the_sandbox_bites(tmp_path: Path) -> None:
     )
     sandbox = Path(__file__).with_name("unit_sandbox.py")
     words = [sys.executable, sandbox, UNITS / "pcm-p2p.service", sys.executable, "-c", tried]
-    done = subprocess.run(list(map(str, words)), check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(list(map(str, words)), check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["writable code 1", "packet socket 97", "chroot 1", "file allowed"]
 
 
@@ -127,7 +127,7 @@ needs_installing = pytest.mark.skipif(
 
 def install(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(UNITS / "install"), *map(str, words)], check=False, capture_output=True, text=True, timeout=60
+        ["bash", str(UNITS / "install"), *map(str, words)], check=False, capture_output=True, text=True, timeout=120
     )
 
 

@@ -47,7 +47,7 @@ def settings(unit: Path) -> dict[str, list[str]]:
 def group(name: str) -> frozenset[str]:
     """The system calls of a group such as ``@system-service``."""
     words = ["systemd-analyze", "--no-pager", "syscall-filter", name]
-    text = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+    text = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
     members: set[str] = set()
     for line in text.splitlines()[1:]:
         entry = line.strip()
@@ -71,7 +71,7 @@ def system_calls(lines: list[str]) -> tuple[bool, frozenset[str]]:
 def capabilities() -> dict[str, int]:
     """By name in capital letters, as units write them."""
     words = ["systemd-analyze", "--no-pager", "capability"]
-    text = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+    text = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
     return {
         name.upper(): int(number) for name, number in (line.split() for line in text.splitlines()[1:] if line.strip())
     }

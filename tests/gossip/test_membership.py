@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
             env=os.environ | {"PYTHONHASHSEED": seed},
             capture_output=True,
             check=True,
-            timeout=60,
+            timeout=120,
         ).stdout
         for seed in ("1", "2")
     }

@@ -81,7 +81,7 @@ class TestNamespaces:
             async def take(address: str) -> tuple[int, float, int]:
                 counted = await network.link_bytes()
                 command = [sys.executable, "-c", TAKE, address, "20"]
-                said = await processes.run("take", command, timeout_s=30, namespace=network.place_of(SECOND))
+                said = await processes.run("take", command, timeout_s=120.0, namespace=network.place_of(SECOND))
                 after = await network.link_bytes()
                 assert counted is not None
                 assert after is not None
@@ -104,7 +104,7 @@ class TestNamespaces:
             assert network.address_of(ELSEWHERE) == "10.77.2.1"
             command = [sys.executable, "-c", TAKE, "10.77.2.1", "0.5"]
             with pytest.raises(LabError, match=r"unreachable|timed out"):
-                await processes.run("take", command, timeout_s=20, namespace=network.place_of(FIRST))
+                await processes.run("take", command, timeout_s=120.0, namespace=network.place_of(FIRST))
 
     async def test_the_machine_reaches_the_console_through_the_doorway(self, tmp_path: Path) -> None:
         async with two_offices(tmp_path) as (network, processes), trio.open_nursery() as nursery:

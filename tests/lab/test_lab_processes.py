@@ -65,7 +65,7 @@ async def wait_gone(pid: int) -> None:
 async def test_a_command_that_fails_says_what_it_said(tmp_path: Path) -> None:
     async with open_processes(tmp_path) as processes:
         with pytest.raises(LabError, match=r"(?s)step ended with status 3.*no such thing"):
-            await processes.run("step", ["sh", "-c", "echo no such thing >&2; exit 3"], timeout_s=20)
+            await processes.run("step", ["sh", "-c", "echo no such thing >&2; exit 3"], timeout_s=120.0)
 
 
 async def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
 
 async def test_output_is_returned_and_messages_go_to_the_log(tmp_path: Path) -> None:
     async with open_processes(tmp_path) as processes:
-        facts = await processes.run("step", ["sh", "-c", "echo facts; echo words >&2"], timeout_s=20)
+        facts = await processes.run("step", ["sh", "-c", "echo facts; echo words >&2"], timeout_s=120.0)
     assert facts == b"facts\n"
     assert (tmp_path / "step.log").read_text() == "words\n"
     assert os.listdir(tmp_path) == ["step.log"]  # noqa: PTH208 - the same thing, and not taken for blocking the loop
@@ -86,7 +86,7 @@ async def test_output_is_returned_and_messages_go_to_the_log(tmp_path: Path) -> 
 async def test_a_missing_program_is_named(tmp_path: Path) -> None:
     async with open_processes(tmp_path) as processes:
         with pytest.raises(LabError, match="no-such-program"):
-            await processes.run("step", ["no-such-program"], timeout_s=20)
+            await processes.run("step", ["no-such-program"], timeout_s=120.0)
 
 
 async def test_leaving_ends_children_and_grandchildren(tmp_path: Path, said: Callable[[str], Path]) -> None:

@@ -70,7 +70,7 @@ def test_two_devices_take_a_release_from_ingest_to_the_console(tmp_path: Path) -
 def test_a_wrong_scenario_is_said_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "lab.toml").write_text("[[site]]\ndevcies = 3\n")
     command = ["-m", "pcm_p2p.cli.main", "lab", "run", tmp_path / "lab.toml", "--folder", tmp_path / "lab"]
-    lab = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60, check=False)
+    lab = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
     assert lab.returncode == 2
     assert "lab.toml:2: devcies: unknown key" in lab.stderr
     assert "devices" in lab.stderr
