@@ -176,7 +176,8 @@ class Status:
         if self._client.view is None and self._follower.last_problem:
             found.append(f"no signed metadata yet: {self._follower.last_problem}")
         elif self._client.view is not None and self._client.freshness() != "fresh":
-            found.append(f"signed metadata is {self._client.freshness()}: {self._follower.last_problem}")
+            why = self._client.behind or self._follower.last_problem
+            found.append(f"signed metadata is {self._client.freshness()}: {why}")
         site = self._site.facts()
         if site["reason"]:
             found.append(f"the site's own repository: {site['reason']}")
@@ -258,7 +259,7 @@ class Status:
             facts |= {
                 "chunks": f"{progress.chunks_have} of {progress.chunks_total}",
                 "waiting": progress.waiting,
-                "rate": f"{progress.rate_bytes_per_s} bytes/s",
+                "rate_bytes_per_s": progress.rate_bytes_per_s,
                 "needed_bytes": progress.needed_bytes,
             }
             segments = [asdict(row) for row in self._fetcher.why(work.manifest.manifest_id)]

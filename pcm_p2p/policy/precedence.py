@@ -33,7 +33,7 @@ Freshness = Literal["fresh", "stale", "frozen"]
 RANK: dict[Speaker, int] = {"site repository": 0, "site role": 1, "fleet": 2}
 STRENGTH: dict[Mode, int] = {"observe": 0, "notify": 1, "enforce": 2}
 
-FROZEN = "The policy could not be refreshed for too long (frozen), so nothing new is installed."
+FROZEN = "The policy is out of date (frozen), so nothing new is installed."
 POLICIES_MAX, ASSIGNMENTS_MAX, CHANGES_MAX, CHECKS_MAX = 32, 256, 1_024, 1_024
 """Choice, for each signer of a site: a quarter of the releases that a device works on, a sixteenth of a report's findings."""
 

@@ -13,7 +13,9 @@ Folder (of the daemon, mode 0700)::
     staging/                the attempt under way; removed at the next
 
 A crash leaves the old pointer or the new one. A generation that does not load (power cut, bad sector) is passed over for the
-one before it, and the floor still refuses anything older than what was accepted.
+one before it, and the floor still refuses anything older than what was accepted. While a view below the floor is all there is
+(the newest generation was lost, or the folder was set back), this device is frozen: it goes on with what it has, and installs
+nothing of an old version.
 """
 
 from __future__ import annotations
@@ -137,6 +139,7 @@ class TrustClient:
         self._attempt_timeout_s = attempt_timeout_s
         self._view: TrustedView | None = None
         self._floor = Floor()
+        self._behind = ""
         self._lock_descriptor: int | None = None
         self._one_attempt = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
@@ -164,6 +167,13 @@ class TrustClient:
             self.close()
             raise
         self._floor = self._load_floor()
+        self._behind = self._why_behind()
+        if self._behind:
+            log.error(
+                "trust: what is left in %s is old: %s; nothing new is installed before it is healed",
+                self.folder,
+                self._behind,
+            )
 
     def close(self) -> None:
         """Give the folder back. Safe to call twice."""
@@ -197,8 +207,13 @@ class TrustClient:
         return self._wall_clock()
 
     def freshness(self) -> Freshness:
-        """Of the view at ``now()``; a device without a view is frozen: it installs nothing."""
-        return "frozen" if self._view is None else self._view.freshness(self.now())
+        """Of the view at ``now()``; a device without a view, or with one that is older than what it once accepted, is frozen."""
+        return "frozen" if self._view is None or self._behind else self._view.freshness(self.now())
+
+    @property
+    def behind(self) -> str:
+        """Why the view is older than what this device accepted before, in words; empty if it is not."""
+        return self._behind
 
     def digest(self) -> MetadataDigest:
         """What to tell peers; all zero before the first good attempt."""
@@ -288,7 +303,7 @@ class TrustClient:
                 shutil.rmtree(generation, ignore_errors=True)
             raise
         before, self._view = self._view, TrustedView(generation, state)
-        self._floor = floor
+        self._floor, self._behind = floor, ""
         try:
             write_atomic(self.folder / "floor.json", msgspec.json.encode(SavedFloor.of(floor, self.fleet_id)))
         except OSError as error:
@@ -412,6 +427,15 @@ class TrustClient:
             )
         timestamp_keys, snapshot_keys = self._online_keys()
         return floor.under(timestamp_keys, snapshot_keys).or_higher(of_view.under(timestamp_keys, snapshot_keys))
+
+    def _why_behind(self) -> str:
+        """Which role of the view is below the floor, as far as the view's own root believes that."""
+        if self._view is None:
+            return ""
+        data = self._view.metadata("metadata/root.json") or newest_root(self.folder / "roots", self._bootstrap)
+        root = Metadata[Root].from_bytes(data).signed
+        keys = (frozenset(root.roles[role].keyids) for role in ("timestamp", "snapshot"))
+        return self._floor.under(*keys).below(self._view.versions)
 
     def _load_view(self) -> TrustedView | None:
         """The generation that ``current`` names; if it does not load, the newest other one that does."""

@@ -102,6 +102,9 @@ def test_no_damaged_file_lets_an_old_version_back(fleet: RepositorySimulator, da
             file.write_bytes({"zeroed": bytes(len(data)), "truncated": data[: len(data) // 2], "empty": b""}[damage])
         with fleet.client() as device:
             assert device.view is not None, f"{name}: no view is left"
+            assert device.view.versions == newest or device.freshness() == "frozen", (
+                f"{name}: an old version may be installed"
+            )
             for old in (first, second):
                 result = attempt(device, TreeSource(old))
                 assert result.kind in {"older", "bad"}, f"{name}: {result.kind} {result.reason}"
@@ -111,6 +114,37 @@ def test_no_damaged_file_lets_an_old_version_back(fleet: RepositorySimulator, da
         with fleet.client() as device:
             assert device.view is not None
             assert device.view.versions == newest, f"{name}: not healed"
+
+
+@pytest.mark.parametrize("lost", ["the newest generation is torn", "the folder without its floor is set back"])
+def test_what_is_left_of_an_older_version_stays_and_installs_nothing_until_it_is_healed(
+    fleet: RepositorySimulator, lost: str
+) -> None:
+    folder, before = fleet.folder / "device", fleet.folder / "before"
+    with fleet.client() as device:
+        assert attempt(device, fleet.source()).kind == "good"
+        old = device.view.versions if device.view else None
+    shutil.copytree(folder, before)
+    fleet.publish_policy("second")
+    with fleet.client() as device:
+        assert attempt(device, fleet.source()).kind == "good"
+    if "torn" in lost:
+        newest = max((folder / "generations").iterdir(), key=lambda path: int(path.name))
+        (newest / "metadata" / "targets.json").write_bytes(b"")
+    else:
+        for name in ("generations", "current"):
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+        shutil.copytree(before / "generations", folder / "generations")
+        shutil.copy(before / "current", folder / "current")
+    with fleet.client() as device:
+        assert device.view is not None
+        assert device.view.versions == old
+        assert device.freshness() == "frozen"
+        assert "which was accepted before" in device.behind
+        assert attempt(device, fleet.source()).kind == "good"
+        assert (device.freshness(), device.behind) == ("fresh", "")
+    with fleet.client() as device:
+        assert device.freshness() == "fresh"
 
 
 def test_a_crash_between_pointer_and_floor_keeps_the_new_keys_floor(fleet: RepositorySimulator) -> None:
