@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ from pcm_p2p.trust.halt import (
 )
 from pcm_p2p.trust.index import LIFTED, halt_path
 
+HALTS_OF_KEY_MAX = 50
+"""Choice: in force at a time by one key of a site or a team. Whoever steals one must not take the places of ``HALTS_MAX`` that
+the next emergency of the fleet needs; keys of root and targets are not counted."""
 ID_LENGTH_MIN = 6
 """Choice: as many digits of an id as a person types."""
 
@@ -90,6 +94,11 @@ def order(folder: FleetFolder, key: SigningKey, *, release: str = "", version: s
         tidied = {halt_path(one): None for one in gone if halt_path(one) in folder.working(HALT).targets}
         if len(folder.working(HALT).targets) - len(tidied) > HALTS_MAX:
             raise InputError(f"{HALTS_MAX} halts are in force", remedy="Lift some of them with 'pcm-p2p halt lift'.")
+        mine = [one for one in halts_of(folder, folder.working(HALT)) if one.keyid == key.keyid]
+        if crowd := _crowd((*(one for one in mine if one.id not in gone), halt), holders):
+            raise InputError(
+                f"the key of {key.owner} {crowd}", remedy="Halt everything with '--all', or lift some of them."
+            )
         folder.stage_locked(HALT, {**tidied, path: halt.encoded()})
         document = folder.proposed_of(HALT)
         assert document is not None, "it was staged"
@@ -99,8 +108,10 @@ def order(folder: FleetFolder, key: SigningKey, *, release: str = "", version: s
     return Standing(halt, _seen_from(folder, reach), "staged")
 
 
-def lift(folder: FleetFolder, ids: Iterable[str]) -> tuple[Halt, ...]:
+def lift(folder: FleetFolder, ids: Iterable[str], *, same_key: bool = False) -> tuple[Halt, ...]:
     """Propose that these halts (ids, or their first digits) count no longer: for a threshold of targets to sign.
+
+    ``same_key``: and with each of them all that were ordered with its key, as after a theft.
 
     Raises ``InputError`` if an id names no halt or several.
     """
@@ -112,6 +123,9 @@ def lift(folder: FleetFolder, ids: Iterable[str]) -> tuple[Halt, ...]:
             said = "names several halts" if found else "names no halt"
             raise InputError(f"{text!r} {said}", remedy="See 'pcm-p2p halt list'; six digits of an id are enough.")
         chosen.append(found[0])
+    if same_key:
+        keyids = {halt.keyid for halt in chosen}
+        chosen = [halt for halt in known if halt.keyid in keyids]
     with folder.locked():
         before = lifted_of(folder, folder.working(TARGETS))
         gone = {halt.id for halt in chosen}
@@ -163,16 +177,31 @@ def refuse_halts(folder: StagingArea, offered: Targets, root: Root, targets: Tar
                 f"refused to publish: the halt {one[:8]} is signed by nobody who may halt",
                 remedy="Discard the proposal, and order the halt with 'pcm-p2p halt'.",
             )
+    lifted = lifted_of(folder, targets)
+    keyids = {readable[one].keyid for one in after.keys() - before.keys()}
+    theirs = (one for one in readable.values() if one.keyid in keyids and one.id not in lifted.lifted)
+    if crowd := _crowd(theirs, holders):
+        raise TrustError(
+            f"refused to publish: one key {crowd}",
+            remedy="Discard the proposal. If the key is stolen: 'pcm-p2p fleet recover stolen-site-key'.",
+        )
     if len(after) > HALTS_MAX:
         raise TrustError(
             f"refused to publish {len(after)} halts: devices read {HALTS_MAX}", remedy="Lift some of them."
         )
-    gone = dropped(before, after, lifted_of(folder, targets))
+    gone = dropped(before, after, lifted)
     if gone:
         raise TrustError(
             f"refused to publish: the list of halts drops {gone[0][:8]}, which nobody lifted",
             remedy="Lift it with 'pcm-p2p halt lift', which takes the threshold of targets, or discard the proposal.",
         )
+
+
+def _crowd(halts: Iterable[Halt], holders: Holders) -> str:
+    """What is wrong where one key of a site or team has more halts than it may; empty if none has."""
+    counts = Counter(halt.keyid for halt in halts if not holders.reach_of(halt).fleet)
+    most = max(counts.values(), default=0)
+    return f"has {most} halts in force; {HALTS_OF_KEY_MAX} are as many as it may" if most > HALTS_OF_KEY_MAX else ""
 
 
 def _seen_from(folder: StagingArea, reach: Reach) -> Reach:

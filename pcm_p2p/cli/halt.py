@@ -163,6 +163,9 @@ def lift(
         list[str], typer.Argument(metavar="ID...", help="As 'halt list' shows them; six digits are enough.")
     ],
     fleet: Fleet,
+    same_key: Annotated[
+        bool, typer.Option("--same-key", help="And all others that were ordered with the same key, as after a theft.")
+    ] = False,
 ) -> None:
     """Propose that halts count no longer. It takes the threshold of targets, and 'pcm-p2p publish'.
 
@@ -172,7 +175,7 @@ def lift(
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
-    for halt in propose(folder, ids):
+    for halt in propose(folder, ids, same_key=same_key):
         out().print(f"proposed: {halt.what} goes on; halted by {halt.by}: {halt.reason}", markup=False)
     for one in folder.signatures_missing():
         note(one.line())

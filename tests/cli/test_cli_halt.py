@@ -198,6 +198,17 @@ def test_lifting_takes_the_threshold(cli: Command, offices: Path, words: Words, 
     assert "lifted" in cli("halt", "list", "--fleet", offices).out
 
 
+def test_what_one_key_ordered_is_lifted_together(cli: Command, offices: Path, words: Words) -> None:
+    for name, reason in (("root-eve", "one"), ("root-eve", "two"), ("targets-ann", "mine")):
+        key = offices / "keys" / f"{name}.key"
+        assert cli("halt", "--all", "--reason", reason, "--fleet", offices, "--key", key, *words).status == 0
+    mine = next(one["id"] for one in halts(cli, offices) if one["reason"] == "one")
+    lifted = cli("halt", "lift", mine, "--same-key", "--fleet", offices)
+    assert sorted(lifted.out.splitlines()) == [
+        f"proposed: everything goes on; halted by eve: {reason}" for reason in ("one", "two")
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -342,6 +342,41 @@ def test_lifting_names_one_halt(fleet: RepositorySimulator, text: str) -> None:
         halting.lift(fleet.fleet, [text])
 
 
+def test_all_halts_of_a_stolen_key_are_lifted_in_one_signed_step(fleet: RepositorySimulator) -> None:
+    by_bob = [halt(fleet, "site-berlin", "bob", *options).halt for options in (("tool",), ("shop",), ())]
+    by_alice = halt(fleet, "targets", "alice", "shop").halt
+    assert set(halting.lift(fleet.fleet, [by_bob[0].id], same_key=True)) == set(by_bob)
+    fleet.sign("alice", "adam")
+    fleet.publish()
+    with fleet.client() as device:
+        attempt(device, fleet.source())
+        assert (why(device, "berlin"), why(device, "berlin", "tool")) == ("", "")
+        assert why(device, "berlin", "shop") == InForce(by_alice, WHOLE_FLEET, "alice").sentence()
+
+
+def test_a_key_of_a_site_cannot_take_the_places_that_the_fleets_halts_need(
+    fleet: RepositorySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halting, "HALTS_OF_KEY_MAX", 2)
+    for _ in range(2):
+        halt(fleet, "site-berlin", "bob", "tool")
+        halt(fleet, "targets", "alice", "tool")
+    with pytest.raises(InputError, match="the key of bob has 3 halts in force; 2 are as many as it may"):
+        halt(fleet, "site-berlin", "bob", "tool")
+    with monkeypatch.context() as thief:
+        thief.setattr(halting, "HALTS_OF_KEY_MAX", 9)
+        halting.order(fleet.fleet, key_of(fleet, "site-berlin", "bob"), release="tool", reason="x")
+    with pytest.raises(TrustError, match="refused to publish: one key has 3 halts in force"):
+        publish_only(fleet, HALT)
+    fleet.fleet.discard(HALT)
+    halt(fleet, "targets", "alice", "tool")
+    bobs = next(one.halt for one in halting.standings(fleet.fleet) if one.halt.by == "bob")
+    halting.lift(fleet.fleet, [bobs.id], same_key=True)
+    fleet.sign("alice", "adam")
+    fleet.publish()
+    halt(fleet, "site-berlin", "bob", "tool")
+
+
 def test_what_somebody_stopped_stays_stopped_when_the_key_goes(fleet: RepositorySimulator) -> None:
     halt(fleet, "root", "alice", "tool")
     halt(fleet, "site-berlin", "bob", "tool")
