@@ -59,11 +59,18 @@ def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple
     kind = kind_of(role)
     if kind is None or kind[0] != "site":
         return ()
-    allowances, floor, measure = allowances_of(folder), fleet_policies(folder), Measure()
+    return complaints_of(kind[1], _policies(folder, targets), allowances_of(folder), fleet_policies(folder))
+
+
+def complaints_of(
+    site: str, policies: Iterable[Policy], allowances: Allowances | None, floor: Sequence[Policy]
+) -> tuple[str, ...]:
+    """What devices would set aside of all policies of a site; ``floor`` are the fleet's."""
+    measure = Measure()
     return tuple(
-        f"policy {policy.id} of site {kind[1]}: {reason}"
-        for policy in sorted(_policies(folder, targets), key=lambda one: (one.id, one.version))
-        for reason in (*measure.why_too_much(policy), *why_refused(policy, kind[1], allowances, floor))
+        f"policy {policy.id} of site {site}: {reason}"
+        for policy in sorted(policies, key=lambda one: (one.id, one.version))
+        for reason in (*measure.why_too_much(policy), *why_refused(policy, site, allowances, floor))
     )
 
 

@@ -88,7 +88,7 @@ def export(
         print_json({"schema": "pcm.exported/1", **facts})
         return
     print_facts({**facts, "size_bytes": size(file.stat().st_size), "proposed": ", ".join(facts["proposed"])})  # type: ignore[arg-type]
-    if not with_segments and any(path.endswith(".manifest") for path in bundle.paths.values()):
+    if not with_segments and any(path.endswith(".manifest") for paths in bundle.paths.values() for path in paths):
         note("The segments of its releases are not in it. Where it is published from another folder: --with-segments.")
     waiting = [one for one in folder.proposals() if one.role in bundle.proposed and not one.complete]
     if waiting:

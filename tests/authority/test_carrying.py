@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_segment, small_manifest
+from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_segment, site_policy, small_manifest
 from securesystemslib.signer import CryptoSigner, Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
@@ -47,6 +47,7 @@ from pcm_p2p.authority.people.changes import change_holders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.trust.index import ALLOWANCES
 
 OWNERS = ("alice", "bob", "carol")
 
@@ -76,9 +77,11 @@ def signed_elsewhere(fleet: RepositorySimulator, file: Path, owner: str, role: s
     return signed_with(fleet.key_path(role, owner), file, f"{role}-{owner}")
 
 
-def signed_with(key_path: Path, file: Path, name: str) -> Path:
+def signed_with(key_path: Path, file: Path, name: str, *, heedless: bool = False) -> Path:
+    """``heedless``: by a tool that judges nothing."""
     bundle = read_bundle(file)
-    refuse_what_breaks_rules(bundle)
+    if not heedless:
+        refuse_what_breaks_rules(bundle)
     key = keyfile.load(key_path, PASSPHRASE)
     signatures = sign_each(signables_in(bundle), key.signer(), key.keyid)
     out = file.with_name(f"{name}.sig")
@@ -218,11 +221,65 @@ def test_a_site_policy_that_devices_would_set_aside_is_not_published_though_it_w
         "local", b'schema = "pcm.policy/1"\nid = "local"\nversion = 1\nmode = "observe"\n', "site-hq"
     )
     export_proposal(three.fleet, tmp_path / "site.proposal")
-    assert refusals(three.fleet, signed_with(key.path, tmp_path / "site.proposal", "dave")) == []
+    with pytest.raises(
+        TrustError, match="refused to go on: policy local of site hq: the fleet has signed no allowances"
+    ):
+        signed_with(key.path, tmp_path / "site.proposal", "dave")
+    assert refusals(three.fleet, signed_with(key.path, tmp_path / "site.proposal", "dave", heedless=True)) == []
     with pytest.raises(
         TrustError, match="refused to publish: policy local of site hq: the fleet has signed no allowances"
     ):
         three.publish()
+
+
+ALLOWED = b'schema = "pcm.allowances/1"\n[default]\nmodes = ["observe"]\n'
+STRICT = b'schema = "pcm.policy/1"\nid = "strict"\nversion = 1\n[transfer]\nwan_in_bytes_per_s = 1000\n'
+
+
+def test_whoever_signs_for_a_site_elsewhere_has_it_judged_by_what_the_fleet_signed(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    key = keyfile.create(tmp_path / "dave.key", PASSPHRASE, "site-hq", "dave", preset="lab")
+    three.fleet.delegate("site-hq", [key.key], 1)
+    three.fleet.stage_file(ALLOWANCES, ALLOWED)
+    three.fleet.stage_policy("strict", STRICT)
+    three.sign("alice", "bob")
+    three.publish()
+    three.fleet.stage_policy("local", site_policy("hq", "local"), "site-hq")
+    file = tmp_path / "site.proposal"
+    export_proposal(three.fleet, file)
+    assert refusals(three.fleet, signed_with(key.path, file, "dave")) == []
+    three.publish()
+    enforcing = site_policy("hq", "more") + b'mode = "enforce"\n'
+    three.fleet.stage_policy("more", enforcing, "site-hq")
+    export_proposal(three.fleet, file)
+    with pytest.raises(TrustError, match=r"policy hq-more of site hq: .*enforce"):
+        signed_with(key.path, file, "dave")
+    document = document_in(file)
+    for path in (ALLOWANCES, "policies/strict.toml", "policies/hq/local.toml"):
+        left = tuple(target for target in document.targets if target.path != path)
+        assert len(left) == len(document.targets) - 1
+        with pytest.raises(UntrustedBytes, match=f"the content of {path} is missing"):
+            decoded(msgspec.structs.replace(document, targets=left))
+    wide = tuple(
+        BundledTarget(one.path, b"[default]\n" if one.path == ALLOWANCES else one.data) for one in document.targets
+    )
+    with pytest.raises(UntrustedBytes, match=f"the content of {ALLOWANCES} is not what is signed"):
+        decoded(msgspec.structs.replace(document, targets=wide))
+
+
+def test_two_targets_with_the_same_content_both_arrive(
+    three: RepositorySimulator, copy: RepositorySimulator, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        three.fleet.stage_policy(name, b"version = 1\n")
+    three.sign("alice", "bob")
+    export_proposal(three.fleet, tmp_path / "file")
+    import_proposal(copy.fleet, tmp_path / "file")
+    copy.publish()
+    assert {
+        path for path in copy.tree() if path.startswith("targets/policies/") and path.endswith(("one.toml", "two.toml"))
+    }
 
 
 # What a carrier could do to the file
@@ -384,9 +441,11 @@ def test_nothing_is_signed_elsewhere_that_was_not_shown(three: RepositorySimulat
         document_in(tmp_path / "site"),
         proposed=(*document_in(tmp_path / "site").proposed, *document_in(tmp_path / "revoked").proposed),
         targets=tuple(
-            BundledTarget(bundle.paths[digest], data)
+            BundledTarget(path, data)
             for bundle in (with_site, without)
             for digest, data in bundle.contents.items()
+            for path in bundle.paths[digest]
+            if path != "policies/first.toml"  # nothing of a site is judged by it where the delegation goes
         ),
     )
     bundle = decoded(both)
@@ -457,7 +516,7 @@ def test_another_fleet_under_the_known_id_or_name_is_noticed(
         (root.to_bytes(),),
         (BundledDocument("targets", targets.to_bytes()),),
         (BundledDocument("targets", bundle.proposed["targets"].to_bytes()),),
-        tuple(BundledTarget(bundle.paths[digest], data) for digest, data in bundle.contents.items()),
+        tuple(BundledTarget(path, data) for digest, data in bundle.contents.items() for path in bundle.paths[digest]),
     )
     with pytest.raises(TrustError, match="root 1 in the proposal is not the one that this machine has seen"):
         pin_file.check(remembered, decoded(document))

@@ -1,6 +1,7 @@
 """A proposal in one file: all that a person needs to judge and sign it on a machine that has nothing else. Pure.
 
-It holds the chain of roots, the published documents to compare with, the proposed ones, and the targets that differ between them.
+It holds the chain of roots, the published documents to compare with, the proposed ones, and the targets that differ between them;
+for a site's document also what its policies are judged by.
 The file is a line that names the format, the length of a MessagePack document as 8 bytes, that document, and, where they were
 asked for, the blobs of new releases one after the other as the document lists them.
 
@@ -23,8 +24,8 @@ from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.proposal import is_vouched_anew
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
-from pcm_p2p.trust.delegation import DELEGATIONS_MAX, ROLE_PATTERN
-from pcm_p2p.trust.index import METADATA_SIZE_BYTES_MAX, check_target_path, target_size_bytes_max
+from pcm_p2p.trust.delegation import DELEGATIONS_MAX, ROLE_PATTERN, TARGETS, kind_of, role_of_path
+from pcm_p2p.trust.index import ALLOWANCES, METADATA_SIZE_BYTES_MAX, check_target_path, target_size_bytes_max
 from pcm_p2p.trust.lint import lint_root, lint_version
 
 MAGIC: Final = b"pcm.proposal/1\n"
@@ -75,7 +76,7 @@ class Bundle:
     published: Mapping[str, Metadata[Any]]
     proposed: Mapping[str, Metadata[Any]]
     contents: Mapping[str, bytes]
-    paths: Mapping[str, str]
+    paths: Mapping[str, tuple[str, ...]]
     segments: tuple[BundledSegment, ...]
 
     @property
@@ -105,6 +106,33 @@ def differing_targets(
             if anew or old.get(path) != new.get(path):
                 found.update(((path, info.hashes["sha256"]), None) for info in (old.get(path), new.get(path)) if info)
     return list(found)
+
+
+def judging_targets(
+    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
+) -> list[tuple[str, str]]:
+    """Path and SHA-256 of what tells whether devices would set a site's policy aside, where a site's document is proposed.
+
+    What the fleet lets sites set, the fleet's policies, and all of the site's own. Raises ``KeyError`` as ``differing_targets``.
+    """
+    top = proposed.get(TARGETS, published.get(TARGETS))
+    known = delegated_roles(top.signed) if top is not None else ()
+    sites = [role for role in known if role in proposed and (kind := kind_of(role)) is not None and kind[0] == "site"]
+    if not sites or top is None:
+        return []
+    documents = {TARGETS: top, **{role: proposed[role] for role in sites}}
+    return [
+        (path, info.hashes["sha256"])
+        for role, document in documents.items()
+        if isinstance(document.signed, Targets)
+        for path, info in sorted(document.signed.targets.items())
+        if is_judging(path) and role_of_path(path) == role
+    ]
+
+
+def is_judging(path: str) -> bool:
+    """Whether a target is a policy, or what the fleet lets sites set."""
+    return path == ALLOWANCES or (path.startswith("policies/") and path.endswith(".toml"))
 
 
 def _is_vouched_anew(published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], role: str) -> bool:
@@ -240,14 +268,17 @@ def _verify(delegator: Root | Targets, role: str, document: Metadata[Any]) -> No
 
 def _check_targets(
     document: BundleDocument, published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The contents by their hash, exactly those that differ. Raises ``UntrustedBytes``."""
+) -> tuple[dict[str, bytes], dict[str, tuple[str, ...]]]:
+    """The contents by their hash, and the paths of each: exactly those that differ, or that others are judged by.
+
+    Raises ``UntrustedBytes``.
+    """
     try:
-        wanted = dict.fromkeys(differing_targets(published, proposed))
+        wanted = dict.fromkeys((*differing_targets(published, proposed), *judging_targets(published, proposed)))
     except KeyError:
         raise UntrustedBytes("proposal: a target is not named by SHA-256") from None
     contents: dict[str, bytes] = {}
-    paths: dict[str, str] = {}
+    paths: dict[str, tuple[str, ...]] = {}
     for target in document.targets:
         check_target_path(target.path)
         if len(target.data) > target_size_bytes_max(target.path):
@@ -255,21 +286,21 @@ def _check_targets(
         digest = hashlib.sha256(target.data).hexdigest()
         if (target.path, digest) not in wanted:
             raise UntrustedBytes(f"proposal: the content of {target.path} is not what is signed")
-        contents[digest], paths[digest] = target.data, target.path
-    missing = [path for path, digest in wanted if digest not in contents]
+        contents[digest], paths[digest] = target.data, (*paths.get(digest, ()), target.path)
+    missing = [path for path, digest in wanted if path not in paths.get(digest, ())]
     if missing:
         raise UntrustedBytes(f"proposal: the content of {missing[0]} is missing, so that it cannot be shown")
     _check_segments(document, contents, paths)
     return contents, paths
 
 
-def _check_segments(document: BundleDocument, contents: dict[str, bytes], paths: dict[str, str]) -> None:
+def _check_segments(document: BundleDocument, contents: dict[str, bytes], paths: dict[str, tuple[str, ...]]) -> None:
     if not document.segments:
         return
     named = {
         (segment.id, segment.size)
         for digest, data in contents.items()
-        if paths[digest].endswith(".manifest")
+        if any(path.endswith(".manifest") for path in paths[digest])
         for segment in decode_untrusted(data).segments
     }
     if any((segment.id, segment.size) not in named for segment in document.segments):

@@ -7,6 +7,7 @@ against what this folder publishes itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -30,6 +31,8 @@ from pcm_p2p.authority.carry.bundle import (
     decode_bundle_untrusted,
     differing_targets,
     encode_bundle,
+    is_judging,
+    judging_targets,
 )
 from pcm_p2p.authority.carry.carried_proposal import delegators_in, keys_of, signables_in
 from pcm_p2p.authority.carry.signature_file import (
@@ -43,14 +46,17 @@ from pcm_p2p.authority.carry.signature_file import (
 )
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.site_policy import complaints_of
 from pcm_p2p.authority.staging import complaints_about, keyids_of
 from pcm_p2p.authority.target_files import is_intact
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.durable import fsync_folder, write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
 from pcm_p2p.ids import SegmentId
-from pcm_p2p.trust.delegation import HALT, TARGETS
-from pcm_p2p.trust.index import target_file
+from pcm_p2p.policy.allowance import decode_allowances
+from pcm_p2p.policy.document import decode_policy
+from pcm_p2p.trust.delegation import HALT, TARGETS, kind_of, role_of_path
+from pcm_p2p.trust.index import ALLOWANCES, target_file
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collecti
     named = ("targets", *(role for role in delegated if role in proposed))
     published = {role: found for role in named if (found := folder.document(role)) is not None}
     targets = []
-    for path, digest in differing_targets(published, proposed):
+    for path, digest in dict.fromkeys((*differing_targets(published, proposed), *judging_targets(published, proposed))):
         data = folder.files.read(path, TargetFile(0, {"sha256": digest}, path))
         targets.append(BundledTarget(path, data))
     segments: dict[bytes, int] = {}
@@ -228,6 +234,38 @@ def refuse_what_breaks_rules(bundle: Bundle) -> None:
     for role, document in bundle.proposed.items():
         if complaints := complaints_about(role, document.signed, bundle.fleet):
             raise TrustError(f"refused to go on: {role} breaks a rule: {complaints[0]}")
+        if complaints := _site_complaints(bundle, role):
+            raise TrustError(
+                f"refused to go on: {complaints[0]}",
+                remedy="Let a policy be put in its place that keeps to it, or let the fleet allow it first.",
+            )
+
+
+def _site_complaints(bundle: Bundle, role: str) -> tuple[str, ...]:
+    """What devices would set aside of a site's document, by the allowances and policies that came with it."""
+    kind, top = kind_of(role), bundle.proposed.get(TARGETS, bundle.published.get(TARGETS))
+    if kind is None or kind[0] != "site" or top is None or role not in delegated_roles(top.signed):
+        return ()
+    own, fleets = _judging(bundle, role, bundle.proposed[role]), _judging(bundle, TARGETS, top)
+    try:
+        allowances = decode_allowances(fleets.pop(ALLOWANCES), ALLOWANCES) if ALLOWANCES in fleets else None
+        policies = [decode_policy(data, path) for path, data in own.items()]
+    except InputError as error:
+        return (error.message,)
+    floor = []
+    for path, data in fleets.items():
+        with contextlib.suppress(InputError):  # as devices do
+            floor.append(decode_policy(data, path))
+    return complaints_of(kind[1], policies, allowances, floor)
+
+
+def _judging(bundle: Bundle, role: str, document: Metadata[Any]) -> dict[str, bytes]:
+    """Contents by path; that all of them are there was checked with the file."""
+    return {
+        path: bundle.contents[info.hashes["sha256"]]
+        for path, info in sorted(_targets(document).items())
+        if is_judging(path) and role_of_path(path) == role
+    }
 
 
 def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
@@ -254,7 +292,8 @@ def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
         for segment in bundle.segments:
             _take_blob(folder, opened, segment, file)
         for digest, data in bundle.contents.items():
-            folder.files.store(bundle.paths[digest], data)
+            for path in bundle.paths[digest]:
+                folder.files.store(path, data)
         for signable in signables_in(bundle):
             _take_document(folder, signable)
     return tuple(sorted(bundle.proposed))
