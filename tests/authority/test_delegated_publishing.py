@@ -19,8 +19,10 @@ from repository_simulator import (
 )
 from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import delegating
+from pcm_p2p.authority import delegating, halting
+from pcm_p2p.authority.audit.verification import verify_folder
 from pcm_p2p.authority.keys.keyfile import read_public
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.people.founding import DELEGATED_LIFETIME, HALT_LIFETIME
 from pcm_p2p.authority.publish import publish
 from pcm_p2p.authority.repository import FleetFolder
@@ -327,6 +329,58 @@ def test_a_folder_from_a_backup_takes_no_site_back(offices: RepositorySimulator,
     (offices.fleet.metadata / "2.site-berlin.json").write_bytes(old.to_bytes())
     with pytest.raises(TrustError, match="refused to publish site-berlin version 1: version 2 was published before"):
         publish(offices.fleet, tmp_path / "other", offices.keys)
+
+
+@pytest.mark.parametrize("act", ["order", "publish", "lift"])
+def test_killed_while_something_is_halted_or_lifted_no_device_sees_a_halt_go_by_itself(
+    offices: RepositorySimulator, tmp_path: Path, act: str
+) -> None:
+    key = open_signing_key(offices.key_path("targets", "alice"), PASSPHRASE)
+
+    def order() -> None:
+        halting.order(offices.fleet, key, reason="it breaks")
+
+    def publish_halts() -> None:
+        publish(offices.fleet, offices.origin, offices.keys, only=(HALT,))
+
+    def publish_lifted() -> None:
+        halting.lift(offices.fleet, [halting.standings(offices.fleet)[0].halt.id])
+        if offices.fleet.proposed_targets() is not None:
+            offices.sign()
+        offices.publish()
+
+    order()
+    publish_halts()
+    with offices.client() as device:
+        attempt(device, offices.source())
+    if act == "publish":
+        order()
+    work = {"order": order, "publish": publish_halts, "lift": publish_lifted}[act]
+    saved, parts = tmp_path / "saved", ("fleet", "origin", "device")
+    for part in parts:
+        shutil.copytree(offices.folder / part, saved / part)
+    step, killed, counts = 0, True, set()
+    while killed:
+        for part in parts:
+            shutil.rmtree(offices.folder / part)
+            shutil.copytree(saved / part, offices.folder / part)
+        killed = killed_before(step, work)
+        with offices.client() as device:
+            view = attempt(device, offices.source()).view
+            assert view is not None
+            assert (view.problems(offices.clock.now), view.halts_known) == ((), True), f"step {step}"
+            counts.add(len(view.halts()))
+            work()  # the same command again
+            publish_halts()
+            view = attempt(device, offices.source()).view
+            assert view is not None
+            assert view.halts_known, f"step {step}"
+            # An order that was begun twice is two orders, of which each is lifted by itself.
+            assert len(view.halts()) in {"order": (2, 3), "publish": (2,), "lift": (0,)}[act], f"step {step}"
+        assert verify_folder(offices.fleet).verdict.complaints == (), f"step {step}"
+        step += {"order": 2, "publish": 7, "lift": 9}[act]  # the order of files is what is looked at
+    assert step > 8
+    assert counts == {"order": {1}, "publish": {1, 2}, "lift": {0, 1}}[act]
 
 
 def test_killed_while_a_site_is_published_the_tree_is_whole(offices: RepositorySimulator, tmp_path: Path) -> None:
