@@ -22,6 +22,13 @@ settings.load_profile("repeat")
 
 
 @pytest.fixture(autouse=True)
+def _turns_as_before() -> None:
+    """Tasks that could go on at the same moment take turns by lot; here by the same lot in every run, as for hypothesis."""
+    if settings.get_current_profile_name() == "repeat":
+        trio._core._run._r.seed(1)
+
+
+@pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Commands that run for long set up logging for their process, which is also that of every test after them."""
     root, product = logging.getLogger(), logging.getLogger("pcm_p2p")
