@@ -7,6 +7,7 @@ main              the application, ``--version``, exit statuses
 output            how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
 addresses         ``HOST:PORT`` as people write it; port files
 passphrase        where a passphrase comes from
+one_file          what the tool for keys and signatures refuses to run
 next_step         what is to be done after staging, signing or merging
 fleet             ``fleet stage``, ``fleet activate``, ``fleet renew``, ``fleet refresh``
 ceremony          ``fleet init``, ``fleet sheet``

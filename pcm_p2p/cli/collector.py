@@ -9,6 +9,7 @@ import typer
 
 from pcm_p2p.cli.addresses import PortFile, host_and_port
 from pcm_p2p.cli.node import DEFAULT_STATE, State
+from pcm_p2p.cli.one_file import refuse_in_one_file
 from pcm_p2p.cli.output import note, out
 
 
@@ -48,6 +49,7 @@ def collector(
         out().print(show_table(state, listen), end="", markup=False)
         note("Append it to fleet.toml with the address that devices reach, then 'pcm-p2p fleet stage', sign, publish.")
         return
+    refuse_in_one_file("collector")
     configure(json_lines=False, verbose=False)
     host_and_port(console)
     run_collector(

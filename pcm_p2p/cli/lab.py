@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcm_p2p.cli.one_file import refuse_in_one_file
 from pcm_p2p.cli.output import Json, err, note, out, print_json
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _scenario(
 
     from pcm_p2p.lab.scenario import Release, Scenario, check_scenario, load_scenario
 
+    refuse_in_one_file("lab")
     chosen = Scenario() if file is None else load_scenario(file)
     if network is not None:
         chosen = replace(chosen, network=network.value)

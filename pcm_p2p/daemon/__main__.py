@@ -19,9 +19,7 @@ def main() -> int:
     parser.add_argument("--json-log", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     chosen = parser.parse_args()
-    # securesystemslib looks whether it could use a hardware token and keeps what it finds: pkcs11 and asn1crypto are 2.2 MB
-    # resident, and a daemon signs with no token. Marked absent, which is a case that it provides for, before it is loaded.
-    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # the import system's own word for "not there"
+    # Here, so that what stands below was said before securesystemslib is loaded.
     from pcm_p2p.daemon.service import run_daemon
 
     try:
@@ -44,4 +42,7 @@ def _tell(error: PcmError) -> int:
 
 
 if __name__ == "__main__":
+    # securesystemslib looks whether it could use a hardware token and keeps what it finds: pkcs11 and asn1crypto are 2.2 MB
+    # resident, and a daemon signs with no token. Marked absent, which is a case that it provides for.
+    sys.modules["pkcs11"] = None  # type: ignore[assignment]  # the import system's own word for "not there"
     sys.exit(main())

@@ -117,6 +117,14 @@ def test_keys_a_fleet_and_signatures_are_made_where_nothing_can_be_reached(machi
     assert (home / "sheet.html").stat().st_size > 3_000
 
 
+@pytest.mark.parametrize("words", [("daemon", "--state", "state"), ("collector", "--state", "state"), ("lab", "up")])
+def test_what_needs_an_installed_program_is_not_begun(machine: Run, words: tuple[str, ...]) -> None:
+    ended = machine(*words)
+    assert ended.returncode == 2
+    assert f"is the tool for keys and signatures; it runs no {words[0]}" in ended.stderr
+    assert "Install pcm-p2p on this machine" in ended.stderr
+
+
 def test_the_namespace_of_these_tests_has_no_way_out(machine: Run) -> None:
     """Otherwise the other test would show nothing."""
     said = subprocess.run(["unshare", "--net", "cat", "/proc/net/route"], capture_output=True, text=True, check=True)
