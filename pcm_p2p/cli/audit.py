@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pcm_p2p.cli.output import Json, note, out, print_json, print_table
+from pcm_p2p.cli.output import Json, counted, note, out, print_json, print_table
 
 app = typer.Typer(help="The audit log: every signing act, each chained to the one before.", no_args_is_help=True)
 
@@ -58,7 +58,10 @@ def verify(
             }
         )
     else:
-        out().print(f"{verdict.entries} entries, {verdict.verified} signatures verified", markup=False)
+        out().print(
+            f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.verified, 'signature')} verified",
+            markup=False,
+        )
         if root is None and audited.root_version:
             digest = grouped(audited.root_sha256[:32])
             note(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Column
 
-from pcm_p2p.cli.output import Json, err, out, print_facts, print_json, print_table, size
+from pcm_p2p.cli.one_file import refuse_in_one_file
+from pcm_p2p.cli.output import Json, counted, err, out, print_facts, print_json, print_table, size
 from pcm_p2p.daemon.control import ask
 
 State = Annotated[
@@ -40,7 +43,9 @@ def daemon(
     EXIT STATUS: 0 ended on request; 2 config.toml is wrong; 5 the identity is missing or refused; 6 the state folder is
     in use by another daemon or cannot be written.
     """
-    words = [sys.executable, "-m", "pcm_p2p.daemon", "--state", str(state)]
+    refuse_in_one_file("daemon")
+    # -P: nothing that lies in the working directory is loaded as a module.
+    words = [sys.executable, "-P", "-m", "pcm_p2p.daemon", "--state", str(state)]
     words += ["--json-log"] if json_log else []
     words += ["--verbose"] if verbose else []
     os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606 - our own interpreter and module
@@ -76,10 +81,10 @@ def _print_status(facts: dict[str, Any]) -> None:
             if facts["activation"]["allowed"]
             else f"not allowed: {facts['activation']['why_not']}",
             "address": ", ".join(facts["listening"]) or "none: this network is of no site",
-            "peers": f"{facts['peers']['site']} at this site, {facts['peers']['sessions']} sessions",
+            "peers": f"{facts['peers']['site']} at this site, {counted(facts['peers']['sessions'], 'session')}",
             "transfer": f"WAN in {size(facts['transfer']['wan_in_bytes'])}, LAN in {size(facts['transfer']['lan_in_bytes'])}, "
             f"LAN out {size(facts['transfer']['lan_out_bytes'])}",
-            "store": f"{store['chunks']} chunks, {size(store['bytes'])} of {size(store['quota_bytes_max'])}",
+            "store": f"{counted(store['chunks'], 'chunk')}, {size(store['bytes'])} of {size(store['quota_bytes_max'])}",
             "cache": _cache(facts["cache"]),
             "reports": f"{reports['outbox']} waiting, {reports['acknowledged']} acknowledged, {reports['carried']} carried "
             f"for others; collector {reports['route']}",
@@ -112,9 +117,11 @@ def _revoked(revocation: dict[str, int]) -> dict[str, str]:
     """A line where anybody is revoked, and none else."""
     if not revocation.get("devices") and not revocation.get("authorities"):
         return {}
+    devices, authorities = counted(revocation["devices"], "device"), revocation["authorities"]
+    connections, reports = revocation["sessions_refused"], revocation["records_refused"]
     return {
-        "revoked": f"{revocation['devices']} devices, {revocation['authorities']} authorities; refused since the start: "
-        f"{revocation['sessions_refused']} connections, {revocation['records_refused']} reports"
+        "revoked": f"{devices}, {counted(authorities, 'authority', 'authorities')}; refused since the start: "
+        f"{counted(connections, 'connection')}, {counted(reports, 'report')}"
     }
 
 
@@ -129,7 +136,7 @@ def _site_alone(site: dict[str, Any]) -> dict[str, str]:
 def _cache(cache: dict[str, Any]) -> str:
     """What is here, what the office has, and of each release how many copies each chunk has."""
     rows = [
-        f"{row['release']} {row['version']} {row['copies_min']} (median {row['copies_median']})"
+        f"{row['release']} {row['version']}: {row['copies_min']} (median {row['copies_median']})"
         for row in cache["releases"]
     ]
     more = f" and {len(rows) - CACHED_SHOWN} more" if len(rows) > CACHED_SHOWN else ""
@@ -147,10 +154,11 @@ def peers(state: State = DEFAULT_STATE, json: Json = False) -> None:
         print_json(rows)
         return
     print_table(
-        ("DEVICE", "SITE", "ADDRESS", "STATUS", "SESSION", "IN", "OUT"),
+        # Whole: 'device revoke' and 'fleet recover lost-device' take no less.
+        (Column("DEVICE", no_wrap=True), "SITE", "ADDRESS", "STATUS", "SESSION", "IN", "OUT"),
         (
             (
-                row["device"][:8],
+                row["device"],
                 row["site"],
                 row["address"],
                 row["status"],
@@ -177,13 +185,7 @@ def why(
     if json:
         print_json(facts)
         return
-    # What it needs is for people the price of the plan: "needed 1.2 MB".
-    print_facts(
-        {
-            name.removesuffix("_bytes"): size(value) if name.endswith("_bytes") else value
-            for name, value in facts["facts"].items()
-        }
-    )
+    print_facts(dict(_said(name, value) for name, value in facts["facts"].items() if value not in ("", 0)))
     if facts["segments"]:
         out().print()
         print_table(
@@ -193,6 +195,18 @@ def why(
                 for row in facts["segments"]
             ),
         )
+
+
+def _said(name: str, value: Any) -> tuple[str, Any]:
+    """A fact as people read it, by the unit in its name: ``needed_bytes: 1200000`` is ``needed  1.2 MB``."""
+    if name.endswith("_bytes_per_s"):
+        name, value = name.removesuffix("_bytes_per_s"), f"{size(value)}/s"
+    elif name.endswith("_bytes"):
+        name, value = name.removesuffix("_bytes"), size(value)
+    elif name.endswith("_at_ms") or name == "last_attempt_ms":
+        moment = datetime.fromtimestamp(value / 1_000, UTC)
+        name, value = name.removesuffix("_ms").removesuffix("_at"), f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return name.replace("_", " "), value
 
 
 def _alternatives(row: dict[str, Any]) -> str:
@@ -231,7 +245,9 @@ def assess(
                 for row in shown
             ),
         )
-        out().print(f"{len(findings)} checks, {len(findings) - len(shown)} not shown" if not all_findings else "")
+        out().print(
+            f"{counted(len(findings), 'check')}, {len(findings) - len(shown)} not shown" if not all_findings else ""
+        )
     if any(row["state"] in ("fail", "error", "not_run") for row in findings):
         raise typer.Exit(1)
 

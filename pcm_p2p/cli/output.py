@@ -1,5 +1,8 @@
 """How facts are printed: a table or lines for people, one JSON object for programs.
 
+On a terminal a table keeps to its width and folds what is long. Into a pipe or a file it does not: a line stays one line for
+``grep``, and no blanks stand behind it.
+
 Much of what is printed was written by others: names in policies, what a neighbour says of itself, output of programs. None of it
 reaches the terminal as anything but text.
 """
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -46,6 +50,12 @@ def print_json(facts: object) -> None:
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    if not out().is_terminal:
+        heads = [str(column.header) if isinstance(column, Column) else column for column in columns]
+        if title is not None:
+            out().print(title, markup=False)
+        _print_aligned([heads, *([shown(str(cell)) for cell in row] for row in rows)])
+        return
     table = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(escape(shown(str(cell))) for cell in row))
@@ -54,10 +64,28 @@ def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[object]
 
 def print_facts(facts: dict[str, Any]) -> None:
     """Aligned ``name  value`` lines."""
+    if not out().is_terminal:
+        _print_aligned([[name, _text(str(value))] for name, value in facts.items()])
+        return
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         grid.add_row(f"[dim]{escape(name)}[/dim]", escape(_text(str(value))))
     out().print(grid)
+
+
+def _print_aligned(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        *before, last = (f"{cell}{' ' * (width - cell_len(cell))}" for cell, width in zip(row, widths, strict=True))
+        lead = "".join(f"{cell}  " for cell in before)
+        # A value of several lines goes on below its beginning.
+        text = last.rstrip().replace("\n", "\n" + " " * cell_len(lead))
+        out().print(f"{lead}{text}".rstrip(), markup=False)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 device``, ``2 devices``; ``plural`` where it is more than an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def note(text: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.next_step import after_staging
-from pcm_p2p.cli.output import Json, note, out, print_json
+from pcm_p2p.cli.output import Json, counted, note, out, print_json
 from pcm_p2p.cli.site_policy import AllowancesFile, DeviceState, FleetPolicies, Site, allow, judge
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def check(
     if json:
         print_json(facts)
         return
-    for path, fact in zip(files, facts, strict=True):
+    for path, policy in zip(files, policies, strict=True):
         out().print(
-            f"{path}: {fact['id']} version {fact['version']}, mode {fact['mode']}, "
-            f"{fact['assignments']} assignments, {fact['checks']} checks",
+            f"{path}: {policy.id} version {policy.version}, mode {policy.mode}, "
+            f"{counted(len(policy.assignments), 'assignment')}, {counted(len(policy.checks), 'check')}",
             markup=False,
         )
 

@@ -11,7 +11,7 @@ import typer
 from pcm_p2p.cli import release_plan
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.next_step import after_staging
-from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table, size
+from pcm_p2p.cli.output import Json, counted, note, print_facts, print_json, print_table, size
 from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def _show(manifest: Manifest, folder: FleetFolder) -> None:
         {
             "release": f"{manifest.title}  (counter {manifest.counter})",
             "delivered": size(sum(artifact.delivered_size for artifact in manifest.artifacts)),
-            "stored form": f"{size(sum(manifest.sizes))} in {len(manifest.sizes)} chunks",
-            "over the WAN": f"{size(sum(full))} in {len(full)} segments",
+            "stored form": f"{size(sum(manifest.sizes))} in {counted(len(manifest.sizes), 'chunk')}",
+            "over the WAN": f"{size(sum(full))} in {counted(len(full), 'segment')}",
             "manifest": size(len(manifest.encoded)),
         }
     )

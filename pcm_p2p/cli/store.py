@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcm_p2p.cli.node import DEFAULT_STATE, State
-from pcm_p2p.cli.output import Json, err, out, print_facts, print_json, print_table, size
+from pcm_p2p.cli.output import Json, counted, err, out, print_facts, print_json, print_table, size
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.errors import DaemonUnreachable, InputError
 
@@ -75,7 +75,7 @@ def stats(state: State = DEFAULT_STATE, json: Json = False) -> None:
         return
     print_facts(
         {
-            "store": f"{facts['chunks']} chunks, {size(facts['bytes'])} of {size(facts['quota_bytes_max'])}"
+            "store": f"{counted(facts['chunks'], 'chunk')}, {size(facts['bytes'])} of {size(facts['quota_bytes_max'])}"
             + (" (full)" if facts["state"] == "full" else ""),
             "wanted": size(facts["wanted_bytes"]),
             "kept": f"{size(facts['kept_bytes'])} for the office, {size(facts['last_bytes'])} that only this device has",
@@ -171,6 +171,8 @@ def gc(
     if json:
         print_json(facts)
         return
-    out().print(f"{facts['dropped']} chunks dropped, {size(facts['dropped_bytes'])}; {size(facts['bytes'])} are left")
+    out().print(
+        f"{counted(facts['dropped'], 'chunk')} dropped, {size(facts['dropped_bytes'])}; {size(facts['bytes'])} are left"
+    )
     if to is not None and facts["bytes"] > to:
         err().print(f"what is left is wanted or kept, so it stays above {size(to)}", markup=False)

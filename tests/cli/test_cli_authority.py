@@ -178,7 +178,7 @@ def test_release_add_and_show(cli: Command, fleet: Path, artifact: Path, tmp_pat
     ]
     table = cli("release", "show", "--fleet", fleet).out.splitlines()
     assert [row.split() for row in table] == [["RELEASE", "VERSION", "COUNTER", "STATE"], ["app", "1", "1", "staged"]]
-    assert "in 1 segments" in cli("release", "show", "app", "1", "--fleet", fleet).out
+    assert "in 1 segment\n" in cli("release", "show", "app", "1", "--fleet", fleet).out
     absent = cli("release", "show", "app", "2", "--fleet", fleet)
     assert (absent.status, absent.err.splitlines()[0]) == (2, "pcm-p2p: there is no release app 2")
     again = cli(*line)
@@ -205,7 +205,7 @@ def test_release_add_names_what_cannot_be_used(
 
 def test_policy_check_says_what_is_in_it(cli: Command, tmp_path: Path) -> None:
     path = policy(tmp_path)
-    assert cli("policy", "check", path).out == f"{path}: base version 1, mode enforce, 1 assignments, 0 checks\n"
+    assert cli("policy", "check", path).out == f"{path}: base version 1, mode enforce, 1 assignment, 0 checks\n"
     assert cli("policy", "check", path, "--json").facts == [
         {"id": "base", "version": 1, "mode": "enforce", "assignments": 1, "checks": 0}
     ]

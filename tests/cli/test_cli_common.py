@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from conftest import Command
+from repository_simulator import full_disk_from
 from typer.core import TyperGroup
 
 from pcm_p2p import __version__
@@ -52,6 +53,17 @@ def test_the_table_of_exit_statuses_is_in_the_help(cli: Command) -> None:
     ended = cli("--help")
     for status, meaning in exit_statuses().items():
         assert f"{status}: {meaning}" in ended.out
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_to_do(cli: Command, fleet: Path) -> None:
+    line = ("fleet", "activate", "--all", "--fleet", fleet)
+    with full_disk_from(0):
+        ended = cli(*line)
+    assert ended.status == StorageError.exit_status
+    assert ended.err.startswith(f"pcm-p2p: {fleet}/")
+    assert "No space left on device" in ended.err
+    assert "Make room, and repeat the command" in ended.err
+    assert cli(*line).status == 0
 
 
 def test_version_and_no_arguments(cli: Command) -> None:
@@ -156,3 +168,32 @@ def test_what_a_stranger_wrote_ends_no_line_of_the_log(json_lines: bool, capsys:
     logging.getLogger("pcm_p2p.test").info("session ended: %s", f"bye\n2026-01-01 INFO all is well {PAINTING}")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
+
+
+# Tables
+
+
+def test_a_table_in_a_pipe_has_one_line_a_row_whatever_the_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    output.print_table(
+        ("DEVICE", "WHAT"), [("ab" * 16, "a sentence that is longer than forty characters"), ("c", "\x1b[2J")]
+    )
+    output.print_facts(
+        {"trust": "fresh, and for a reason that is longer than forty characters", "two": "one\nmore", "é": ""}
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'DEVICE':<32}  WHAT",
+        f"{'ab' * 16}  a sentence that is longer than forty characters",
+        f"{'c':<32}  \\x1b[2J",
+        "trust  fresh, and for a reason that is longer than forty characters",
+        "two    one",
+        "       more",
+        "é",
+    ]
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries")])
+def test_things_are_counted_as_people_count_them(number: int, said: str) -> None:
+    assert output.counted(number, "entry", "entries") == said

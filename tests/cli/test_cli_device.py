@@ -47,6 +47,7 @@ STATUS: dict[str, Any] = {
     "trust": {"state": "stale", "root": 1, "timestamp": 7, "snapshot": 3, "targets": 2, "reason": "origin: expired"},
     "site_repository": {"state": "fresh", "root": 1, "timestamp": 5, "snapshot": 2, "targets": 4, "reason": "why"},
     "activation": {"allowed": False, "why_not": "The fleet has no signed activation yet, so nothing is changed."},
+    "gzip": {"usable": True, "why_not": ""},
     "peers": {"sessions": 3, "site": 2, "known": 2},
     "releases": [RELEASE],
     "transfer": {"wan_in_bytes": 1_000, "wan_metadata_bytes": 1, "lan_in_bytes": 2_000, "lan_out_bytes": 3_000},
@@ -101,7 +102,14 @@ FINDING = {
 
 
 WHY = {
-    "facts": {"release": "app@2", "needed_bytes": 120_000},
+    "facts": {
+        "release": "app@2",
+        "detail": "",
+        "waiting": "",
+        "rate_bytes_per_s": 0,
+        "needed_bytes": 120_000,
+        "decided_at_ms": 1_795_837_048_823,
+    },
     "segments": [
         {
             "segment": 0,
@@ -179,7 +187,10 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
         "address   127.0.0.1:8741",
         "changes   not allowed: The fleet has no signed activation yet, so nothing is changed.",
         "transfer  WAN in 1 kB, LAN in 2 kB, LAN out 3 kB",
-        f"cache     1.5 MB here, 4.5 MB at this site; copies of {', '.join(f'app {n} 2 (median 3)' for n in '12345')} and 2 more",
+        (
+            "cache     1.5 MB here, 4.5 MB at this site; copies of "
+            f"{', '.join(f'app {n}: 2 (median 3)' for n in '12345')} and 2 more"
+        ),
         "reports   1 waiting, 5 acknowledged, 0 carried for others; collector none",
         "checks    3 pass, 1 fail, 2 not_applicable",
     ):
@@ -190,7 +201,7 @@ async def test_status_is_a_picture_for_people_and_for_programs(cli: Command, tmp
     ]
     assert troubled.status == 1
     assert "raise [store] quota_bytes_max" in troubled.err
-    revoked = "revoked   2 devices, 0 authorities; refused since the start: 7 connections, 1 reports"
+    revoked = "revoked   2 devices, 0 authorities; refused since the start: 7 connections, 1 report"
     assert revoked in [row.rstrip() for row in troubled.out.splitlines()]
     assert "revoked" not in shown.out
 
@@ -209,9 +220,13 @@ async def test_peers_why_and_assess(cli: Command, tmp_path: Path) -> None:
         passing = await elsewhere(cli, "assess", "--state", tmp_path, "--json")
     assert [row.split() for row in peers.out.splitlines()] == [
         ["DEVICE", "SITE", "ADDRESS", "STATUS", "SESSION", "IN", "OUT"],
-        ["cdcdcdcd", "paris", "10.0.0.2", "alive", "same", "site", "1.5", "kB", "0", "B"],
+        ["cd" * 16, "paris", "10.0.0.2", "alive", "same", "site", "1.5", "kB", "0", "B"],
     ]
-    assert "needed   120 kB" in why.out
+    assert why.out.splitlines()[:3] == [
+        "release  app@2",
+        "needed   120 kB",
+        "decided  2026-11-28 03:37:28 UTC",
+    ], "and no line that says nothing"
     assert " ".join(why.out.split()).endswith(
         "0 16 MB wan:abababab fetching delta from 1.0: 120 kB; delta from 0.9: 300 kB (no base); full: 4.1 MB"
     )
@@ -363,7 +378,7 @@ def test_the_daemon_becomes_a_process_without_the_command_line(
     assert cli("daemon", "--state", tmp_path, "--json-log", "--verbose").status == 0
     ((program, words, environment),) = became
     assert program == sys.executable
-    assert words[1:] == ["-m", "pcm_p2p.daemon", "--state", str(tmp_path), "--json-log", "--verbose"]
+    assert words[1:] == ["-P", "-m", "pcm_p2p.daemon", "--state", str(tmp_path), "--json-log", "--verbose"]
     assert environment["MALLOC_ARENA_MAX"] == "1"
 
 

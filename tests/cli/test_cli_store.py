@@ -188,7 +188,7 @@ async def test_what_a_trusted_release_names_stays_though_it_was_never_applied(de
 async def test_gc_stops_at_the_size_that_is_asked_for(device: Device, run: Run) -> None:
     ended = await run("gc", "--to", 8_500)
     assert ended.status == 0
-    assert ended.out.startswith("1 chunks dropped, ")
+    assert ended.out.startswith("1 chunk dropped, ")
     assert len(device.here()) == 3
     short = await run("gc", "--to", 100)
     assert short.status == 0
