@@ -81,6 +81,10 @@ class WaitingForApproval(PcmError):
         self.code = code
 
 
+class QueueFull(TrustError):
+    """The token is good, a person must let this device in, and too many wait already. It ends by itself when some are decided."""
+
+
 @dataclass(frozen=True)
 class Joined:
     """``config`` is the path of the daemon's settings; ``through`` is the neighbour that relayed, or empty."""
@@ -139,21 +143,18 @@ async def join_and_wait(
 ) -> Joined:
     """``attempt`` a join until a person has decided, or the token is over. ``told`` hears of each new reason to go on waiting.
 
-    Raises what ``join`` raises, but for a desk that cannot be reached, somebody else in its place and an approval that is
-    missing: those are waited for. Anybody in the office can answer as a neighbour, and must not end a join that nobody watches.
+    Raises what ``join`` raises, but for a desk that cannot be reached, somebody else in its place, a queue that is full and an
+    approval that is missing: those are waited for. Anybody in the office can answer as a neighbour, and must not end a join that
+    nobody watches.
     """
     delay_s, before = WAIT_S_MIN, ""
     while True:
         try:
             return await attempt()
-        except (WaitingForApproval, TransferError, NotTheDesk) as error:
+        except (WaitingForApproval, TransferError, NotTheDesk, QueueFull) as error:
             if error.message != before:
                 told(error)
             before = error.message
-        except TrustError as error:
-            if "has no room" not in error.message:
-                raise
-            told(error)
         await trio.sleep(delay_s * rng.uniform(0.75, 1.25))
         delay_s = min(1.5 * delay_s, WAIT_S_MAX)
 
@@ -182,7 +183,8 @@ async def _go(token: Token, key: Ed25519PrivateKey, now: datetime, look_around: 
         raise WaitingForApproval(device_code(DeviceId.of_public_key(public_key)), at)
     if answer in _REFUSALS:
         what, remedy = _REFUSALS[answer]
-        raise TrustError(f"the desk at {at} {what}", remedy=remedy)
+        refused = QueueFull if answer == "full" else TrustError
+        raise refused(f"the desk at {at} {what}", remedy=remedy)
     if answer:
         raise TransferError(
             f"the desk at {at} could not answer: {answer!r}",

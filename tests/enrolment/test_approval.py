@@ -25,9 +25,10 @@ from pcm_p2p.enrolment import desk as desk_module
 from pcm_p2p.enrolment.admittance import QUEUE_MAX, QUEUE_SLACK, Decision, Queue, admit
 from pcm_p2p.enrolment.desk import Desk
 from pcm_p2p.enrolment.device_code import device_code
-from pcm_p2p.enrolment.introduction import joining
+from pcm_p2p.enrolment.errand import Brought
+from pcm_p2p.enrolment.introduction import Reply, joining
 from pcm_p2p.enrolment.invitation import create_token
-from pcm_p2p.enrolment.join import WAIT_S_MAX, WAIT_S_MIN, Joined, WaitingForApproval, join, join_and_wait
+from pcm_p2p.enrolment.join import WAIT_S_MAX, WAIT_S_MIN, Joined, QueueFull, WaitingForApproval, join, join_and_wait
 from pcm_p2p.enrolment.token import Token, TokenRecord
 from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.enrolment.waiting_list import HEARD_STEP_MS, UNHEARD_MS, Waiting, WaitingList, list_code, shown_by
@@ -394,7 +395,7 @@ async def test_a_device_that_waits_asks_less_and_less_often_and_ends_with_the_de
     outcomes: list[PcmError | None] = [
         TransferError("the desk is away"),
         *[WaitingForApproval("CODE", "desk:1")] * 30,
-        TrustError("the desk at desk:1 has no room for further devices that wait for approval"),
+        QueueFull("the desk has other words for a queue that is full"),
         TransferError("the desk is away"),
         None,
     ]
@@ -426,6 +427,30 @@ async def test_what_waiting_does_not_change_ends_it(autojump_clock: trio.testing
 
     with pytest.raises(type(error), match=error.message):
         await join_and_wait(attempt, rng=Random(1), told=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("waiting", WaitingForApproval),
+        ("full", QueueFull),
+        ("denied", TrustError),
+        ("used", TrustError),
+        ("?", TransferError),
+    ],
+)
+async def test_each_answer_of_the_desk_is_an_error_of_its_kind(
+    fleet: FleetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, kind: type[PcmError]
+) -> None:
+    """Whether a join goes on waiting is decided by the kind, never by the words of an error."""
+
+    async def ask(*_: object, **__: object) -> Brought:
+        return Brought(Reply(answer), "desk:1")
+
+    monkeypatch.setattr("pcm_p2p.enrolment.join.ask_desk", ask)
+    with pytest.raises(PcmError) as ended:
+        await join(tmp_path / "x", image_token(fleet).line(), wall_clock=clock)
+    assert type(ended.value) is kind
 
 
 # The list that a person was shown
