@@ -285,7 +285,9 @@ class Member:
     """A device: fetcher and store. ``nature``: honest; poisoned (sends wrong bytes); garbled (sends nonsense); mute (never
     answers); forgetful (says it has nothing)."""
 
-    def __init__(self, office: InMemoryOffice, device: DeviceId, *, weight: int, settle_s: float) -> None:
+    def __init__(
+        self, office: InMemoryOffice, device: DeviceId, *, weight: int, settle_s: float, why_not_gzip: str = ""
+    ) -> None:
         self.office, self.device, self.weight = office, device, weight
         self.store = MemoryStore()
         self.nature = "honest"
@@ -294,7 +296,7 @@ class Member:
             self,
             office.origin,
             device,
-            decoder=InlineDecoder(),
+            decoder=InlineDecoder(why_not_gzip=why_not_gzip),
             weight=weight,
             settle_s=settle_s,
             rng=random.Random(int.from_bytes(device, "big")),
@@ -342,10 +344,11 @@ class InMemoryOffice:
                 yield self
                 nursery.cancel_scope.cancel()
 
-    async def add(self, *, weight: int = 8, settle_s: float = 1.0) -> Member:
+    async def add(self, *, weight: int = 8, settle_s: float = 1.0, why_not_gzip: str = "") -> Member:
         """A new device, running and connected with everybody."""
         assert self._nursery is not None
-        member = Member(self, DeviceId(self.rng.randbytes(16)), weight=weight, settle_s=settle_s)
+        device = DeviceId(self.rng.randbytes(16))
+        member = Member(self, device, weight=weight, settle_s=settle_s, why_not_gzip=why_not_gzip)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             with trio.CancelScope() as scope:

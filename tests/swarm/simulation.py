@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from pcm_p2p.content.manifest import Artifact, Base, ChunkerParameters, Layout, Manifest, Segment, decode_untrusted
 from pcm_p2p.content.segment import plan_runs
 from pcm_p2p.ids import ChunkId, DeviceId
@@ -56,11 +58,13 @@ def make_manifest(
     deltas: tuple[float, ...] = (),
     kept_every: int = 8,
     layouts: bool = False,
+    gzip: bool = False,
 ) -> Manifest:
     """A manifest of made-up chunks; blobs have ``ratio`` of their output.
 
     ``deltas``: one base release for each, whose deltas have that part of their output. A base is as long as its run; each
     ``kept_every``-th chunk of it is the same in the release. ``layouts``: each base can be rebuilt from installed files.
+    ``gzip``: every second delta needs it.
     """
     rng = random.Random(seed)
     sizes: list[int] = []
@@ -82,7 +86,8 @@ def make_manifest(
                 else:
                     base.append(position)
             size = int(sum(sizes[first : first + count]) * share)
-            segments.append(Segment(rng.randbytes(32), size, "delta", first, count, tuple(base), of))
+            delta = Segment(rng.randbytes(32), size, "delta", first, count, tuple(base), of)
+            segments.append(msgspec.structs.replace(delta, needs="gzip") if gzip and len(segments) % 2 else delta)
     rows = []
     for of in range(len(deltas) if layouts else 0):
         first = len(sizes) + len(aids)
@@ -137,7 +142,8 @@ class Rules:
 class Node:
     """A device. ``nature``: honest; stalling (its transfers do not move); boasting (says it holds and claims everything,
     does nothing); hollow (says it holds bases, and never answers for them); poisoned (serves wrong bytes); firewalled (the
-    origin never answers it); gone. ``installed``: base releases that it can rebuild; ``partial``: bytes by segment."""
+    origin never answers it); gone. ``installed``: base releases that it can rebuild; ``partial``: bytes by segment;
+    ``lacks_gzip``: deltas that need it are of no use to it."""
 
     device: DeviceId
     weight: int = 8
@@ -149,6 +155,7 @@ class Node:
     disk: int = 0
     partial: dict[int, float] = field(default_factory=dict)
     installed: tuple[int, ...] = ()
+    lacks_gzip: bool = False
     rebuilds: bool = False
     exchange: Exchange | None = None
     sessions: set[DeviceId] = field(default_factory=set)
@@ -280,6 +287,7 @@ class Office:
             roster_changed_ms=node.roster_changed_ms,
             now_ms=self.now_ms,
             partial_pct={index: int(100 * done / sizes[index]) for index, done in node.partial.items()},
+            why_not_gzip="there is none" if node.lacks_gzip else "",
         )
         for device in sorted(node.sessions):
             node.exchange.meet(device, self.by_id[device].weight, self.now_ms)
