@@ -7,13 +7,15 @@ careless authorities could sign.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -396,6 +398,33 @@ def killed_before(step: int, work: Callable[[], object]) -> bool:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in {0, -signal.SIGKILL}, f"the child failed with {status}"
     return status != 0
+
+
+@contextmanager
+def full_disk_from(step: int) -> Iterator[list[str]]:
+    """The disk is full from the ``step``-th operation on that needs room; yields the names of those that failed."""
+    left, failed = step, list[str]()
+
+    def counted(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                failed.append(name)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left -= 1
+            return operation(*arguments, **options)
+
+        return run
+
+    names = [name for name in STEPS if name not in ("unlink", "rmdir")]
+    before = {name: getattr(os, name) for name in names}
+    for name in names:
+        setattr(os, name, counted(name, before[name]))
+    try:
+        yield failed
+    finally:
+        for name in names:
+            setattr(os, name, before[name])
 
 
 def _die_at(step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import cache
 from typing import Annotated
@@ -37,10 +38,13 @@ from pcm_p2p.cli import (
     store,
     workspace,
 )
-from pcm_p2p.errors import PcmError, exit_statuses
+from pcm_p2p.errors import PcmError, StorageError, exit_statuses
 from pcm_p2p.shown_text import shown
 
 EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""What a full or read-only disk answers: a matter of the machine, and no mistake of the program that a trace would show."""
 
 app = typer.Typer(
     name="pcm-p2p",
@@ -108,6 +112,14 @@ def run(arguments: list[str] | None = None) -> None:
     except PcmError as error:
         report(error)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        report(
+            StorageError(f"{where}{error.strerror}", remedy="Make room, and repeat the command: it goes on from there.")
+        )
+        sys.exit(StorageError.exit_status)
     except BaseExceptionGroup as group:
         # trio nurseries wrap what a task raised; the person wants the cause, not the tree.
         inner = _first(group)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
-from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, killed_before
+from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, full_disk_from, killed_before
 from tuf.api.metadata import Metadata, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.audit import log as audit_log
+from pcm_p2p.authority.audit.journal import AuditJournal
+from pcm_p2p.authority.audit.log import SigningAct
 from pcm_p2p.authority.audit.verification import verify_folder, verify_tree
 from pcm_p2p.authority.carry.carried_proposal import sign_each, signables_in
 from pcm_p2p.authority.carry.carrying import (
@@ -231,6 +235,63 @@ def test_killed_at_any_step_no_signature_is_without_its_entry_and_the_same_comma
         assert fleet.fleet.proposals()[0].complete
         step += 1
     assert step > 4
+
+
+@pytest.mark.parametrize("act", ["sign", "merge", "halt", "publish"])
+def test_on_a_full_disk_nothing_is_half_there_and_the_same_command_completes(
+    fleet: RepositorySimulator, tmp_path: Path, quick_disk: None, act: str
+) -> None:
+    fleet.fleet.stage_policy("second", b"version = 1\n")
+    export_proposal(fleet.fleet, tmp_path / "p")
+    key = open_signing_key(fleet.key_path("targets", "alice"), PASSPHRASE)
+    bundle = read_bundle(tmp_path / "p")
+    signatures = sign_each(signables_in(bundle), key.signer, key.keyid)
+    write_signature_file(tmp_path / "s", SignatureFile(SCHEMA, bundle.fleet, signatures))
+    if act == "publish":
+        fleet.sign()
+
+    def work() -> None:
+        if act == "sign":
+            fleet.sign()
+        elif act == "merge":
+            merge(fleet.fleet, [tmp_path / "s"])
+        elif act == "halt":
+            halting.order(fleet.fleet, key, reason="x")
+        else:
+            fleet.publish()
+
+    shutil.copytree(fleet.folder, tmp_path / "saved")
+    with fleet.client() as device:
+        step, failed = 0, ["once"]
+        while failed:
+            for part in ("fleet", "origin"):
+                shutil.rmtree(fleet.folder / part)
+                shutil.copytree(tmp_path / "saved" / part, fleet.folder / part)
+            with full_disk_from(step) as failed, contextlib.suppress(OSError, StorageError):
+                work()
+            assert verify_folder(fleet.fleet).verdict.complaints == (), f"step {step}"
+            assert attempt(device, fleet.source()).kind in ("good", "unchanged", "older")
+            if act != "publish" or fleet.fleet.proposals():
+                work()
+            assert verify_folder(fleet.fleet).verdict.complaints == (), f"step {step}"
+            assert not list(fleet.folder.rglob(".*.tmp")), f"step {step}"
+            step += 3 if act == "publish" else 1
+    assert step > 3
+
+
+def test_a_line_of_the_log_that_does_not_fit_leaves_nothing_of_itself(fleet: RepositorySimulator) -> None:
+    before, limits = log_of(fleet).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = AuditJournal(fleet.fleet.path, fleet.clock)
+    act = SigningAct("sign", "targets", 9, 1, b"{}", "a" * 64, "alice", "00" * 64)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))  # the kernel takes 100 bytes of it
+    try:
+        with pytest.raises(StorageError, match="cannot be written: File too large") as caught:
+            journal.append(act)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Nothing was signed" in caught.value.remedy
+    assert log_of(fleet).read_bytes() == before
+    assert verify_folder(fleet.fleet).verdict.complaints == ()
 
 
 # Whose keys

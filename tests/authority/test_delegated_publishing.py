@@ -333,7 +333,7 @@ def test_a_folder_from_a_backup_takes_no_site_back(offices: RepositorySimulator,
 
 @pytest.mark.parametrize("act", ["order", "publish", "lift"])
 def test_killed_while_something_is_halted_or_lifted_no_device_sees_a_halt_go_by_itself(
-    offices: RepositorySimulator, tmp_path: Path, act: str
+    offices: RepositorySimulator, tmp_path: Path, quick_disk: None, act: str
 ) -> None:
     key = open_signing_key(offices.key_path("targets", "alice"), PASSPHRASE)
 

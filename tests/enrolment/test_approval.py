@@ -17,7 +17,7 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from repository_simulator import killed_before
+from repository_simulator import full_disk_from, killed_before
 
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.enrolment import admittance, waiting_list
@@ -161,6 +161,31 @@ def test_approval_does_not_stretch_a_token(fleet: FleetFolder, counter: Counter)
         assert counter.asks(token, key_of(number)) == "waiting"
         decide(fleet, key_of(number), "approved")
     assert [counter.asks(token, key_of(number)) for number in (1, 2)] == ["", "used"]
+
+
+@pytest.mark.parametrize("approval", [False, True])
+def test_a_desk_on_a_full_disk_lets_nobody_in_for_nothing_and_costs_no_use(fleet: FleetFolder, approval: bool) -> None:
+    token = create_token(fleet, desk=NOWHERE, uses=2, site="oslo", approval=approval, lifetime=timedelta(days=30))
+    desk = Desk.open(fleet, WORDS)
+    asked, let_in = request(token, key_of(1)), request(token, key_of(2))
+    if approval:
+        for one, number in ((asked, 1), (let_in, 2)):
+            with full_disk_from(0):
+                assert desk.answer(one).reason == "failed", "who is not in the queue is not told to wait"
+            assert desk.answer(one).reason == "waiting"
+            decide(fleet, key_of(number), "approved")
+    step, failed = 0, ["once"]
+    while failed:
+        with full_disk_from(step) as failed:
+            reply = desk.answer(asked)
+        assert reply.reason == ("failed" if failed else "")
+        assert bool(reply.certificate_der) is not bool(failed)
+        step += 1
+    assert step > 1
+    assert spent(fleet, token) == 1, "one device, one use, however often it asked"
+    assert desk.answer(let_in).reason == ""
+    assert spent(fleet, token) == 2
+    desk.close()
 
 
 def test_the_queue_and_its_decisions_survive_a_desk_that_is_killed_at_any_write(

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from repository_simulator import RepositorySimulator, Tree, TreeSource, attempt, killed_before
+from repository_simulator import RepositorySimulator, Tree, TreeSource, attempt, full_disk_from, killed_before
 
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.floor import Versions
@@ -72,6 +72,34 @@ def test_killed_at_any_step_the_view_is_the_old_or_the_new(fleet: RepositorySimu
     assert seen == {old, new}
     assert not list(device.rglob("*.tmp")), "a start sweeps what a kill left"
     assert len(list((device / "generations").iterdir())) <= 2
+
+
+def test_on_a_full_disk_the_view_stays_and_room_is_all_that_it_takes(
+    fleet: RepositorySimulator, quick_disk: None
+) -> None:
+    prepared(fleet, "new targets and root")
+    device, saved = fleet.folder / "device", fleet.folder / "saved"
+    device.rename(saved)
+    step, failed, kinds = 0, ["once"], set()
+    while failed:
+        shutil.rmtree(device, ignore_errors=True)
+        shutil.copytree(saved, device)
+        with fleet.client() as client:
+            old = trusted(client)
+            with full_disk_from(step) as failed:
+                result = attempt(client, fleet.source())
+            kinds.add(result.kind)
+            if result.kind != "good":
+                assert trusted(client) == old, f"step {step}: {result.reason}"
+                assert "No space left on device" in result.reason
+        with fleet.client() as client:
+            assert trusted(client) is not None
+            assert attempt(client, fleet.source()).kind in {"good", "unchanged"}, f"step {step}"
+            assert client.digest().targets == fleet.newest_targets().signed.version
+        step += 4
+    assert step > 15
+    assert kinds == {"incomplete", "good"}
+    assert not list(device.rglob("*.tmp"))
 
 
 def files_of(folder: Path) -> list[str]:

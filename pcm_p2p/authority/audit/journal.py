@@ -59,10 +59,17 @@ class AuditJournal:
                 ) from None
             os.ftruncate(descriptor, end)
             os.lseek(descriptor, end, os.SEEK_SET)
-            with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with os.fdopen(os.dup(descriptor), "wb") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                os.ftruncate(descriptor, end)  # a part of a line would look like a log that was cut
+                raise StorageError(
+                    f"{self.file} cannot be written: {error.strerror}",
+                    remedy="Nothing was signed. Make room, and repeat the command.",
+                ) from None
         finally:
             os.close(descriptor)
         if new:
