@@ -49,6 +49,7 @@ def children_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_two_devices_take_a_release_from_ingest_to_the_console(tmp_path: Path) -> None:
     rng = random.Random(5)
     (tmp_path / "old.bin").write_bytes(rng.randbytes(SIZE))
