@@ -20,8 +20,11 @@ from pcm_p2p.authority.halting import Standing
 from pcm_p2p.authority.keys.keyfile import read_public
 from pcm_p2p.authority.keys.signing_key import SigningKey, open_signing_key
 from pcm_p2p.authority.publish import publish
+from pcm_p2p.daemon.documents import read_documents
 from pcm_p2p.daemon.halted import UNKNOWN, Halted
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.ids import DeviceId
+from pcm_p2p.policy.selector import DeviceFacts
 from pcm_p2p.trust.client import TrustClient
 from pcm_p2p.trust.delegation import HALT, roles_of_device
 from pcm_p2p.trust.halt import (
@@ -419,6 +422,43 @@ def test_a_list_of_halts_that_is_withheld_stops_everything_new(fleet: Repository
         assert attempt(device, fleet.source()).kind == "good"
         assert why(device, "paris", "tool") == ""
         assert why(device, "paris", "shop").startswith("Halted by alice")
+
+
+def why_nothing_new(device: TrustClient) -> str:
+    """Why a device of berlin begins nothing new now; empty if it may."""
+    documents = read_documents(seen(device), None, device.now())
+    facts, freshness = DeviceFacts(DeviceId(bytes(16)), "berlin"), device.freshness()
+    return documents.desired(documents.weighed(facts, freshness), facts, device.now(), freshness).why_not
+
+
+@pytest.mark.parametrize("thief_has", ["the carrier", "both online keys"])
+def test_whoever_holds_a_halt_back_freezes_the_device_in_the_end(fleet: RepositorySimulator, thief_has: str) -> None:
+    """Online keys prolong what they sign themselves, and nothing that people signed: targets last a year."""
+    fleet.fleet.stage_file("fleet/activation.toml", ACTIVE)
+    fleet.sign()
+    fleet.publish()
+    before = fleet.tree()
+    with fleet.client() as device:
+        attempt(device, TreeSource(before))
+        assert why_nothing_new(device) == ""
+        ends = seen(device).expires
+        if thief_has == "both online keys":
+            tree = fleet.stolen(lifetime=timedelta(days=900))
+            assert attempt(device, TreeSource(tree)).kind == "good"
+            assert ends < seen(device).expires == fleet.newest_targets().signed.expires
+            ends = seen(device).expires
+        else:
+            tree = before
+        fleet.clock.now = ends + timedelta(days=21) - timedelta(seconds=1)
+        assert attempt(device, TreeSource(tree)).kind in ("unchanged", "expired")
+        assert (device.freshness(), why_nothing_new(device)) == ("stale", ""), "what was signed before goes on"
+        fleet.clock.advance(seconds=1)
+        assert attempt(device, TreeSource(tree)).kind in ("unchanged", "expired")
+        assert device.freshness() == "frozen"
+        assert "frozen" in why_nothing_new(device)
+
+
+ACTIVE = b'schema = "pcm.activation/1"\nscope = "all"\nnot_before = 2020-01-01T00:00:00Z\n'
 
 
 def test_a_fleet_of_before_there_were_halts_says_what_to_do(fleet: RepositorySimulator) -> None:
