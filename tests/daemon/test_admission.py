@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -369,17 +370,16 @@ async def office(fleet: Fleet, *names: str) -> AsyncIterator[list[Running]]:
 
 
 async def test_live_sessions_of_a_revoked_device_drop_at_once_and_a_redial_is_refused_on_both_sides(
-    fleet: Fleet,
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pcm_p2p.gossip.overlay.SAVE_INTERVAL_S", math.inf)  # nor does anybody look again by themselves
     async with office(fleet, "a", "b", "c") as (a, b, c):
         assert await a.overlay.fetch_file(b.member.id, "x", 10) == b"file"
         revoke(fleet, b.member.id)
-        began = trio.current_time()
         await a.learn()
         await c.learn()
         await a.until(lambda: not a.sees(b))
         await c.until(lambda: not c.sees(b))
-        assert trio.current_time() - began < 5, "within one round of gossip"
         assert a.sees(c)
         # Neither asks the other anything any more.
         with pytest.raises(SessionClosed):
