@@ -15,6 +15,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -70,7 +71,7 @@ from pcm_p2p.compliance.report import SCHEMA, ReportBody, pack
 from pcm_p2p.compliance.report import unpack_untrusted as unpack_report_untrusted
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
 from pcm_p2p.content.decoding import decode_blob_untrusted
-from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.delta import encode_delta, encode_smallest_delta
 from pcm_p2p.content.manifest import decode_untrusted as decode_manifest_untrusted
 from pcm_p2p.content.members import members
 from pcm_p2p.content.pieces import FilePiece, decode_layout_untrusted, encode_layout
@@ -144,6 +145,7 @@ MESSAGES: tuple[messages.Message, ...] = (
     messages.Roster((ROSTER_ENTRY,)),
     messages.Digest(1, 2, 3, 4, b"t" * 32),
     messages.Holdings(ID, 1, b"\x01"),
+    messages.Holdings(ID, 1, b"\x01", keeps=True, lacks_gzip=True),
     messages.Have(ID, (0,)),
     messages.Drop(ID, (0,)),
     messages.Claim(ID, bytes(DEVICE), 1, 3_000, (messages.ClaimedSegment(0, 10),)),
@@ -329,8 +331,28 @@ def layout() -> bytes:
     return encode_layout(pieces, (CHUNK.id,), (80 + 900 + 40,))
 
 
+def pack_again(plain: bytes | memoryview, level: int) -> bytes:
+    """For the program gzip: the same form, and no process for each input."""
+    packer = zlib.compressobj(level, wbits=-15)
+    return packer.compress(plain) + packer.flush() + struct.pack("<2I", zlib.crc32(plain), len(plain))
+
+
+def with_log(data: bytes, log: bytes) -> bytes:
+    return data + b"\x1f\x8b\x08\0\0\0\0\0\2\3" + pack_again(log, 9)
+
+
+LOG = random.Random(2).randbytes(1_000).hex().encode()
+DELTA_BASE, DELTA_OUTPUT = with_log(TEXT, LOG), with_log(TEXT[::-1][:500] + TEXT[500:], b"a line more\n" + LOG)
+
+
 def decode_delta(data: bytes) -> None:
-    decode_blob_untrusted("delta", data, TEXT, len(TEXT))
+    decode_blob_untrusted("delta", data, DELTA_BASE, len(DELTA_OUTPUT), pack_again)
+
+
+def delta_samples() -> list[bytes]:
+    plain, smaller = encode_delta(DELTA_BASE, DELTA_OUTPUT), encode_smallest_delta(DELTA_BASE, DELTA_OUTPUT, pack_again)
+    assert len(smaller) < len(plain), "one has a head for gzip members, the other has none"
+    return [plain, smaller]
 
 
 def decode_full(data: bytes) -> None:
@@ -623,7 +645,7 @@ DECODERS = (
     Decoder("stored-form", store_form, lambda: [deb(), tar("w:gz"), tar("w:bz2"), zip_file()], allowed=(InputError,),
             input_bytes_max=16_384),
     Decoder("layout", decode_layout_untrusted, lambda: [layout()], "msgpack", memory_bytes_max=96 << 20),
-    Decoder("delta", decode_delta, lambda: [encode_delta(TEXT, TEXT[::-1][:500] + TEXT[500:])], memory_bytes_max=160 << 20),
+    Decoder("delta", decode_delta, delta_samples, memory_bytes_max=160 << 20),
     Decoder("segment", decode_full, lambda: [encode_full((TEXT,), level) for level in (0, 3, 19)], memory_bytes_max=160 << 20),
     Decoder("chunk", lambda data: open_sealed_untrusted(CHUNK.id, data), lambda: [seal(CHUNK)]),
     Decoder("key-file", keyfile.decode_key_file_untrusted, lambda: [key_file()], "json"),
@@ -663,6 +685,11 @@ EXEMPT = {
     "is_certified_by_first_untrusted": "certificate",
     "decode_delta_untrusted": "delta",
     "_output_bytes_untrusted": "delta",
+    "_patched_untrusted": "delta",
+    "decode_head_untrusted": "delta",
+    "unpack_base_untrusted": "delta",
+    "pack_output_untrusted": "delta",
+    "inflate_untrusted": "delta",
     "unpack_blob_untrusted": "segment",
     "unpack_xz_untrusted": "segment",
     "decode_full_untrusted": "segment",

@@ -43,6 +43,8 @@ def test_each_message_comes_back_as_its_event() -> None:
     claimed = (ClaimedSegment(0, 5), ClaimedSegment(1, 100))
     table = [
         (holdings_message(ID, COUNT, 0b1011), PeerHolds(YOU, 0b1011)),
+        (holdings_message(ID, COUNT, 1, keeps=True), PeerHolds(YOU, 1, keeps=True)),
+        (holdings_message(ID, COUNT, 1, lacks_gzip=True), PeerHolds(YOU, 1, lacks_gzip=True)),
         (next(have_messages(ID, [3, 1])), PeerGained(YOU, (3, 1))),
         (next(drop_messages(ID, [7])), PeerDropped(YOU, (7,))),
         (claim_message(ID, YOU, 5_000, claimed), ClaimHeard(YOU, YOU, 1, 5_000, claimed)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 from office_in_memory import InMemoryOffice, Member, MemoryOrigin, Release, make_release, make_update
 from trio.testing import MockClock
 
 from pcm_p2p.content.chunk import Chunk
+from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.ids import SegmentId
 
 LAYOUT = b"how the old release is made of installed files" * 20
@@ -335,3 +337,51 @@ async def test_a_lender_that_let_go_of_the_old_release_without_a_word_is_not_bla
         await complete([fetches], new)
         assert fetches.fetcher.blamed == {}
         assert sent_by_kind(office, new)["full"] == new.bytes_of("full")
+
+
+def needing_gzip(release: Release) -> Release:
+    """The same, all of whose deltas need gzip."""
+    segments = tuple(
+        msgspec.structs.replace(one, needs="gzip") if one.kind == "delta" else one for one in release.manifest.segments
+    )
+    manifest = msgspec.structs.replace(release.manifest, segments=segments)
+    return Release(decode_untrusted(manifest.encoded), release.blobs, release.chunks)
+
+
+async def test_a_device_without_gzip_takes_the_chunks_from_a_neighbour_that_has_it_and_says_why(
+    autojump_clock: MockClock, old: Release, new: Release
+) -> None:
+    release, why_not = needing_gzip(new), "there is no /usr/bin/gzip and no /bin/gzip"
+    async with InMemoryOffice(MemoryOrigin(new.blobs, bytes_per_s=20)).open() as office:
+        lacking = [await office.add(why_not_gzip=why_not) for _ in range(3)]
+        able = await office.add()
+        lacking[0].store.fill(old)
+        members = [*lacking, able]
+        for member in members:
+            await member.fetcher.want(release.manifest)
+        reasons = set[str]()
+        for _ in range(40):
+            await trio.sleep(0.5)
+            for row in lacking[1].fetcher.why(release.manifest.manifest_id):
+                assert [each.why_not for each in row.alternatives] == [f"it needs gzip, and {why_not}", ""]
+                reasons.add(row.reason.rpartition("; ")[2])
+        assert "it is left to neighbours that have gzip, for whom a delta is cheaper" in reasons
+        office.origin.bytes_per_s = 1 << 20
+        await complete(members, release)
+        assert sent_by_kind(office, release) == {"delta": new.bytes_of("delta")}
+        assert able.fetcher.wan_in_bytes == new.bytes_of("delta")
+        assert lacking[1].fetcher.progress(release.manifest.manifest_id).needed_bytes == new.bytes_of("delta")
+
+
+async def test_a_device_without_gzip_that_is_alone_takes_full_segments(
+    autojump_clock: MockClock, old: Release, new: Release
+) -> None:
+    release = needing_gzip(new)
+    async with InMemoryOffice(MemoryOrigin(new.blobs)).open() as office:
+        member = await office.add(why_not_gzip="/usr/bin/gzip does not pack as GNU gzip does")
+        member.store.fill(old)
+        await member.fetcher.want(release.manifest)
+        took_s = await complete([member], release)
+        assert sent_by_kind(office, release) == {"full": new.bytes_of("full")}
+        assert took_s < 15
+        assert member.fetcher.progress(release.manifest.manifest_id).needed_bytes == new.bytes_of("full")

@@ -41,7 +41,8 @@ from pcm_p2p.swarm.prices import (
     runs_of,
 )
 from pcm_p2p.swarm.settling import SETTLE_MS_MAX
-from pcm_p2p.swarm.turns import Slots
+from pcm_p2p.swarm.troubles import Troubles
+from pcm_p2p.swarm.turns import Slots, Turns
 from pcm_p2p.wire.messages import Claim, ClaimedSegment, SegmentFailed
 
 ME, YOU, THIRD = (DeviceId(bytes([number]) * 16) for number in (1, 2, 3))
@@ -405,3 +406,71 @@ def test_progress_that_goes_back_starts_a_claim_anew_a_few_times() -> None:
     hear(100, now_ms)
     hear(0, now_ms)
     assert claims.of(0) == {YOU: 100}, "that was once too often"
+
+
+# Deltas that need gzip
+
+GZIPPED = Way(1, 100, 0b001100, 0, needs_gzip=True)
+OF_GZIP = SegmentRun(0, bytes(32), 0b11, (GZIPPED, FAR, FULL))
+
+
+@pytest.mark.parametrize(
+    ("why_not", "others", "office", "best", "of_office"),
+    [
+        ("", False, 0b111100, GZIPPED, GZIPPED),
+        ("there is none", False, 0b111100, FAR, FAR),
+        ("there is none", True, 0b111100, FAR, GZIPPED),
+        ("there is none", False, 0b001100, FULL, FULL),
+        ("there is none", True, 0b001100, FULL, GZIPPED),
+        ("there is none", True, 0b110000, FAR, FAR),
+    ],
+    ids=[
+        "I have it",
+        "nobody has it",
+        "a neighbour has it",
+        "nobody has it and there is no other delta",
+        "a neighbour has it and there is no other delta",
+        "a neighbour has it and nobody the base",
+    ],
+)
+def test_a_delta_that_needs_gzip_is_for_whoever_has_it(
+    why_not: str, others: bool, office: int, best: Way, of_office: Way
+) -> None:
+    holdings = OfficeHoldings(7, office)
+    prices = Prices([OF_GZIP], holdings, why_not_gzip=why_not)
+    prices.others_have_gzip = others
+    assert (prices.best(0), prices.best_of_office(0)) == (best, of_office)
+    assert prices.needed_bytes() == of_office.size_bytes, "what the office pays"
+    if why_not and office & GZIPPED.base:
+        assert prices.why_not(GZIPPED.segment) == "it needs gzip, and there is none"
+        assert prices.why_not(FULL.segment) == ""
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_base_is_not_rebuilt_for_a_delta_that_nobody_can_use(others: bool) -> None:
+    gzipped = Way(1, 100, 0b001100, 0, rebuildable=True, needs_gzip=True)
+    prices = Prices([SegmentRun(0, bytes(32), 0b11, (gzipped, FULL))], OfficeHoldings(7), why_not_gzip="there is none")
+    prices.others_have_gzip = others
+    assert prices.may_be_rebuilt(0) == others
+    assert prices.bases_missing() == ({0: 0b001100} if others else {})
+
+
+def test_who_lacks_gzip_comes_last_for_its_runs_and_waits_while_others_are_busy() -> None:
+    candidates = {ME: 8, YOU: 8, THIRD: 8}
+    troubles = Troubles()
+    plain = Turns(ME, MANIFEST, candidates, set(), troubles).order(RUN)
+    for lacking in candidates:
+        turns = Turns(ME, MANIFEST, candidates, set(), troubles, {lacking}, {0})
+        assert turns.order(RUN) == [*(each for each in plain if each != lacking), lacking]
+        assert Turns(ME, MANIFEST, candidates, set(), troubles, {lacking}, set()).order(RUN) == plain
+    for busy, lacking, leaves in (
+        ({YOU}, {ME}, True),
+        ({YOU}, {ME, YOU}, False),
+        (set(), {ME}, False),
+        ({YOU}, {THIRD}, False),
+        ({YOU}, {ME, THIRD}, True),
+    ):
+        assert Turns(ME, MANIFEST, candidates, busy, troubles, lacking, {0}).leaves(RUN) == leaves
+        assert not Turns(ME, MANIFEST, candidates, busy, troubles, lacking, set()).leaves(RUN)
+    troubles.failed(0, YOU, "it does not decode", 0, 0)
+    assert not Turns(ME, MANIFEST, candidates, {YOU}, troubles, {ME}, {0}).leaves(RUN), "it has tried already"

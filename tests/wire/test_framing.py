@@ -60,6 +60,7 @@ MESSAGES: list[Message] = [
     Digest(1, 2, 3, 4, ID32),
     Holdings(ID32, 9, b"\xff\x01"),
     Holdings(ID32, 9, b"\xff\x01", keeps=True),
+    Holdings(ID32, 9, b"\xff\x01", lacks_gzip=True),
     Have(ID32, (0, 1, 4_000_000_000)),
     Drop(ID32, ()),
     Claim(ID32, ID16, 1, 5_000, (ClaimedSegment(3, 100),)),
