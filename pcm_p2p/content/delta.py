@@ -1,7 +1,8 @@
 """Deltas: blobs that yield a run of chunks from base bytes that somebody in the office has.
 
 A blob is a patch of HDiffPatch (format HDIFF13, its streams uncompressed) in one xz stream. A head before the patch says which
-gzip members are unpacked first, and packed again afterwards (``repacking``); most deltas have none.
+gzip members are unpacked first, and packed again afterwards (``repacking``); most deltas have none. A list behind that says what
+is not in the patch, because base and output have it in common (``stretches``); most deltas have one.
 
 Why xz around and not zstd inside, as HDiffPatch offers: over eight pairs of Debian packages it takes 4 … 11 % fewer bytes
 (mariadb 24.6 against 26.8 % of the package, libreoffice 7.7 against 8.4 %), and unpacking keeps 60 … 1000 MB/s of output.
@@ -27,6 +28,15 @@ from pcm_p2p.content.repacking import (
     unpack_base_untrusted,
 )
 from pcm_p2p.content.segment import unpack_xz_untrusted
+from pcm_p2p.content.stretches import (
+    common_bytes,
+    decode_list_untrusted,
+    encode_list,
+    find_stretches,
+    put_back_untrusted,
+    rest_of_base_untrusted,
+    rest_of_output,
+)
 from pcm_p2p.errors import UntrustedBytes
 
 _MAGIC = b"HDIFF13&\0"
@@ -63,7 +73,9 @@ def needs_gzip(blob: bytes) -> bool:
 
 
 def _encode(head: bytes, base: bytes, output: bytes) -> bytes:
-    patch = hdiffpatch.diff(base, output, "none", validate=False)
+    stretches = find_stretches(base, output)
+    of_base, of_output = rest_of_base_untrusted(base, stretches), rest_of_output(output, stretches)
+    patch = encode_list(stretches) + hdiffpatch.diff(of_base, of_output, "none", validate=False)
     packer = {
         "id": lzma.FILTER_LZMA2,
         "preset": 9 | lzma.PRESET_EXTREME,
@@ -91,7 +103,18 @@ def decode_delta_untrusted(blob: bytes, base: bytes, output_bytes: int, pack: Pa
     return pack_output_untrusted(plain, head.output, output_bytes, pack or _refuse)
 
 
-def _patched_untrusted(patch: bytes, base: bytes, output_bytes_min: int, output_bytes_max: int) -> bytes:
+def _patched_untrusted(content: bytes, base: bytes, output_bytes_min: int, output_bytes_max: int) -> bytes:
+    stretches, begin = decode_list_untrusted(content)
+    if not stretches:
+        return _applied_untrusted(content, base, output_bytes_min, output_bytes_max)
+    common, patch = common_bytes(stretches), content[begin:]
+    of_base = rest_of_base_untrusted(base, stretches)
+    rest = _applied_untrusted(patch, of_base, output_bytes_min - common, output_bytes_max - common)
+    del of_base, patch  # what is put together now needs the room
+    return put_back_untrusted(rest, base, stretches)
+
+
+def _applied_untrusted(patch: bytes, base: bytes, output_bytes_min: int, output_bytes_max: int) -> bytes:
     # Before the library sees it: it would allocate and write whatever the patch states, and 500 bytes can copy a base for ever.
     stated = _output_bytes_untrusted(patch)
     if not output_bytes_min <= stated <= output_bytes_max:
