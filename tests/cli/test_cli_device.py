@@ -47,6 +47,7 @@ STATUS: dict[str, Any] = {
     "trust": {"state": "stale", "root": 1, "timestamp": 7, "snapshot": 3, "targets": 2, "reason": "origin: expired"},
     "site_repository": {"state": "fresh", "root": 1, "timestamp": 5, "snapshot": 2, "targets": 4, "reason": "why"},
     "activation": {"allowed": False, "why_not": "The fleet has no signed activation yet, so nothing is changed."},
+    "gzip": {"usable": False, "why_not": "there is no /usr/bin/gzip and no /bin/gzip"},
     "gzip": {"usable": True, "why_not": ""},
     "peers": {"sessions": 3, "site": 2, "known": 2},
     "releases": [RELEASE],
@@ -297,6 +298,7 @@ async def test_a_token_makes_a_device_and_is_used_up(cli: Command, fleet: Path, 
     assert "An authority signs it: 'pcm-p2p fleet activate'." in table["activation"]
     assert "origin: expired" in table["trust"]
     assert "the desk at [h]:1 is away" in table["renewal"]
+    assert "there is no /usr/bin/gzip" in table["gzip"]
     (state / "identity" / "device.key").chmod(0o644)
     examined = cli("doctor", "--state", state)
     assert "chmod 600" in examined.out
