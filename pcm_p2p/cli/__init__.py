@@ -5,6 +5,7 @@ module            commands
 ================  =====================================================================================
 main              the application, ``--version``, exit statuses
 output            how facts are printed: tables for people, ``--json`` for programs; ``NO_COLOR`` holds
+help_page         what ``--help`` looks like
 addresses         ``HOST:PORT`` as people write it; port files
 passphrase        where a passphrase comes from
 one_file          what the tool for keys and signatures refuses to run

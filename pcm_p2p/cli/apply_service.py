@@ -19,7 +19,7 @@ DEFAULT_APPLY_STATE = Path("/var/lib/pcm-p2p-apply")
 DEFAULT_SOCKET = Path("/run/pcm-p2p-apply/socket")
 
 app = typer.Typer(
-    help="The process that makes changes as root, so that the daemon on the network need not be root.",
+    help="The process that makes changes as root. The daemon, which is on the network, need not be root then.",
     no_args_is_help=True,
 )
 
@@ -35,7 +35,7 @@ def run(
     json_log: Annotated[bool, typer.Option("--json-log", help="One JSON object per log line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log debugging details too.")] = False,
 ) -> None:
-    """Run the apply service until SIGTERM or Ctrl-C; a change that is under way is finished first.
+    """Run the apply service. Until SIGTERM or Ctrl-C; a change that is under way is finished first.
 
     EXIT STATUS: 0 ended on request; 2 apply.toml is missing or wrong; 5 its folder, its root or its socket's folder could have
     been changed by others; 6 the state folder is in use or cannot be written.
@@ -67,7 +67,7 @@ def adopt(
         list[str] | None, typer.Option(help="With --site or --token-file: a label of this device, may be repeated.")
     ] = None,
 ) -> None:
-    """Take the pinned root and the place in the fleet from a device that was just enrolled, as root.
+    """Take over what a device that was just enrolled trusts. Its pinned root and its place in the fleet; as root.
 
     Writes apply.toml and root.json, names the socket in the daemon's config.toml, and gives the daemon's folder to its account.
     A folder that others could have changed since is refused, unless --root-digest, --device and --site, or --token-file,
@@ -131,7 +131,7 @@ def reset(
     subject: Annotated[str, typer.Argument(help="A release, or check:POLICY/CHECK.")],
     socket: Annotated[Path, typer.Option(help="Where the service listens.")] = DEFAULT_SOCKET,
 ) -> None:
-    """Forget the failures of a parked change, so that it is tried again. Root only.
+    """Let a parked change be tried again. Its failures are forgotten. Root only.
 
     EXIT STATUS: 0 forgotten; 1 there were none; 3 nobody answers; 5 not root.
     """

@@ -9,7 +9,7 @@ import typer
 
 from pcm_p2p.cli.output import Json, counted, note, out, print_json, print_table
 
-app = typer.Typer(help="The audit log: every signing act, each chained to the one before.", no_args_is_help=True)
+app = typer.Typer(help="The audit log: every act of signing. Each is chained to the one before.", no_args_is_help=True)
 
 OfFleet = Annotated[Path | None, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")]
 
@@ -25,7 +25,8 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check the whole log, without a network: the chain, every signature in it, and that no published one is missing from it.
+    """Check the whole log, without a network. The chain, every signature in it, and that no published one is missing from
+    it.
 
     A log that was altered, cut off or put in another order, and a signing act without an entry, are named each.
 
@@ -87,7 +88,7 @@ def show(
     last: Annotated[int, typer.Option(min=1, help="How many of the newest acts.")] = 50,
     json: Json = False,
 ) -> None:
-    """The newest signing acts, as they are written; 'pcm-p2p audit verify' says whether they can be believed.
+    """Show the newest acts of signing. As they are written; 'pcm-p2p audit verify' says whether they can be believed.
 
     EXIT STATUS: 0.
     """

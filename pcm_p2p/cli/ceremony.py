@@ -51,7 +51,8 @@ def init(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Make a fleet: its people's keys, the publisher's keys, the certificate authority, and the first root.
+    """Make a fleet: keys, certificate authority, first root. The keys of its people and of its publisher are made, or
+    named.
 
     Without --owner, --root-key and --release-key, a terminal is asked everything. People whose keys were made elsewhere bring
     public files; they sign the first root, and nothing can be published before enough of them have. Each key that is made here
@@ -101,7 +102,8 @@ def sheet(
     fleet: Fleet,
     to: Annotated[Path, typer.Option("--out", help="The file to write, ending in .html or .txt.")],
 ) -> None:
-    """Write the sheet about the fleet's keys: who holds what, fingerprints, thresholds, dates, duties, what to do on a loss.
+    """Write the printable sheet about the fleet's keys. Who holds what, fingerprints, thresholds, dates, duties, what to do
+    on a loss.
 
     Print it, fill it in, let witnesses sign it, and put it away. It holds nothing secret.
 

@@ -36,7 +36,8 @@ def collector(
     port_file: PortFile = None,
     console_port_file: Annotated[Path | None, typer.Option(help="As --port-file, for the console.")] = None,
 ) -> None:
-    """Take reports from devices and neighbours, acknowledge them, and show them in a web console, until SIGTERM or Ctrl-C.
+    """Take reports, and show them in a web console. From devices and neighbours, each acknowledged, until SIGTERM or
+    Ctrl-C.
 
     EXIT STATUS: 0 ended on request; 2 an address is wrong; 5 the state folder is not enrolled as a collector; 6 it is in use.
     """

@@ -44,7 +44,8 @@ def site_delegate(
     folder: SiteFolder = None,
     root: SiteRoot = None,
 ) -> None:
-    """Propose that these people sign the site's own policies, in place of those who did. It takes the threshold of targets.
+    """Propose who signs the site's own policies. These people, in place of those who did. It takes the threshold of
+    targets.
 
     From then on 'policy put FILE --site SITE' needs their signatures only. What the site may set stands in the allowances
     ('policy allow'); without any it may set nothing. With --autonomous and --folder or --root it is the site's own repository
@@ -70,7 +71,8 @@ def site_delegate(
 def site_show(
     fleet: Fleet, site: Annotated[str | None, typer.Argument(help="Only this one.")] = None, json: Json = False
 ) -> None:
-    """Delegated sites: who signs for them, how many must, and what of them is published or proposed; and sites that act alone.
+    """Show sites that sign or act for themselves. Who signs for them, how many must, and what of them is published or
+    proposed; and sites that act alone.
 
     EXIT STATUS: 0; 2 there is no such delegation.
     """
@@ -78,7 +80,7 @@ def site_show(
 
 
 def site_revoke(site: Name, fleet: Fleet) -> None:
-    """Propose that nobody signs for the site any more: its own policies count no longer. It takes the threshold of targets.
+    """Propose that nobody signs for the site any more. Its own policies count no longer. It takes the threshold of targets.
 
     EXIT STATUS: 0; 2 there is no such delegation.
     """
@@ -86,7 +88,7 @@ def site_revoke(site: Name, fleet: Fleet) -> None:
 
 
 def team_delegate(team: Team, key: Keys, fleet: Fleet, threshold: Threshold = 1) -> None:
-    """Propose that these people sign releases of their own, in place of those who did. It takes the threshold of targets.
+    """Propose who signs releases of the team. These people, in place of those who did. It takes the threshold of targets.
 
     From then on 'release add ... --team TEAM' needs their signatures only. A policy has to assign such a release before any
     device takes it.
@@ -99,7 +101,7 @@ def team_delegate(team: Team, key: Keys, fleet: Fleet, threshold: Threshold = 1)
 def team_show(
     fleet: Fleet, team: Annotated[str | None, typer.Argument(help="Only this one.")] = None, json: Json = False
 ) -> None:
-    """Teams: who signs for them, how many must, and what of them is published or proposed.
+    """Show teams, and who signs for them. How many must, and what of them is published or proposed.
 
     EXIT STATUS: 0; 2 there is no such delegation.
     """
@@ -107,7 +109,7 @@ def team_show(
 
 
 def team_revoke(team: Team, fleet: Fleet) -> None:
-    """Propose that nobody signs for the team any more: its releases count no longer. It takes the threshold of targets.
+    """Propose that nobody signs for the team any more. Its releases count no longer. It takes the threshold of targets.
 
     EXIT STATUS: 0; 2 there is no such delegation.
     """

@@ -9,7 +9,9 @@ import typer
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.output import Json, note, out, print_json
 
-app = typer.Typer(help="Revoked devices: certificates that count no longer before they end.", no_args_is_help=True)
+app = typer.Typer(
+    help="Revoke devices, and take them back. Their certificates count no longer before they end.", no_args_is_help=True
+)
 
 Ids = Annotated[list[str], typer.Argument(help="Device ids, 32 hexadecimal digits each, as the console shows them.")]
 
@@ -21,7 +23,7 @@ def revoke(
     fleet: Fleet,
     json: Json = False,
 ) -> None:
-    """Propose that devices are members no longer: once signed and published, neighbours and collectors refuse them.
+    """Propose that devices are members no longer. Once signed and published, neighbours and collectors refuse them.
 
     Each device drops its sessions with them as soon as it learns of it. What a revoked device holds, it keeps.
 
@@ -38,7 +40,7 @@ def revoke(
 
 @app.command()
 def restore(devices: Ids, fleet: Fleet, json: Json = False) -> None:
-    """Propose that revoked devices are members again, with the certificates that they have.
+    """Propose that revoked devices are members again. With the certificates that they have.
 
     EXIT STATUS: 0; 2 an id cannot be used, or is not revoked.
     """
@@ -52,7 +54,7 @@ def restore(devices: Ids, fleet: Fleet, json: Json = False) -> None:
 
 @app.command("list")
 def show(fleet: Fleet, json: Json = False) -> None:
-    """The deny list: what is published, and what is proposed beside it.
+    """Show the deny list. What is published, and what is proposed beside it.
 
     EXIT STATUS: 0.
     """

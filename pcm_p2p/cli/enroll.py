@@ -47,8 +47,9 @@ def desk(
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
 ) -> None:
-    """Issue certificates to devices that bring a token, and renew those of members, until SIGTERM or Ctrl-C. Holds the fleet
-    CA's key while it runs. Name its address in fleet.toml ([[desk]]): that is where devices renew, and where they relay others.
+    """Run the desk: it certifies devices that bring a token. And it renews certificates of members, until SIGTERM or
+    Ctrl-C. It holds the fleet CA's key while it runs. Name its address in fleet.toml ([[desk]]): that is where devices renew, and where they
+    relay others.
 
     EXIT STATUS: 0 ended on request; 2 the folder or address is wrong; 5 wrong passphrase, or another desk is at work.
     """
@@ -134,7 +135,8 @@ def list_tokens(
     every: Annotated[bool, typer.Option("--all", help="Also those that are worth nothing any more.")] = False,
     json: Json = False,
 ) -> None:
-    """The tokens that were made: what they are for, how often they were used, and whether they are still worth something.
+    """Show the tokens that were made. What they are for, how often they were used, and whether they are still worth
+    something.
 
     EXIT STATUS: 0; 2 not a fleet folder; 6 a record cannot be read.
     """
@@ -233,7 +235,7 @@ def join(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Enrol this device: makes its key, brings the token to the desk, and writes the state folder.
+    """Enrol this device, with a token. Makes its key, brings the token to the desk, and writes the state folder.
 
     A desk that cannot be reached is asked through neighbours: the seeds of the token, then members found by mDNS.
 

@@ -79,7 +79,8 @@ def pending(fleet: Fleet, site: Site = None, json: Json = False) -> None:
 
 
 def approve(fleet: Fleet, ids: Ids = None, every: Every = False, site: Site = None, shown: Shown = None) -> None:
-    """Let devices in: each gets its certificate when it asks the next time, which takes minutes with 'join --wait'.
+    """Let devices in that wait. Each gets its certificate when it asks the next time, which takes minutes with 'join
+    --wait'.
 
     With --all those that 'enroll pending' showed and that nobody has decided on; who came since is named, and waits.
 

@@ -12,14 +12,14 @@ from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.next_step import after_staging, refuse_without_keys
 from pcm_p2p.cli.output import Json, out, print_facts, print_json
 
-app = typer.Typer(help="The fleet folder: where an authority keeps keys and what it publishes.", no_args_is_help=True)
+app = typer.Typer(help="The fleet folder: keys, and what is published.", no_args_is_help=True)
 
 Fleet = Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="The fleet folder.")]
 
 
 @app.command()
 def stage(fleet: Fleet) -> None:
-    """Stage fleet.toml as it stands, for signing: origins, collectors, sites.
+    """Stage fleet.toml for signing: origins, collectors, sites.
 
     EXIT STATUS: 0; 2 fleet.toml is wrong.
     """
@@ -37,7 +37,7 @@ def activate(
     device: Annotated[list[str] | None, typer.Option(help="This device id; repeat it.")] = None,
     not_before: Annotated[str, typer.Option(help="Moment with offset, such as 2026-03-01T06:00:00+01:00.")] = "",
 ) -> None:
-    """Stage the activation: from then on, once signed and published, policies in mode enforce may change these devices.
+    """Stage the activation of devices. From then on, once signed and published, policies in mode enforce may change them.
 
     EXIT STATUS: 0; 2 the scope or the moment cannot be used.
     """
@@ -67,7 +67,7 @@ def renew(
         str, typer.Option(help="What to renew: root, targets, or a delegated role such as site-berlin.")
     ] = "targets",
 ) -> None:
-    """Propose what is published with a new lifetime, for signing, before the signatures of people expire.
+    """Propose what is published with a new lifetime. For signing, before the signatures of people expire.
 
     'pcm-p2p fleet check' says what comes near its end.
 
@@ -95,7 +95,7 @@ def refresh(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Sign the timestamp anew (and the snapshot when half of its life is over): run it daily where no desk runs.
+    """Sign the timestamp anew: daily, where no desk runs. And the snapshot when half of its life is over.
 
     EXIT STATUS: 0; 2 nothing was published yet; 5 refused, with the reason.
     """

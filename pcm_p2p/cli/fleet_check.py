@@ -13,7 +13,7 @@ def mount(fleet_app: typer.Typer) -> None:
 
 
 def check(fleet: Fleet, json: Json = False) -> None:
-    """When everything that is signed expires, whose signatures are missing, and which keys were never tested.
+    """Say what expires when, and whose signatures are missing. And which keys were never tested.
 
     Levels: warn and critical for root 180/90 and 30 days before its end, for targets 90/30 and 14, for sites and teams 30 and
     14, for what the publisher signs a third and a ninth of its life. A note is a choice, such as a threshold that one absent

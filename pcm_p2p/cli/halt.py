@@ -113,7 +113,7 @@ def order(
 
 @app.command(name="list")
 def list_(fleet: Fleet, json: Json = False) -> None:
-    """Halts of this fleet: what they stop, for whom, who ordered them, and whether they are in force.
+    """Show the halts of this fleet. What they stop, for whom, who ordered them, and whether they are in force.
 
     EXIT STATUS: 0.
     """

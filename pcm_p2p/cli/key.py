@@ -45,7 +45,8 @@ def new(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Make a key: Ed25519 in a file, encrypted under a passphrase; or ECDSA P-256 in a token, which it never leaves.
+    """Make a key, in a file or in a token. Ed25519 in a file, encrypted under a passphrase; or ECDSA P-256 in a token,
+    which it never leaves.
 
     EXIT STATUS: 0; 2 the file exists, the owner or passphrase cannot be used, or the token is not there; 5 wrong PIN.
     """
@@ -74,7 +75,8 @@ def show(
     token: Token = None,
     json: Json = False,
 ) -> None:
-    """The public side of a key: role, owner, key id, and its fingerprint in groups and as words. No passphrase is needed.
+    """Show the public side of a key. Role, owner, key id, and its fingerprint in groups and as words. No passphrase is
+    needed.
 
     EXIT STATUS: 0; 2 the file is absent, damaged, or readable by others, or the token is not there.
     """
@@ -93,7 +95,7 @@ def public(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Write the public side of a key to a small file that the key itself signs: proof that its maker holds the key.
+    """Write the public side of a key into a small file. The key itself signs it: proof that its maker holds the key.
 
     Carry it to whoever makes the fleet or delegates to you, and compare the words over the telephone.
 
@@ -129,7 +131,7 @@ def compare(
     path: Annotated[Path, typer.Argument(help="A key file or a public file.")],
     words: Annotated[list[str], typer.Argument(help="The twelve words that its owner reads aloud.")],
 ) -> None:
-    """Compare the words that a key's owner reads aloud with the key in a file, so that no eye skips one.
+    """Compare the words that a key's owner reads aloud. With the key in a file, so that no eye skips one.
 
     EXIT STATUS: 0 they are those of this key; 2 a word was misheard; 5 they are those of another key.
     """
@@ -192,7 +194,7 @@ def sign_challenge(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Let a key sign a challenge and verify it under the key that the fleet lists; says whose keys are still untested.
+    """Let a key sign a challenge, and verify that. Under the key that the fleet lists; says whose keys are still untested.
 
     What is signed is no document of the fleet and changes nothing. Where the fleet folder is not, test against its root with
     --root and --out, and carry the answer to the folder for --accept.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pcm_p2p.lab.scenario import Scenario
 
 app = typer.Typer(
-    help="A whole fleet on this machine: for a first look, training, sizing and tests.", no_args_is_help=True
+    help="A whole fleet on this machine. For a first look, training, sizing and tests.", no_args_is_help=True
 )
 
 
@@ -61,7 +61,8 @@ def up(
     folder: Folder = None,
     console_port: ConsolePort = 0,
 ) -> None:
-    """Bring up an authority, an origin, a collector with its console and a fleet, and let a real update spread.
+    """Bring up a whole fleet, and let a real update spread. An authority, an origin, a collector with its console, and
+    devices.
 
     Two versions of a real package are taken from the machine's package archive (no root needed), else two wheels. The fleet
     keeps running until Ctrl-C, which ends every process that was started and nothing else. No file outside the lab's folder

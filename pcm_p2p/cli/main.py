@@ -38,18 +38,23 @@ from pcm_p2p.cli import (
     store,
     workspace,
 )
+from pcm_p2p.cli.help_page import Sections, in_order
 from pcm_p2p.errors import PcmError, StorageError, exit_statuses
 from pcm_p2p.shown_text import shown
 
-EXIT_STATUS_HELP = "EXIT STATUS\n\n" + "\n\n".join(f"{status}: {text}" for status, text in exit_statuses().items())
+# \b: the lines of the paragraph stay as they are.
+EXIT_STATUS_HELP = "\b\nEXIT STATUS\n" + "\n".join(f"  {status}: {text}" for status, text in exit_statuses().items())
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """What a full or read-only disk answers: a matter of the machine, and no mistake of the program that a trace would show."""
 
 app = typer.Typer(
     name="pcm-p2p",
-    help="Peer-to-peer patch and configuration management: one WAN download per office, signed policy, honest compliance.",
+    help="Peer-to-peer patch and configuration management: one WAN download per office, signed policy, honest compliance.\n\n"
+    "New here? 'pcm-p2p lab up' brings a whole fleet up on this machine. 'pcm-p2p COMMAND --help' says what a command does and "
+    "how it ends; most print JSON with --json.",
     epilog=EXIT_STATUS_HELP,
+    cls=Sections,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -60,11 +65,16 @@ workspace.mount(fleet.app)
 people.mount(key.app, fleet.app)
 fleet_check.mount(fleet.app)
 fleet.app.add_typer(recover.app, name="recover")
+in_order(fleet.app, "init", "sheet", "stage", "activate", "check", "renew", "refresh", "workspace", "threshold")
+in_order(release.app, "add", "show", "plan")
+in_order(policy.app, "check", "put", "allow")
+in_order(enroll.app, "desk", "token", "list", "revoke", "join", "pending", "approve", "deny")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
 delegation.mount(site_alone.app)
+in_order(site_alone.app, "delegate", "show", "revoke", "found", "autonomous")
 app.add_typer(site_alone.app, name="site")
 app.add_typer(delegation.team_app, name="team")
 app.add_typer(halt.app, name="halt")

@@ -35,7 +35,7 @@ def new_authority(
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
 ) -> None:
-    """Replace the certificate authority in three steps: make it (no option), --use, --retire.
+    """Replace the certificate authority, in three steps. Make it (no option), --use, --retire.
 
     After each step: 'pcm-p2p sign', 'pcm-p2p publish', and time for all devices to read of it. Between --use and --retire
     devices renew their certificates; whoever did not is out after --retire and enrols again. Reports on their way are taken

@@ -38,7 +38,7 @@ def daemon(
     json_log: Annotated[bool, typer.Option("--json-log", help="One JSON object per log line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log debugging details too.")] = False,
 ) -> None:
-    """Run this endpoint's daemon until SIGTERM or Ctrl-C; both end it in order, with exit status 0.
+    """Run this device's daemon. SIGTERM or Ctrl-C ends it in order, with exit status 0.
 
     EXIT STATUS: 0 ended on request; 2 config.toml is wrong; 5 the identity is missing or refused; 6 the state folder is
     in use by another daemon or cannot be written.
@@ -176,8 +176,8 @@ def why(
     state: State = DEFAULT_STATE,
     json: Json = False,
 ) -> None:
-    """Why a release is where it is: each segment, its source and the reason, and what it would cost in every other way; or why a
-    check has its state.
+    """Why a release or a check stands where it does. Of a release: each segment, its source and the reason, and what it
+    would cost in every other way. Of a check: what it expects, and what it found.
 
     EXIT STATUS: 0; 2 nothing of that name is known here; 3 no daemon answers.
     """
@@ -222,7 +222,7 @@ def assess(
     json: Json = False,
     all_findings: Annotated[bool, typer.Option("--all", help="Show the passing checks too.")] = False,
 ) -> None:
-    """Run every assigned check now, report the result, and print it.
+    """Run every assigned check now. The result is reported, and printed.
 
     EXIT STATUS: 0 all pass; 1 a check fails, has an error or was not run; 3 no daemon answers.
     """
@@ -253,7 +253,7 @@ def assess(
 
 
 def doctor(state: State = DEFAULT_STATE, json: Json = False) -> None:
-    """Check this device's set-up without changing anything: identity, clock, folder, trust, peers, origin, collector.
+    """Check this device's set-up, and change nothing. Identity, clock, folder, trust, peers, origin, collector.
 
     EXIT STATUS: 0 every item is well; 1 an item needs attention; each comes with its next step.
     """

@@ -26,7 +26,7 @@ def serve(
     rate: Annotated[int, typer.Option(min=0, help="Bytes a second over all connections; 0 is without limit.")] = 0,
     port_file: PortFile = None,
 ) -> None:
-    """Serve a published tree over HTTP, read-only, with ranges, until SIGTERM or Ctrl-C.
+    """Serve a published tree over HTTP. Read-only, with ranges, until SIGTERM or Ctrl-C.
 
     Nobody trusts what serves these bytes: devices verify signatures and hashes. Put it behind any web server or CDN.
 

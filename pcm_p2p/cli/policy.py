@@ -28,7 +28,7 @@ def check(
     state: DeviceState = None,
     json: Json = False,
 ) -> None:
-    """Read policies as a device would, and say what is wrong with them: file, line, key and remedy.
+    """Read policies as a device would. Says what is wrong with them: file, line, key and remedy.
 
     With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says: as files
     say it, or as a device of the site trusts it (--state).
@@ -66,7 +66,7 @@ def put(
         str | None, typer.Option(help="The site whose own policy it is; its own keys sign it ('site delegate').")
     ] = None,
 ) -> None:
-    """Stage a policy for signing, in place of the one with the same id.
+    """Stage a policy for signing. In place of the one with the same id.
 
     EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, or it is beyond
     what the site may set.

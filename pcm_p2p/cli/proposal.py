@@ -27,7 +27,7 @@ def show(
     full: Full = False,
     json: Json = False,
 ) -> None:
-    """What is proposed, line by line, and whose signatures are there and missing.
+    """Show what is proposed, and whose signatures are missing. Line by line, as 'sign' shows it.
 
     EXIT STATUS: 0; 2 nothing is proposed; 5 the carried file is not what was signed.
     """
@@ -68,7 +68,8 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write the proposal into one file that people can judge and sign on machines without a network.
+    """Write what is proposed into a file, to be signed elsewhere. People can judge and sign it on machines without a
+    network.
 
     EXIT STATUS: 0; 2 nothing is proposed (for that role), it cannot be signed without another one, or the file cannot be
     written.
@@ -103,7 +104,7 @@ def bring(
     fleet: Fleet,
     json: Json = False,
 ) -> None:
-    """Bring a proposal, with its documents and whatever blobs are in it, into another copy of the fleet folder.
+    """Bring a carried proposal into this fleet folder. With its documents and whatever blobs are in it.
 
     EXIT STATUS: 0; 2 something else is proposed there; 5 it is of another fleet, outdated, or breaks a rule.
     """
@@ -129,7 +130,7 @@ def discard(
         list[str] | None, typer.Option(help="Only what is proposed for this role, such as site-berlin; repeat it.")
     ] = None,
 ) -> None:
-    """Drop what is proposed, with the signatures on it; nothing that is published changes.
+    """Drop what is proposed, with the signatures on it. Nothing that is published changes.
 
     EXIT STATUS: 0; 2 nothing is proposed for that role.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pcm_p2p.authority.people.playbook import Playbook
 
 app = typer.Typer(
-    help="What to do when something is lost or stolen: makes the proposal, and says what remains and for whom.",
+    help="What to do when something is lost or stolen. Makes the proposal, and says what remains and for whom.",
     no_args_is_help=True,
 )
 
@@ -41,7 +41,7 @@ def lost_laptop(
     threshold: Threshold = None,
     json: Json = False,
 ) -> None:
-    """All keys of a person are lost, and may be in other hands.
+    """All keys of a person are lost. They may be in other hands.
 
     EXIT STATUS: 0; 2 a new key is missing (the roles are named), or those who stay are too few.
     """
@@ -85,7 +85,7 @@ def stolen_online_key(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """The publisher's snapshot or timestamp key is stolen: both are replaced, since one alone would not heal.
+    """The publisher's snapshot or timestamp key is stolen. Both are replaced, since one alone would not heal.
 
     EXIT STATUS: 0.
     """
@@ -106,7 +106,7 @@ def stolen_site_key(
     remove: Annotated[bool, typer.Option("--remove", help="Nobody signs for the site any more.")] = False,
     json: Json = False,
 ) -> None:
-    """A key of a site is stolen: the site gets other keys, or none.
+    """A key of a site is stolen. The site gets other keys, or none.
 
     EXIT STATUS: 0; 2 nothing is delegated to the site, or no new key was given.
     """

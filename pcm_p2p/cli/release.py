@@ -43,7 +43,8 @@ def add(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Cut files into chunks and segments, with deltas from earlier versions, and stage the release for signing.
+    """Make a release of files, and stage it for signing. Cuts them into chunks and segments, with deltas from earlier
+    versions.
 
     Deltas start from the last three versions that a policy assigns, or devices report (--in-use); if there are none, from the
     last three. Stopping it loses nothing: segments that are finished are found again.
@@ -99,7 +100,7 @@ def show(
     version: Annotated[str | None, typer.Argument(help="Its version; the newest without it.")] = None,
     json: Json = False,
 ) -> None:
-    """Releases that are staged or published, or one of them in full.
+    """Show releases that are staged or published. Or one of them in full.
 
     EXIT STATUS: 0; 2 there is no such release.
     """

@@ -33,7 +33,7 @@ def plan(
     form: Annotated[FormChoice, typer.Option(help="How to undo inner compression.")] = FormChoice.auto,
     json: Json = False,
 ) -> None:
-    """What an update from OLD to NEW would cost an office, and which files in the container cost it.
+    """What an update from OLD to NEW would cost an office. And which files in the container cost it.
 
     Nothing is published or staged. It works in a folder of its own in TMPDIR, which needs some four times the size unpacked.
 

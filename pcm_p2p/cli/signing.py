@@ -51,7 +51,7 @@ def sign(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Show exactly what would be signed, then sign with one key: in the fleet folder, or a proposal that was carried here.
+    """Show exactly what would be signed, then sign with one key. In the fleet folder, or a proposal that was carried here.
 
     With --proposal no fleet folder is needed, and no network. The machine remembers what it saw of the fleet beside the key, and
     refuses a proposal that does not follow from it.
@@ -206,7 +206,7 @@ def merge(
     fleet: Fleet,
     json: Json = False,
 ) -> None:
-    """Add signatures that people made elsewhere to the proposal; each is verified before it is added.
+    """Add signatures that people made elsewhere. Each is verified before it is added to the proposal.
 
     What is over other bytes, by an unknown person, for another fleet or outdated is refused by name; the others are merged all
     the same. One that is there already is said to be.
@@ -257,7 +257,7 @@ def publish(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Bring a signed proposal into the origin tree: content first, the timestamp last, so that a reader never sees half.
+    """Bring what is signed into the origin tree. Content first, the timestamp last, so that a reader never sees half.
 
     What sites, teams or one person's halt signed is taken in with --only while other proposals wait for signatures.
 

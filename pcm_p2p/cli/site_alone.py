@@ -45,7 +45,7 @@ def found(
     passphrase_fd: passphrase.Descriptor = None,
     json: Json = False,
 ) -> None:
-    """Make the repository with which a site acts alone: its people's keys, its publisher's keys, its first root.
+    """Make the repository with which a site acts alone. Its people's keys, its publisher's keys, its first root.
 
     It is worked with like a fleet's folder ('policy put', 'release add', 'sign', 'publish --to' a folder on a device of the
     office). Its releases have names that begin with the site's name and '-'. Nothing of it counts before the fleet lists its
@@ -96,7 +96,7 @@ def autonomous(
     root: SiteRoot = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="The site acts alone no longer.")] = False,
 ) -> None:
-    """Propose that devices of a site trust the site's own repository, beside the fleet's and below it.
+    """Propose that devices trust a site's own repository. Those of the site, beside the fleet's and below it.
 
     What it may set stands in the allowances ('policy allow'). Listing another root later drops what devices trusted of the
     site before: that is how the fleet takes a site out of wrong hands.

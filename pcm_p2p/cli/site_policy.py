@@ -29,7 +29,7 @@ DeviceState = Annotated[
 
 
 def allow(file: Annotated[Path, typer.Argument(help="The allowances, TOML.")], fleet: Fleet) -> None:
-    """Stage what sites may set by themselves: releases, modes, kinds of resources and checks, paths, limits.
+    """Stage what sites may set by themselves. Releases, modes, kinds of resources and checks, paths, limits.
 
     The fleet's targets keys sign it. A site that it does not name has the table 'default', and without that sets nothing.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 
-app = typer.Typer(help="The chunks that this device keeps for itself and its neighbours.", no_args_is_help=True)
+app = typer.Typer(help="The chunks that this device keeps. For itself and its neighbours.", no_args_is_help=True)
 
 
 @app.callback()
@@ -59,7 +59,8 @@ def _answer(question: Callable[[], Any]) -> Any:
 
 @app.command()
 def stats(state: State = DEFAULT_STATE, json: Json = False) -> None:
-    """What is kept: how much is wanted, kept for the office, the last copy of the office, or surplus; and of which releases.
+    """Show what is kept, and of which releases. How much is wanted, kept for the office, the last copy of the office, or
+    surplus.
 
     EXIT STATUS: 0; 2 there is no store; 6 it cannot be read, or a daemon that does not answer uses it.
     """
@@ -152,7 +153,7 @@ def gc(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Drop surplus copies now: what is not wanted here, and what others of the office keep. Neighbours are told before.
+    """Drop surplus copies now. What is not wanted here, and what others of the office keep. Neighbours are told before.
 
     Without a running daemon nobody knows what the office keeps, so that everything a release on this device names stays.
 

@@ -23,7 +23,7 @@ def workspace(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a fleet folder out of what is published, verified like a device does, without any key of the fleet.
+    """Make a folder to sign in, out of what is published. It is verified like a device does, and holds no key of the fleet.
 
     People of a site or team stage and sign in it ('policy put --site', 'release add --team', 'sign', 'halt') and carry the result
     to whoever publishes ('proposal export'). Run it again to learn what is new; what is proposed here stays.

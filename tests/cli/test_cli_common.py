@@ -15,7 +15,7 @@ from repository_simulator import full_disk_from
 from typer.core import TyperGroup
 
 from pcm_p2p import __version__
-from pcm_p2p.cli import main, output
+from pcm_p2p.cli import help_page, main, output
 from pcm_p2p.daemon.log import configure
 from pcm_p2p.errors import StorageError, exit_statuses
 
@@ -28,7 +28,15 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
         yield path
 
 
+def groups(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, TyperGroup):
+        yield path
+        for name, below in command.commands.items():
+            yield from groups(below, (*path, name))
+
+
 COMMANDS = tuple(leaves(typer.main.get_command(main.app)))
+GROUPS = tuple(groups(typer.main.get_command(main.app)))
 
 
 def test_the_documented_commands_are_there() -> None:
@@ -47,6 +55,26 @@ def test_the_help_of_each_command_says_its_exit_status(path: tuple[str, ...], cl
     assert ended.status == 0
     assert "EXIT STATUS" in ended.out
     assert cli(*path, "-h").out == ended.out
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: " ".join(path) or "pcm-p2p")
+def test_lists_of_commands_are_whole_sentences_on_a_narrow_terminal(
+    path: tuple[str, ...], cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = cli(*path, "--help")
+    assert ended.status == 0
+    assert "..." not in ended.out.partition("Show this message and exit.")[2], (
+        "a first sentence is too long to be shown: end it earlier"
+    )
+
+
+def test_each_command_has_its_place_on_the_first_page(cli: Command) -> None:
+    listed = [name for names in help_page.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted({path[0] for path in COMMANDS})
+    shown = cli("--help").out
+    assert "Others:" not in shown
+    assert shown.index("First of all:") < shown.index("On the authority's machine:") < shown.index("On a device:")
 
 
 def test_the_table_of_exit_statuses_is_in_the_help(cli: Command) -> None:

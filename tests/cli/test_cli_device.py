@@ -48,7 +48,6 @@ STATUS: dict[str, Any] = {
     "site_repository": {"state": "fresh", "root": 1, "timestamp": 5, "snapshot": 2, "targets": 4, "reason": "why"},
     "activation": {"allowed": False, "why_not": "The fleet has no signed activation yet, so nothing is changed."},
     "gzip": {"usable": False, "why_not": "there is no /usr/bin/gzip and no /bin/gzip"},
-    "gzip": {"usable": True, "why_not": ""},
     "peers": {"sessions": 3, "site": 2, "known": 2},
     "releases": [RELEASE],
     "transfer": {"wan_in_bytes": 1_000, "wan_metadata_bytes": 1, "lan_in_bytes": 2_000, "lan_out_bytes": 3_000},
