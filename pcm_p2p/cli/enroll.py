@@ -47,9 +47,9 @@ def desk(
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
 ) -> None:
-    """Run the desk: it certifies devices that bring a token. And it renews certificates of members, until SIGTERM or
-    Ctrl-C. It holds the fleet CA's key while it runs. Name its address in fleet.toml ([[desk]]): that is where devices renew, and where they
-    relay others.
+    """Run the desk: it certifies devices that bring a token. And it renews certificates of members, until SIGTERM or Ctrl-C.
+    It holds the fleet CA's key while it runs. Name its address in fleet.toml ([[desk]]): that is where devices renew, and where
+    they relay others.
 
     EXIT STATUS: 0 ended on request; 2 the folder or address is wrong; 5 wrong passphrase, or another desk is at work.
     """
