@@ -70,10 +70,15 @@ class FleetCA:
     def der(self) -> bytes:
         return self._certificate.public_bytes(serialization.Encoding.DER)
 
-    def issue(self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS) -> bytes:
+    def issue(
+        self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS, site: str = ""
+    ) -> bytes:
         """A leaf certificate (DER) for a raw Ed25519 key whose holder was proven. It never outlives the authority.
 
-        Raises ``InputError`` for a key or role that cannot be certified.
+        ``site``: where its holder belongs, which neighbours go by. Raises ``InputError`` for a key, role or site that cannot be
+        certified.
         """
-        certificate = member_certificate(self._private_key, self._certificate, self.fleet, public_key, role, now, days)
+        certificate = member_certificate(
+            self._private_key, self._certificate, self.fleet, public_key, role, now, days, site
+        )
         return certificate.public_bytes(serialization.Encoding.DER)

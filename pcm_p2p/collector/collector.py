@@ -127,6 +127,7 @@ class Collector:
             self._hello(),
             device=link.device,
             role=link.role,
+            site=link.site,
             dialled=False,
             serve={RecordsPut: self._take},
             on_message=self._hear,

@@ -98,7 +98,7 @@ def _apply_service(state: Path) -> list[Item]:
 
 
 def _identity(state: Path) -> list[Item]:
-    from pcm_p2p.trust.identity import DeviceIdentity
+    from pcm_p2p.trust.identity import DeviceIdentity, peer_identity_untrusted
 
     folder = state / "identity"
     try:
@@ -120,7 +120,18 @@ def _identity(state: Path) -> list[Item]:
         return [
             Item("identity", "warn", text, "It should have been renewed long ago: is the daemon running, and the desk?")
         ]
+    certified, said = peer_identity_untrusted(identity.certificate_der).site, _site(state)
+    if certified and said and certified != said:
+        text = f"certified for site {certified}, which neighbours go by; config.toml says {said}"
+        return [Item("identity", "warn", text, "A device that moved is enrolled anew, with a token of its site.")]
     return [Item("identity", "ok", text)]
+
+
+def _site(state: Path) -> str:
+    try:
+        return load_config(state / "config.toml").device.site
+    except PcmError:
+        return ""  # said by what looks at the settings
 
 
 def _disk(state: Path) -> Item:

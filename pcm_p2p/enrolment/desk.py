@@ -185,7 +185,7 @@ class Desk:
             return _refuse(request, answer)
         reply = Reply(
             reason="",
-            certificate_der=self._authority.issue(request.public_key, record.role, now=now),
+            certificate_der=self._authority.issue(request.public_key, record.role, now=now, site=record.site),
             authorities_pem=self._identities.authorities(self._authority.pem),
             root=self._folder.root_bytes(record.root_version),
         )
@@ -216,7 +216,7 @@ class Desk:
         log.info("the certificate of %s %s was renewed", member.role, member.device_id)
         return Reply(
             reason="",
-            certificate_der=self._authority.issue(member.public_key, member.role, now=now),
+            certificate_der=self._authority.issue(member.public_key, member.role, now=now, site=member.site),
             authorities_pem=authorities,
         )
 

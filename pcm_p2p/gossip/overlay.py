@@ -395,6 +395,7 @@ class Overlay:
             hello,
             device=link.device,
             role=link.role,
+            site=link.site,
             dialled=link.dialled,
             serve=self._handlers.servers,
             on_message=on_message,

@@ -2,8 +2,9 @@
 
 =========  ========================================================================================
 authority  subject CN is the fleet id; basicConstraints CA, path 0; keyUsage keyCertSign; SKI
-member     one name, a URI ``spiffe://<fleet>/<role>/<device id>``; basicConstraints no CA; keyUsage
-           digitalSignature; extendedKeyUsage client and server, as every node is both; SKI, AKI
+member     one name, a URI ``spiffe://<fleet>/<role>/<device id>/<site>``; basicConstraints no CA; keyUsage
+           digitalSignature; extendedKeyUsage client and server, as every node is both; SKI, AKI. Without a
+           site: its holder was certified by hand, and is of the site that it says
 =========  ========================================================================================
 """
 
@@ -25,7 +26,10 @@ CERTIFICATE_DAYS = 365
 AUTHORITY_DAYS = 3_650
 BACKDATED = timedelta(days=1)
 
-NAME_URI = re.compile(r"spiffe://([0-9a-f]{32})/(device|collector|relay|desk)/([0-9a-f]{32})")
+NAME_URI = re.compile(
+    r"spiffe://([0-9a-f]{32})/(device|collector|relay|desk)/([0-9a-f]{32})(?:/([A-Za-z0-9][A-Za-z0-9._+~:=@-]{0,127}))?"
+)
+"""Fleet, role, device id, and the site in the alphabet of ``ids.check_name``."""
 FLEET_ID = re.compile(r"[0-9a-f]{32}")
 
 _PRIME = 2**255 - 19
@@ -42,13 +46,13 @@ def is_held_by_nobody(public_key: bytes) -> bool:
     return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _SMALL_ORDER
 
 
-def name_uri(fleet: str, role: str, device_id: DeviceId) -> str:
-    """The one name in a certificate. Raises ``InputError`` for a fleet or role that there cannot be."""
-    uri = f"spiffe://{fleet}/{role}/{device_id.hex()}"
+def name_uri(fleet: str, role: str, device_id: DeviceId, site: str = "") -> str:
+    """The one name in a certificate. Raises ``InputError`` for a fleet, role or site that there cannot be."""
+    uri = f"spiffe://{fleet}/{role}/{device_id.hex()}" + (f"/{site}" if site else "")
     if not NAME_URI.fullmatch(uri):
         raise InputError(
             f"{uri!r} cannot be certified",
-            remedy="Roles are device, collector, relay and desk; a fleet id is 32 hex digits.",
+            remedy="Roles are device, collector, relay and desk; a fleet id is 32 hex digits; a site has a name.",
         )
     return uri
 
@@ -101,6 +105,7 @@ def member_certificate(
     role: str,
     now: datetime,
     days: int,
+    site: str = "",
 ) -> x509.Certificate:
     """A leaf for the raw Ed25519 ``public_key``, signed by the authority's ``private_key``. Raises ``InputError``."""
     try:
@@ -118,7 +123,7 @@ def member_certificate(
         .not_valid_before(now - BACKDATED)
         .not_valid_after(min(now + timedelta(days=days), authority.not_valid_after_utc))
         .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name_uri(fleet, role, device_id))]),
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name_uri(fleet, role, device_id, site))]),
             critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -58,7 +58,7 @@ _PARSER_COMPLAINTS = (
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """What a certificate says. ``public_key`` is raw Ed25519; ``device_id`` follows from it."""
+    """What a certificate says. ``public_key`` is raw Ed25519; ``device_id`` follows from it. ``site``: empty if it says none."""
 
     device_id: DeviceId
     role: str
@@ -66,6 +66,7 @@ class PeerIdentity:
     public_key: bytes
     not_before: datetime
     not_after: datetime
+    site: str = ""
 
 
 class FleetRecord(msgspec.Struct, frozen=True):
@@ -87,7 +88,9 @@ class Issuer(Protocol):
     @property
     def pem(self) -> bytes: ...
 
-    def issue(self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS) -> bytes: ...
+    def issue(
+        self, public_key: bytes, role: str, *, now: datetime, days: int = CERTIFICATE_DAYS, site: str = ""
+    ) -> bytes: ...
 
 
 def fleet_of_authority(certificate: x509.Certificate) -> str:
@@ -199,11 +202,11 @@ def _identity_in(certificate: x509.Certificate) -> PeerIdentity:
     match = NAME_URI.fullmatch(names[0].value)
     if match is None:
         raise UntrustedBytes(f"certificate: {names[0].value[:120]!r} is not the name of a member")
-    fleet, role, named = match.groups()
+    fleet, role, named, site = match.groups()
     device_id = DeviceId.of_public_key(public_key)
     if device_id.hex() != named:
         raise UntrustedBytes("certificate: the name is of another key than the certificate's")
-    return PeerIdentity(device_id, role, fleet, public_key, not_before, not_after)
+    return PeerIdentity(device_id, role, fleet, public_key, not_before, not_after, site or "")
 
 
 def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

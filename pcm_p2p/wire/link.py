@@ -49,6 +49,8 @@ class PeerIdentity(Protocol):
     def role(self) -> str: ...
     @property
     def fleet(self) -> str: ...
+    @property
+    def site(self) -> str: ...
 
 
 Verify = Callable[[bytes], PeerIdentity]
@@ -62,7 +64,7 @@ class LinkFailed(TransferError):
 class Link:
     """An authenticated stream. ``host`` and ``port`` are the peer's end of the connection, not where it listens; ``began_s`` is
     when the handshake began, by ``trio.current_time``: the peer signed something that did not exist before. ``certificate_der``
-    is what it proved itself with, for asking ``LinkSecurity.verify`` again later."""
+    is what it proved itself with, for asking ``LinkSecurity.verify`` again later. ``site``: as certified, or empty."""
 
     stream: trio.SSLStream[trio.SocketStream]
     device: DeviceId
@@ -72,6 +74,7 @@ class Link:
     dialled: bool
     began_s: float = 0.0
     certificate_der: bytes = b""
+    site: str = ""
 
 
 @dataclass
@@ -114,7 +117,7 @@ async def _authenticate(tcp: trio.SocketStream, security: LinkSecurity, *, diall
         identity = security.verify(certificate)
         if identity.fleet != security.fleet:
             raise LinkFailed(f"{host}:{port}: a certificate of another fleet")
-        return Link(tls, identity.device_id, identity.role, host, port, dialled, began_s, certificate)
+        return Link(tls, identity.device_id, identity.role, host, port, dialled, began_s, certificate, identity.site)
     except LinkFailed:
         await trio.aclose_forcefully(tls)
         raise

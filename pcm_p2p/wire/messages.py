@@ -58,9 +58,10 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 class Hello(Message, frozen=True, tag=1):
     """``port`` is where I listen (0: nowhere); ``incarnation`` grows at each start and is persisted; ``weight`` is my wish
-    to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay (the certificate is what counts); ``uptime``
-    is how many sixteenths of the time I have been up lately (0: unknown); ``instance`` is drawn at each start of the process, so
-    that two processes with one identity can be told apart (all zero: unknown)."""
+    to fetch over the WAN (0 never … 16); ``role`` is device, collector or relay. Of role and ``site`` the certificate is what
+    counts, of the latter where it says one. ``uptime`` is how many sixteenths of the time I have been up lately (0: unknown);
+    ``instance`` is drawn at each start of the process, so that two processes with one identity can be told apart (all zero:
+    unknown)."""
 
     protocol: U32
     fleet: Text

@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import trio
 
 from pcm_p2p.errors import TransferError, UntrustedBytes
@@ -118,9 +119,10 @@ class SessionStatistics:
 class Session:
     """Made over a stream, then ``run`` in a nursery; ``run`` reports as started once both sides said Hello.
 
-    ``device`` and ``role`` are what the peer's certificate says (the caller's matter; the session only carries them for its
-    handlers). ``dialled`` is true on the side that opened the connection. ``on_start`` is awaited after Hello and before the
-    first message is delivered; requests of the peer may be served meanwhile. ``bye_reason`` is what the peer gave, if it did.
+    ``device``, ``role`` and ``site`` are what the peer's certificate says (the caller's matter; the session only carries them for
+    its handlers, and the site, where it is not empty, in the place of what the peer claims). ``dialled`` is true on the side that
+    opened the connection. ``on_start`` is awaited after Hello and before the first message is delivered; requests of the peer may
+    be served meanwhile. ``bye_reason`` is what the peer gave, if it did.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Session:
         *,
         device: DeviceId,
         role: str = "device",
+        site: str = "",
         dialled: bool,
         serve: Mapping[type[Message], Serve] | None = None,
         on_message: OnMessage | None = None,
@@ -139,6 +142,7 @@ class Session:
     ) -> None:
         self.device = device
         self.role = role
+        self._site = site
         self.dialled = dialled
         self.closed = trio.Event()
         self.closed_reason = ""
@@ -174,7 +178,7 @@ class Session:
 
     @property
     def peer_hello(self) -> Hello:
-        """What the peer said of itself. Only after ``run`` has started."""
+        """What the peer said of itself; its site as it is certified, where it is. Only after ``run`` has started."""
         assert self._peer_hello is not None, "the session has not started"
         return self._peer_hello
 
@@ -323,7 +327,7 @@ class Session:
             elif hello.fleet != self._hello.fleet:
                 self._end("peer is of another fleet")
             else:
-                self._peer_hello = hello
+                self._peer_hello = msgspec.structs.replace(hello, site=self._site) if self._site else hello
                 self._sent_at = self._heard_at = trio.current_time()
                 return frames[1:]
             return None

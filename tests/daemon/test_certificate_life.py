@@ -221,6 +221,20 @@ def test_a_collector_believes_no_report_that_is_dated_after_its_authors_certific
     assert _open_dated_untrusted(in_time, peer_identity_untrusted).device == identity.device_id
 
 
+def test_doctor_says_that_neighbours_go_by_the_site_of_the_certificate(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    authority = FleetCA.in_memory(FLEET, now=now)
+    identity = DeviceIdentity.create(tmp_path / "identity", authority, now=now)
+    der = authority.issue(identity.public_key, "device", now=now, site="berlin")
+    DeviceIdentity.install(identity.folder, der, authority.pem, identity.record)
+    for site, state in (("berlin", "ok"), ("paris", "warn")):
+        (tmp_path / "config.toml").write_text(f'[device]\nsite = "{site}"\n')
+        (item,) = doctor._identity(tmp_path)
+        assert item.state == state
+    assert "certified for site berlin" in item.what
+    assert "enrolled anew" in item.next_step
+
+
 @pytest.mark.parametrize(
     ("days_ago", "state", "what", "next_step"),
     [

@@ -600,8 +600,8 @@ def test_a_key_that_nobody_can_hold_is_not_certified(fleet: FleetFolder, number:
 
 def test_a_device_is_named_by_its_key_and_not_by_its_wish(fleet: FleetFolder) -> None:
     desk, key = Desk.open(fleet, WORDS), Ed25519PrivateKey.generate()
-    reply = desk.answer(request_for(create_token(fleet, desk=NOWHERE, role="collector"), key))
+    reply = desk.answer(request_for(create_token(fleet, desk=NOWHERE, role="collector", site="oslo"), key))
     desk.close()
     named = identity.peer_identity_untrusted(reply.certificate_der)
     assert named.device_id == DeviceId.of_public_key(key.public_key().public_bytes_raw())
-    assert (named.role, named.fleet) == ("collector", fleet.fleet_id)
+    assert (named.role, named.fleet, named.site) == ("collector", fleet.fleet_id, "oslo")

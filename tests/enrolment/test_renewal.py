@@ -122,13 +122,15 @@ async def test_a_member_gets_the_same_certificate_with_new_dates(
     fleet: FleetFolder, authority: FleetCA, tmp_path: Path, role: str
 ) -> None:
     old = member(authority, tmp_path / "identity", role=role)
-    DeviceIdentity.install(old.folder, old.certificate_der, authority.pem, FleetRecord(old.fleet, site="oslo"), b"{}")
+    der = authority.issue(old.public_key, role, now=clock() - timedelta(days=250), site="oslo")
+    DeviceIdentity.install(old.folder, der, authority.pem, FleetRecord(old.fleet, site="oslo"), b"{}")
     old = DeviceIdentity.load(old.folder)
     before = {path.name: path.read_bytes() for path in old.folder.iterdir()}
     async with desk_at_work(fleet) as address:
         new, brought = await renew(old, [NOWHERE, address], authority.pem, clock())
     assert (brought.address, brought.through) == (address, "")
     assert (new.device_id, new.role, new.fleet, new.public_key) == (old.device_id, role, old.fleet, old.public_key)
+    assert peer_identity_untrusted(new.certificate_der).site == "oslo"
     assert new.not_after > clock() + timedelta(days=364)
     assert new.record == old.record
     after = {path.name: path.read_bytes() for path in old.folder.iterdir() if path.name != ".lock"}

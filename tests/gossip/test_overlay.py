@@ -319,6 +319,27 @@ async def test_peers_of_another_site_are_peers_but_not_of_the_site(tmp_path: Pat
         assert (a.overlay.device, Route(False)) not in c.seen
 
 
+async def test_a_neighbour_is_of_the_site_that_its_certificate_says_whatever_it_claims(tmp_path: Path) -> None:
+    async with fleet_in(tmp_path) as fleet:
+        for name, site in (("a", "berlin"), ("liar", "paris"), ("honest", "berlin")):
+            identity = fleet.identity(name)
+            der = fleet.authority.issue(identity.public_key, "device", now=NOW, site=site)
+            DeviceIdentity.install(identity.folder, der, fleet.authority.pem, identity.record)
+        a = await fleet.start("a")
+        liar = await fleet.start("liar", a)  # its settings say berlin, and so does its hello
+        honest = await fleet.start("honest", a)
+        await a.until_peers(2)
+        assert {(peer.agent, peer.site, peer.same_site) for peer in a.overlay.peers()} == {
+            ("liar", "paris", False),
+            ("honest", "berlin", True),
+        }
+        assert [peer.agent for peer in a.overlay.site_peers()] == ["honest"]
+        assert a.overlay.known() == [honest.overlay.device], "nor is it dialled as one of the site"
+        await a.overlay.broadcast(Route(True), site_only=True)
+        await honest.until(lambda: (a.overlay.device, Route(True)) in honest.seen)
+        assert (a.overlay.device, Route(True)) not in liar.seen
+
+
 async def test_a_full_node_lets_nobody_else_in_and_keeps_those_it_has(tmp_path: Path) -> None:
     async with fleet_in(tmp_path) as fleet:
         a = await fleet.start("a", settings={"sessions_max": 1})

@@ -325,6 +325,45 @@ ATTACKS: tuple[Attack, ...] = (
         "authority/test_hardware_key.py::test_a_wrong_pin_says_so_is_tried_once_and_is_not_repeated_in_the_message",
         "authority/test_hardware_key.py::test_a_token_removed_between_the_question_and_the_signature_signs_nothing",
         "authority/test_hardware_key.py::test_the_last_attempts_before_a_token_locks_itself_are_told")),
+    Attack("10.38", "a blob with other bytes, in a carried workspace or on a rotten disk", "signer's machine",
+        "named before anything is committed or placed", (
+        "authority/test_publish.py::test_a_blob_with_other_bytes_is_named_before_devices_meet_it",
+        "authority/test_publish.py::test_a_blob_that_rotted_in_the_folder_comes_into_no_new_tree",
+        "authority/test_carrying.py::test_an_import_puts_a_blob_right_that_is_here_with_other_bytes",
+        "authority/test_carrying.py::test_a_proposal_is_not_exported_with_a_blob_that_has_other_bytes")),
+    Attack("10.39", "a planted volume of the audit log", "one authority", "neither signed nor published; shown whole", (
+        "authority/test_auditing.py::test_a_volume_after_a_gap_is_neither_signed_nor_published_and_the_next_change_leaves_it_out",
+        "authority/test_difference.py::test_what_is_no_log_is_shown_whole_under_the_name_of_one")),
+    Attack("10.40", "joining between the look at the queue and the word to let all in", "stranger", "named, and waits", (
+        "cli/test_cli_enroll.py::test_who_came_after_the_list_was_shown_is_not_let_in_with_all",
+        "enrolment/test_approval.py::test_who_left_or_came_with_another_token_makes_another_list")),
+    Attack("10.41", "a neighbour claims another site", "member", "its certificate's counts", (
+        "gossip/test_overlay.py::test_a_neighbour_is_of_the_site_that_its_certificate_says_whatever_it_claims",
+        "enrolment/test_enrolment.py::test_a_device_is_named_by_its_key_and_not_by_its_wish",
+        "enrolment/test_renewal.py::test_a_member_gets_the_same_certificate_with_new_dates")),
+    Attack("10.42", "halts without end by one key", "site key", "fifty at most; lifted in one signed step", (
+        "trust/test_halt.py::test_a_key_of_a_site_cannot_take_the_places_that_the_fleets_halts_need",
+        "trust/test_halt.py::test_all_halts_of_a_stolen_key_are_lifted_in_one_signed_step")),
+    Attack("10.43", "a halt is held back", "online keys", "frozen once what people signed has ended", (
+        "trust/test_halt.py::test_whoever_holds_a_halt_back_freezes_the_device_in_the_end",
+        "trust/test_halt.py::test_a_list_of_halts_that_is_withheld_stops_everything_new",
+        "daemon/test_privilege_separation.py::test_who_keeps_the_list_of_halts_back_gets_nothing_new_made",
+        "daemon/test_privilege_separation.py::test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows")),
+    Attack("10.44", "a site's policy beyond what it may set, carried to its signer", "one authority",
+        "refused by the signer's tool, in publishing and by devices", (
+        "authority/test_carrying.py::test_whoever_signs_for_a_site_elsewhere_has_it_judged_by_what_the_fleet_signed",
+        "authority/test_carrying.py::test_a_site_policy_that_devices_would_set_aside_is_not_published_though_it_was_signed_elsewhere",
+        "policy/test_precedence.py::test_whatever_a_site_signs_a_device_is_never_milder_than_the_fleet_alone_makes_it")),
+    Attack("10.45", "the disk is full at any step", "disk", "the last good stays; room is all that it takes", (
+        CRASHES + "test_on_a_full_disk_the_view_stays_and_room_is_all_that_it_takes",
+        "authority/test_auditing.py::test_on_a_full_disk_nothing_is_half_there_and_the_same_command_completes",
+        "authority/test_auditing.py::test_a_line_of_the_log_that_does_not_fit_leaves_nothing_of_itself",
+        "enrolment/test_approval.py::test_a_desk_on_a_full_disk_lets_nobody_in_for_nothing_and_costs_no_use")),
+    Attack("10.46", "SIGKILL while something is halted, lifted or published", "disk",
+        "the tree verifies; no halt goes by itself", (
+        "authority/test_delegated_publishing.py::test_killed_while_something_is_halted_or_lifted_no_device_sees_a_halt_go_by_itself",
+        "authority/test_delegated_publishing.py::test_killed_while_a_site_is_published_the_tree_is_whole",
+        "authority/test_publish.py::test_killed_at_any_step_the_tree_verifies_and_publishing_completes_it")),
 )  # fmt: skip
 
 

@@ -188,6 +188,19 @@ def test_a_certificate_never_outlives_its_authority() -> None:
     assert peer_identity_untrusted(der).not_after == NOW + timedelta(days=30)
 
 
+@pytest.mark.parametrize("site", ["", "berlin", "Berlin.2~x=y", "a" * 128])
+def test_a_certificate_says_the_site_of_its_holder_where_it_has_one(authority: FleetCA, site: str) -> None:
+    der = authority.issue(Ed25519PrivateKey.generate().public_key().public_bytes_raw(), "device", now=NOW, site=site)
+    assert verified_identity_untrusted(der, authority.pem, fleet=FLEET).site == site
+
+
+@pytest.mark.parametrize("site", ["a/b", "..", "b\n", " ", "ü", "a" * 129])
+def test_a_site_that_there_cannot_be_is_not_certified(authority: FleetCA, site: str) -> None:
+    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    with pytest.raises(InputError, match="cannot be certified"):
+        authority.issue(key, "device", now=NOW, site=site)
+
+
 @pytest.mark.parametrize("role", ["", "root", "device/x", "Device", "ca"])
 def test_a_role_that_there_is_not_cannot_be_certified(authority: FleetCA, role: str) -> None:
     with pytest.raises(InputError):
