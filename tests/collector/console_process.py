@@ -13,7 +13,7 @@ import httpx2
 import trio
 from console_client import PLAIN, token_of
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 @dataclass

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NO
 DESK = f"{CENTRE_ADDRESS}:8742"
 HELPER, NEWCOMER = DeviceName("office", "d01", 1), DeviceName("office", "d02", 2)
 CLI = [sys.executable, "-c", "import sys; from pcm_p2p.cli.main import run; sys.argv[0] = 'pcm-p2p'; sys.exit(run())"]
-START_S = 60.0
+START_S = 120.0
 
 
 @pytest.fixture(name="fleet")

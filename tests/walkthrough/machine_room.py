@@ -48,7 +48,7 @@ PROGRAMS = (
     "nft",
     "dpkg-deb",
 )
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 
 BOOT = r"""
 set -e
