@@ -20,6 +20,10 @@ from pcm_p2p.errors import DiskFull, InputError, StorageError
 
 SIZE_BYTES_MAX = 64 << 30
 """What a manifest of ``CHUNKS_MAX`` chunks of the largest average describes."""
+EXPANSION_MAX = 100
+EXPANSION_FREE_BYTES = 1 << 30
+"""Choices: what unpacks to more than a hundred times its size, and to more than 1 GiB, is a bomb. Packages unpack to two to seven
+times their size (``bench/delta.py``), the most that gzip can do is a thousand times."""
 
 
 def detect(path: Path) -> Form:
@@ -37,15 +41,25 @@ def detect(path: Path) -> Form:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def write_stored(source: Path, form: Form, destination: Path, *, size_bytes_max: int = SIZE_BYTES_MAX) -> None:
+def size_bytes_most(form: Form, delivered_bytes: int) -> int:
+    """How large the stored form of a file of ``delivered_bytes`` may become."""
+    if form == "exact":
+        return SIZE_BYTES_MAX
+    return min(SIZE_BYTES_MAX, max(EXPANSION_FREE_BYTES, EXPANSION_MAX * delivered_bytes))
+
+
+def write_stored(source: Path, form: Form, destination: Path, *, size_bytes_max: int | None = None) -> None:
     """Write the stored form of ``source`` to ``destination``, which must not exist, in bounded memory.
 
-    The same source gives the same bytes. Nothing is left at ``destination`` after an error: ``InputError`` names the source
-    and what is wrong with it, ``DiskFull`` and ``StorageError`` the destination.
+    It has at most ``size_bytes_max`` bytes, by default those of ``size_bytes_most``. The same source gives the same bytes.
+    Nothing is left at ``destination`` after an error: ``InputError`` names the source and what is wrong with it, ``DiskFull`` and
+    ``StorageError`` the destination.
     """
     try:
         with source.open("rb") as readable:
             readable.read(1)
+            if size_bytes_max is None:
+                size_bytes_max = size_bytes_most(form, os.fstat(readable.fileno()).st_size)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=source) from None
     try:

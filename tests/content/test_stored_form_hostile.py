@@ -23,8 +23,10 @@ import pytest
 import zstandard
 from content_samples import ar_of, noise, tar_of, text, xz_with_dictionary, zip_of_many
 
+from pcm_p2p.content import stored_form
 from pcm_p2p.content.form_zip import MEMBERS_MAX
-from pcm_p2p.content.stored_form import detect, write_stored
+from pcm_p2p.content.manifest import Form
+from pcm_p2p.content.stored_form import EXPANSION_MAX, SIZE_BYTES_MAX, detect, size_bytes_most, write_stored
 from pcm_p2p.errors import InputError
 
 DEB_HEAD = (("debian-binary", b"2.0\n"), ("control.tar", tar_of(control=b"Package: sample\n")))
@@ -94,6 +96,39 @@ def test_bombs_are_stopped_at_the_bound_in_bounded_memory(tmp_path: Path, suffix
     assert peak_mib < (220 if suffix == "zst" else 70)
 
 
+@pytest.mark.parametrize(
+    ("form", "delivered_bytes", "most_bytes"),
+    [
+        ("deb", 0, 1 << 30),
+        ("tar", 10 << 20, 1 << 30),
+        ("deb", 70_550_672, 7_055_067_200),
+        ("zip", 1 << 40, SIZE_BYTES_MAX),
+        ("exact", 1, SIZE_BYTES_MAX),
+    ],
+)
+def test_how_large_a_file_may_unpack_follows_from_its_own_size(
+    form: Form, delivered_bytes: int, most_bytes: int
+) -> None:
+    assert size_bytes_most(form, delivered_bytes) == most_bytes
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("tar", "gz"), ("zip", "zip")])
+def test_a_release_is_not_made_of_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, suffix: str
+) -> None:
+    monkeypatch.setattr(stored_form, "EXPANSION_FREE_BYTES", 1 << 20)
+    bomb = tmp_path / f"bomb.{suffix}"
+    if form == "tar":
+        bomb.write_bytes(packed_zeros(16, "gz"))
+    else:
+        with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("zeros", bytes(16 << 20))
+    assert bomb.stat().st_size * EXPANSION_MAX < 16 << 20, "it is one"
+    with pytest.raises(InputError, match=r"bomb\.\w+: unpacks to more than \d+ bytes"):
+        write_stored(bomb, form, tmp_path / "stored")
+    assert not (tmp_path / "stored").exists()
+
+
 @needs_proc
 def test_a_zip_bomb_is_stopped_before_it_is_unpacked(tmp_path: Path) -> None:
     out = io.BytesIO()
@@ -112,7 +147,7 @@ def test_members_of_a_zip_that_share_their_bytes_are_refused(tmp_path: Path) -> 
     source.write_bytes(zip_of_many(2000, data=bytes(1 << 20), overlapping=True))
     assert source.stat().st_size < 200_000
     with pytest.raises(InputError, match="'0000000' and '0000001' share bytes"):
-        write_stored(source, "zip", tmp_path / "stored")
+        write_stored(source, "zip", tmp_path / "stored", size_bytes_max=SIZE_BYTES_MAX)
     assert not (tmp_path / "stored").exists()
 
 
