@@ -373,6 +373,8 @@ def _follow(folder: FleetFolder, origin: Path, *, content: bool) -> Published:
             for path, info in document.signed.targets.items():
                 name = target_file(path, info.hashes["sha256"])
                 if not (origin / name).exists():
+                    if (folder.path / "repository" / name).exists():
+                        folder.files.read(path, info)  # whole, or devices would refuse all of the tree
                     _place(folder.path / "repository" / name, origin / name)
                     added += 1
     names = [f"{document.signed.version}.{role}.json" for role, document in documents.named()]

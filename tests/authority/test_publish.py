@@ -146,6 +146,18 @@ def test_a_blob_that_rotted_in_the_folder_comes_into_no_new_tree(fleet: Reposito
     assert (other / "segments" / name[:2] / name).read_bytes() == blob
 
 
+def test_a_document_that_rotted_in_the_folder_comes_into_no_new_tree(
+    fleet: RepositorySimulator, tmp_path: Path
+) -> None:
+    (file,) = (fleet.fleet.path / "repository" / "targets" / "policies").glob("*.toml")
+    file.unlink()  # the tree's is a second link of it
+    file.write_bytes(b"version = 2\n")
+    with pytest.raises(StorageError, match="is damaged, or was altered"):
+        publish(fleet.fleet, tmp_path / "other-tree", fleet.keys)
+    assert not (tmp_path / "other-tree" / "metadata").exists(), "the timestamp comes last"
+    fleet.publish()  # where it is placed already it is as it was
+
+
 def test_what_breaks_a_rule_is_not_published(fleet: RepositorySimulator) -> None:
     def md5(targets: Targets) -> None:
         targets.targets["policies/first.toml"].hashes = {"md5": "0" * 32}
