@@ -51,6 +51,8 @@ def site_delegate(
     ('policy allow'); without any it may set nothing. With --autonomous and --folder or --root it is the site's own repository
     that devices trust, which needs no publisher of the fleet's: the same as 'site autonomous'.
 
+    Example: pcm-p2p site delegate berlin --key bea.pub --fleet fleet
+
     EXIT STATUS: 0; 2 the site, a key, a root or the threshold cannot be used; 5 the site's first root lacks signatures.
     """
     from pcm_p2p.errors import InputError

@@ -27,6 +27,8 @@ def revoke(
 
     Each device drops its sessions with them as soon as it learns of it. What a revoked device holds, it keeps.
 
+    Example: pcm-p2p device revoke 90eb2fd73c978d2bb3f50a29a641b9ce --reason stolen --fleet fleet
+
     EXIT STATUS: 0; 2 an id or the reason cannot be used.
     """
     from pcm_p2p.authority.repository import FleetFolder

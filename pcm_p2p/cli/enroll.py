@@ -91,6 +91,8 @@ def token(
     With --approval it may lie in an image that many devices start from: what it is worth is a place in the queue of those whom
     'pcm-p2p enroll approve' lets in.
 
+    Example: pcm-p2p enroll token --site berlin --uses 3 --desk desk.example.org:8742 --fleet fleet
+
     EXIT STATUS: 0; 2 an option cannot be used.
     """
     from pcm_p2p.authority.repository import FleetFolder
@@ -238,6 +240,8 @@ def join(
     """Enrol this device, with a token. Makes its key, brings the token to the desk, and writes the state folder.
 
     A desk that cannot be reached is asked through neighbours: the seeds of the token, then members found by mDNS.
+
+    Example: pcm-p2p enroll join pcm1.AAAA --state /var/lib/pcm-p2p
 
     EXIT STATUS: 0; 1 a person must let this device in first; 2 no token, enrolled already, or a setting is wrong; 5 the desk
     refuses; 6 a daemon is at work, or the folder cannot be written; 7 the desk cannot be reached.

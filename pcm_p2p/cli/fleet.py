@@ -39,6 +39,8 @@ def activate(
 ) -> None:
     """Stage the activation of devices. From then on, once signed and published, policies in mode enforce may change them.
 
+    Example: pcm-p2p fleet activate --site berlin --fleet fleet
+
     EXIT STATUS: 0; 2 the scope or the moment cannot be used.
     """
     from pcm_p2p.authority.repository import FleetFolder

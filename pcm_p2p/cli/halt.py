@@ -59,6 +59,8 @@ def order(
     A root or targets key stops the whole fleet, the key of a site its devices, the key of a team its releases. A change that is
     under way is finished or rolled back. Nothing that is proposed besides is published along.
 
+    Example: pcm-p2p halt openssl@3.0.15-1 --reason 'does not start' --fleet fleet --key alice.key --to origin
+
     EXIT STATUS: 0; 2 the release is unknown, or the key may not halt; 5 wrong passphrase, or refused by the publisher.
     """
     from pcm_p2p.authority import halting

@@ -37,6 +37,15 @@ class Sections(TyperGroup):
                     formatter.write_dl(rows)
 
 
+def name_types(command: Any) -> None:
+    """Let options that may be repeated be shown like others, ``<path>`` and not ``<list[Path]>``: below ``command``, too."""
+    for one in getattr(command, "commands", {}).values():
+        name_types(one)
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.multiple and parameter.metavar is None:
+            parameter.metavar = "<path>" if "Path" in parameter.bare_type() else "<str>"
+
+
 def in_order(app: typer.Typer, *names: str) -> None:
     """Let the commands of ``app`` be listed as ``names`` say, and before all that are not named."""
 

@@ -48,6 +48,8 @@ def new(
     """Make a key, in a file or in a token. Ed25519 in a file, encrypted under a passphrase; or ECDSA P-256 in a token,
     which it never leaves.
 
+    Example: pcm-p2p key new alice.key --role root --owner alice
+
     EXIT STATUS: 0; 2 the file exists, the owner or passphrase cannot be used, or the token is not there; 5 wrong PIN.
     """
     from pcm_p2p.authority.keys import hardware_key, keyfile

@@ -38,7 +38,7 @@ from pcm_p2p.cli import (
     store,
     workspace,
 )
-from pcm_p2p.cli.help_page import Sections, in_order
+from pcm_p2p.cli.help_page import Sections, in_order, name_types
 from pcm_p2p.errors import PcmError, StorageError, exit_statuses
 from pcm_p2p.shown_text import shown
 
@@ -112,6 +112,7 @@ def _command() -> TyperGroup:
     """All commands, made once a process: that takes 0.2 s of computing, which a caller of many commands pays once."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup), "an application with groups of commands is one"
+    name_types(group)
     return group
 
 

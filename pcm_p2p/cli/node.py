@@ -179,6 +179,8 @@ def why(
     """Why a release or a check stands where it does. Of a release: each segment, its source and the reason, and what it
     would cost in every other way. Of a check: what it expects, and what it found.
 
+    Example: pcm-p2p why openssl
+
     EXIT STATUS: 0; 2 nothing of that name is known here; 3 no daemon answers.
     """
     facts = ask(state, "why", name=release)

@@ -33,6 +33,8 @@ def check(
     With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says: as files
     say it, or as a device of the site trusts it (--state).
 
+    Example: pcm-p2p policy check base.toml
+
     EXIT STATUS: 0 all can be used; 2 the first that cannot, with its error.
     """
     policies = [_read(path)[0] for path in files]
@@ -67,6 +69,8 @@ def put(
     ] = None,
 ) -> None:
     """Stage a policy for signing. In place of the one with the same id.
+
+    Example: pcm-p2p policy put base.toml --fleet fleet
 
     EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, or it is beyond
     what the site may set.

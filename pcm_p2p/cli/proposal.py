@@ -71,6 +71,8 @@ def export(
     """Write what is proposed into a file, to be signed elsewhere. People can judge and sign it on machines without a
     network.
 
+    Example: pcm-p2p proposal export friday.proposal --fleet fleet
+
     EXIT STATUS: 0; 2 nothing is proposed (for that role), it cannot be signed without another one, or the file cannot be
     written.
     """
@@ -105,6 +107,8 @@ def bring(
     json: Json = False,
 ) -> None:
     """Bring a carried proposal into this fleet folder. With its documents and whatever blobs are in it.
+
+    Example: pcm-p2p proposal import friday.proposal --fleet fleet
 
     EXIT STATUS: 0; 2 something else is proposed there; 5 it is of another fleet, outdated, or breaks a rule.
     """

@@ -49,6 +49,8 @@ def add(
     Deltas start from the last three versions that a policy assigns, or devices report (--in-use); if there are none, from the
     last three. Stopping it loses nothing: segments that are finished are found again.
 
+    Example: pcm-p2p release add openssl 3.0.15-1 openssl_3.0.15-1_amd64.deb --fleet fleet
+
     EXIT STATUS: 0; 2 a file or base cannot be used, the version exists with other content, or the team signs nothing; 6 no room
     on the disk.
     """

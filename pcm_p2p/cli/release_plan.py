@@ -37,6 +37,8 @@ def plan(
 
     Nothing is published or staged. It works in a folder of its own in TMPDIR, which needs some four times the size unpacked.
 
+    Example: pcm-p2p release plan openssl_3.0.14-1_amd64.deb openssl_3.0.15-1_amd64.deb
+
     EXIT STATUS: 0; 2 a file cannot be used, or there is no such release; 6 no room on the disk.
     """
     from pcm_p2p.content.packing import processes_here

@@ -56,6 +56,8 @@ def sign(
     With --proposal no fleet folder is needed, and no network. The machine remembers what it saw of the fleet beside the key, and
     refuses a proposal that does not follow from it.
 
+    Example: pcm-p2p sign --fleet fleet --key alice.key
+
     EXIT STATUS: 0; 2 nothing is proposed, the key has no part in it, or the question was answered no; 5 wrong passphrase,
     damaged key file, a proposal that breaks a rule, or one that does not follow from what this machine has seen.
     """
@@ -211,6 +213,8 @@ def merge(
     What is over other bytes, by an unknown person, for another fleet or outdated is refused by name; the others are merged all
     the same. One that is there already is said to be.
 
+    Example: pcm-p2p merge alice.sig bob.sig --fleet fleet
+
     EXIT STATUS: 0; 2 a file is no signature file (nothing was merged); 5 one or more were refused.
     """
     from pcm_p2p.authority.carry.carrying import merge as bring
@@ -260,6 +264,8 @@ def publish(
     """Bring what is signed into the origin tree. Content first, the timestamp last, so that a reader never sees half.
 
     What sites, teams or one person's halt signed is taken in with --only while other proposals wait for signatures.
+
+    Example: pcm-p2p publish --fleet fleet --to origin
 
     EXIT STATUS: 0; 2 the publisher's keys are not in the folder; 5 signatures are missing (their owners are named), a rule is
     broken, or the tree is ahead of this folder.

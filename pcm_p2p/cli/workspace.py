@@ -28,6 +28,8 @@ def workspace(
     People of a site or team stage and sign in it ('policy put --site', 'release add --team', 'sign', 'halt') and carry the result
     to whoever publishes ('proposal export'). Run it again to learn what is new; what is proposed here stays.
 
+    Example: pcm-p2p fleet workspace berlin --from https://updates.example.org --root 1.root.json
+
     EXIT STATUS: 0; 2 the folder or root cannot be used; 5 what is there cannot be believed, or is older than what is here; 7 it
     did not deliver.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,37 @@ def test_a_table_in_a_pipe_has_one_line_a_row_whatever_the_width(
 @pytest.mark.parametrize(("number", "said"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries")])
 def test_things_are_counted_as_people_count_them(number: int, said: str) -> None:
     assert output.counted(number, "entry", "entries") == said
+
+
+def examples() -> Iterator[str]:
+    def below(command: Any) -> Iterator[str]:
+        for one in command.commands.values() if isinstance(command, TyperGroup) else ():
+            yield from below(one)
+        for paragraph in (command.help or "").split("\n\n"):
+            if paragraph.startswith("Example: "):
+                yield " ".join(paragraph.removeprefix("Example: ").split())
+
+    return below(typer.main.get_command(main.app))
+
+
+EXAMPLES = tuple(examples())
+
+
+def test_what_a_newcomer_needs_first_has_an_example() -> None:
+    for needed in ("release add", "policy put", "sign", "publish", "enroll token", "enroll join", "halt", "key new"):
+        assert any(example.startswith(f"pcm-p2p {needed} ") for example in EXAMPLES), needed
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_of_the_help_can_be_typed(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as it would be when typed, up to where the command would run."""
+    monkeypatch.delenv("PCM_P2P_FLEET", raising=False)
+    command: Any = typer.main.get_command(main.app)
+    program, *words = shlex.split(example)
+    assert program == "pcm-p2p"
+    while isinstance(command, TyperGroup):
+        with command.make_context(program, words) as context:
+            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert command is not None, name
+    with command.make_context(program, words) as context:
+        assert not context.args
