@@ -116,7 +116,8 @@ _decoder = msgspec.msgpack.Decoder(_Signed)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record whose signature and certificate were verified: built by ``open_record_untrusted`` only."""
+    """A record whose signature and certificate were verified: built by ``open_record_untrusted`` only. ``site``: of its author as
+    certified, where whoever opened it looked."""
 
     key: RecordKey
     previous: bytes
@@ -126,6 +127,7 @@ class Record:
     data: bytes
     _wrapped: Mapping[bytes, bytes]
     _sealed: bytes
+    site: str = ""
 
     @property
     def device(self) -> DeviceId:

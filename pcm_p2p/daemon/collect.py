@@ -8,6 +8,7 @@ signed, see ``collect_trust``), ``collector/seal.key`` (opens reports), ``collec
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import secrets
 import signal
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
+import msgspec
 import trio
 from nacl.public import PrivateKey
 
@@ -182,7 +184,7 @@ def _open_dated_untrusted(data: bytes, verify_author: Callable[[bytes], PeerIden
     record = open_record_untrusted(data, keep)
     if record.created_ms > authors[-1].not_after.timestamp() * 1_000:
         raise UntrustedBytes("record: dated after the end of its author's certificate")
-    return record
+    return dataclasses.replace(record, site=authors[-1].site)
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +206,9 @@ def _no_releases(_index: Index, _documents: Mapping[str, bytes]) -> tuple[str, .
 
 
 def _unseal(record: Record, seal_key: PrivateKey) -> ReportBody:
-    return unseal_untrusted(record, bytes(seal_key))
+    """The report; its site is the certified one, where there is one: nobody is counted among the devices of another office."""
+    body = unseal_untrusted(record, bytes(seal_key))
+    return msgspec.structs.replace(body, site=record.site) if record.site else body
 
 
 def _seal(identity: DeviceIdentity, streams: Sequence[Acknowledged], issued_ms: int) -> bytes:

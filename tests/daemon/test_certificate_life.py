@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
+import msgspec
 import nacl.utils
 import pytest
 import trio
@@ -16,9 +17,10 @@ from nacl.public import PrivateKey
 
 from pcm_p2p.authority.fleet_ca import FleetCA
 from pcm_p2p.compliance.record import RecordKey, SealKey, seal_record
+from pcm_p2p.compliance.report import SCHEMA, Platform, ReportBody, Trust, pack
 from pcm_p2p.daemon import doctor
 from pcm_p2p.daemon import renewal as renewal_module
-from pcm_p2p.daemon.collect import _open_dated_untrusted
+from pcm_p2p.daemon.collect import _open_dated_untrusted, _unseal
 from pcm_p2p.daemon.renewal import Renewal
 from pcm_p2p.enrolment.admittance import GRACE
 from pcm_p2p.enrolment.errand import Brought, NotTheDesk
@@ -197,15 +199,17 @@ async def test_a_clock_that_is_set_is_noticed_at_the_next_look(world: World, aut
 # What an ended certificate is worth
 
 
-def record_of(identity: DeviceIdentity, created: datetime) -> bytes:
+def record_of(
+    identity: DeviceIdentity, created: datetime, packed: bytes = b"packed", seal_key: PrivateKey | None = None
+) -> bytes:
     return seal_record(
-        b"packed",
+        packed,
         sign=identity.sign,
         certificate=identity.certificate_der,
         key=RecordKey(identity.device_id, 1, 1),
         previous=bytes(32),
         created_ms=int(created.timestamp() * 1_000),
-        collectors=[SealKey(bytes(PrivateKey.generate().public_key))],
+        collectors=[SealKey(bytes((seal_key or PrivateKey.generate()).public_key))],
         random_bytes=nacl.utils.random,
     )
 
@@ -219,6 +223,28 @@ def test_a_collector_believes_no_report_that_is_dated_after_its_authors_certific
         _open_dated_untrusted(late, peer_identity_untrusted)
     in_time = record_of(identity, identity.not_after - timedelta(seconds=1))
     assert _open_dated_untrusted(in_time, peer_identity_untrusted).device == identity.device_id
+
+
+@pytest.mark.parametrize(("certified", "counted"), [("berlin", "berlin"), ("", "paris")])
+def test_a_collector_counts_a_device_at_the_site_that_its_certificate_says(
+    authority: FleetCA, tmp_path: Path, certified: str, counted: str
+) -> None:
+    identity, seal_key = DeviceIdentity.create(tmp_path / "identity", authority, now=BEGAN), PrivateKey.generate()
+    der = authority.issue(identity.public_key, "device", now=BEGAN, site=certified)
+    DeviceIdentity.install(identity.folder, der, authority.pem, identity.record)
+    identity = DeviceIdentity.load(identity.folder)
+    body = ReportBody(
+        schema=SCHEMA,
+        device=identity.device_id.hex(),
+        site="paris",
+        hostname="liar",
+        created_ms=int(BEGAN.timestamp() * 1_000),
+        agent_version="1",
+        platform=Platform("debian", "12", "x86_64"),
+        trust=Trust(1, 1, 1, 1, "fresh"),
+    )
+    record = _open_dated_untrusted(record_of(identity, BEGAN, pack(body), seal_key), peer_identity_untrusted)
+    assert _unseal(record, seal_key) == msgspec.structs.replace(body, site=counted)
 
 
 def test_doctor_says_that_neighbours_go_by_the_site_of_the_certificate(tmp_path: Path) -> None:

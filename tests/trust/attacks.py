@@ -337,10 +337,11 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("10.40", "joining between the look at the queue and the word to let all in", "stranger", "named, and waits", (
         "cli/test_cli_enroll.py::test_who_came_after_the_list_was_shown_is_not_let_in_with_all",
         "enrolment/test_approval.py::test_who_left_or_came_with_another_token_makes_another_list")),
-    Attack("10.41", "a neighbour claims another site", "member", "its certificate's counts", (
+    Attack("10.41", "a member claims another site, to neighbours or in reports", "member", "its certificate's counts", (
         "gossip/test_overlay.py::test_a_neighbour_is_of_the_site_that_its_certificate_says_whatever_it_claims",
         "enrolment/test_enrolment.py::test_a_device_is_named_by_its_key_and_not_by_its_wish",
-        "enrolment/test_renewal.py::test_a_member_gets_the_same_certificate_with_new_dates")),
+        "enrolment/test_renewal.py::test_a_member_gets_the_same_certificate_with_new_dates",
+        "daemon/test_certificate_life.py::test_a_collector_counts_a_device_at_the_site_that_its_certificate_says")),
     Attack("10.42", "halts without end by one key", "site key", "fifty at most; lifted in one signed step", (
         "trust/test_halt.py::test_a_key_of_a_site_cannot_take_the_places_that_the_fleets_halts_need",
         "trust/test_halt.py::test_all_halts_of_a_stolen_key_are_lifted_in_one_signed_step")),
