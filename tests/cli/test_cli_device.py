@@ -287,10 +287,12 @@ async def test_a_token_makes_a_device_and_is_used_up(cli: Command, fleet: Path, 
     assert {item["name"]: item["state"] for item in examined.facts} | {"disk": "ok"} == {
         "state folder": "ok",
         "config.toml": "ok",
-        "identity": "ok",
+        "identity": "warn",
         "disk": "ok",
         "daemon": "bad",
     }
+    (identity,) = (item for item in examined.facts if item["name"] == "identity")
+    assert "certified for site paris, which neighbours go by; config.toml says lyon" in identity["what"]
     async with Answers().at(state):
         examined = await elsewhere(cli, "doctor", "--state", state)
     table = {row[:13].strip(): row for row in examined.out.splitlines()}
