@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pcm_p2p.content.ingest import IngestProgress
 
 Level = Annotated[
-    int, typer.Option(min=0, max=22, help="How hard to compress: zstd below 19, xz from there; 0 does not.")
+    int, typer.Option(min=0, max=22, help="How hard to compress: zstd below 13, xz from there; 0 does not.")
 ]
 
 

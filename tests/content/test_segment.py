@@ -49,13 +49,22 @@ def _decode(blob: bytes, chunks: list[Chunk]) -> list[Chunk]:
     return list(decode_full_untrusted(blob, [one.id for one in chunks], [len(one.data) for one in chunks]))
 
 
-@pytest.mark.parametrize("level", [0, 1, 18, 19, 22])
+@pytest.mark.parametrize("level", [0, 1, 12, 13, 17, 19, 22])
 def test_a_segment_gives_back_its_chunks(level: int) -> None:
     chunks = [*chunks_of(1, 70_000, 300_000), Chunk.of(text(500_000)), Chunk.of(b"\0" * 200_000)]
     blob = encode_full((chunk.data for chunk in chunks), level)
     assert blob == encode_full((chunk.data for chunk in chunks), level), "the same chunks make the same blob"
     assert blob.startswith(XZ_MAGIC) == (level >= LEVEL_XZ)
     assert _decode(blob, chunks) == chunks
+
+
+def test_a_higher_level_is_never_larger_on_what_compresses() -> None:
+    data = text(600_000)
+    steps = [len(encode_full([data], level)) for level in (3, LEVEL_XZ - 1, LEVEL_XZ, 17, 19)]
+    assert steps == sorted(steps, reverse=True), "and where zstd ends xz begins with less"
+    assert steps[2] < steps[1]
+    assert encode_full([data], 16) == encode_full([data], LEVEL_XZ)
+    assert encode_full([data], 21) == encode_full([data], 19)
 
 
 def test_segments_of_code_are_filtered_and_others_not() -> None:
@@ -66,13 +75,13 @@ def test_segments_of_code_are_filtered_and_others_not() -> None:
         code += rng.randbytes(3) + b"\xe8"
         code += ((rng.choice(targets) - len(code) - 4) % (1 << 32)).to_bytes(4, "little")
     for data, filtered in ((bytes(code), True), (text(400_000), False), (noise(400_000), False), (b"\0" * 9, False)):
-        blob = encode_full([data], LEVEL_XZ)
+        blob = encode_full([data], 19)
         filters = [{"id": lzma.FILTER_X86}] if filtered else []
         packer = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": SEGMENT_OUTPUT_BYTES_MAX}
         assert blob == lzma.compress(data, check=lzma.CHECK_NONE, filters=[*filters, packer])
         assert unpack_blob_untrusted(blob, len(data)) == data
     plain = lzma.compress(bytes(code), check=lzma.CHECK_NONE, preset=6)
-    assert len(encode_full([bytes(code)], LEVEL_XZ)) < 0.9 * len(plain)
+    assert len(encode_full([bytes(code)], 19)) < 0.9 * len(plain)
 
 
 @pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 256 << 10])
