@@ -321,18 +321,19 @@ class _Worker:
                 return  # it may have said why before it ended
 
     def _receive(self, size_bytes: int) -> bytes:
-        data = bytearray(size_bytes)
-        view = memoryview(data)
-        while view:
+        """So many bytes. The pipe holds more than most chunks have: one read is nearly always enough, and copies nothing."""
+        parts, left = list[bytes](), size_bytes
+        while left:
             self._wait(self._answers, select.POLLIN)
             try:
-                count = os.readv(self._answers, [view])
+                part = os.read(self._answers, left)
             except BlockingIOError:
                 continue
-            if not count:
+            if not part:
                 raise DecodeFailed(f"the worker ended by itself (status {self._status()})", wrong=False)
-            view = view[count:]
-        return bytes(data)
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _status(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
