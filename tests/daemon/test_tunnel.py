@@ -24,7 +24,7 @@ from pcm_p2p.enrolment import errand
 from pcm_p2p.enrolment.desk import Desk, _desk_context
 from pcm_p2p.enrolment.invitation import create_token
 from pcm_p2p.enrolment.join import Joined, join, join_and_wait
-from pcm_p2p.enrolment.passage import BYTES, PASSAGES_MAX, PREAMBLE, Word
+from pcm_p2p.enrolment.passage import BYTES, PASSAGE_TIMEOUT_S, PASSAGES_MAX, PREAMBLE, Word
 from pcm_p2p.enrolment.token import Token
 from pcm_p2p.enrolment.token_folder import TokenFolder
 from pcm_p2p.errors import PcmError, TransferError, TrustError
@@ -466,10 +466,10 @@ async def test_a_passage_carries_no_more_than_its_bound(monkeypatch: pytest.Monk
         assert tunnel.statistics.carried_bytes <= 200_000
 
 
-async def test_a_passage_ends_in_time_however_little_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel_module, "PASSAGE_TIMEOUT_S", 1.0)
+async def test_a_passage_ends_in_time_however_little_is_said(mock_clock: trio.testing.MockClock) -> None:
     async with echo() as desk, neighbour(desk) as (address, _), knocking(address) as stream:
         assert await word_of(stream) == BYTES["open"]
+        mock_clock.jump(PASSAGE_TIMEOUT_S)
         assert await word_of(stream) == b""
 
 
