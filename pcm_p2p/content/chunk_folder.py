@@ -101,14 +101,15 @@ class ChunkFolder:
     # Reading and writing
 
     def read(self, chunk: ChunkId, *, forget: bool = False) -> ReadChunk:
-        """At most one byte more than a sealed chunk may have. ``forget``: leave nothing of it in the page cache."""
+        """At most one byte more than the file or a sealed chunk may have. ``forget``: leave nothing of it in the page cache."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(self.path(chunk), flags), "rb", buffering=0) as file:
-            inode = os.fstat(file.fileno()).st_ino
-            sealed = _read_at_most(file.read, SEALED_SIZE_BYTES_MAX + 1)
+            facts = os.fstat(file.fileno())
+            # A read makes room for all that it may bring: for the largest chunk that takes longer than reading this one.
+            sealed = _read_at_most(file.read, min(facts.st_size, SEALED_SIZE_BYTES_MAX) + 1)
             if forget and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return ReadChunk(sealed, inode)
+        return ReadChunk(sealed, facts.st_ino)
 
     def new_path(self, chunk: ChunkId) -> Path:
         """Where to write ``chunk`` before it gets its name."""
