@@ -38,7 +38,9 @@ def load_toml(path: Path, schema: type[T]) -> T:
     except FileNotFoundError:
         raise InputError("there is no such file", path=path, remedy="Check the path.") from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     return decode_toml(data, schema, path)
 
 

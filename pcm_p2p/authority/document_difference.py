@@ -46,7 +46,7 @@ def manifest_lines(before: bytes | None, after: bytes | None) -> Iterator[str]:
     for kind in ("full", "delta", "layout"):
         sizes = [segment.size for segment in new.segments if segment.kind == kind]
         if sizes:
-            yield f"{len(sizes)} {kind} segments, {sum(sizes):,} bytes"
+            yield f"{len(sizes)} {kind} segment{'s' if len(sizes) > 1 else ''}, {sum(sizes):,} bytes"
     if new.bases:
         yield f"deltas from {', '.join(shown(base.version) for base in new.bases)}"
 

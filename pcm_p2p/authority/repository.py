@@ -310,7 +310,9 @@ class FleetFolder(StagingArea):
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+            raise InputError(
+                f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+            ) from None
         document = decode_fleet_document(data, file)
         if document.fleet.id != self.fleet_id:
             raise InputError(

@@ -40,7 +40,9 @@ class TargetFiles:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+            raise InputError(
+                f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+            ) from None
         if hashlib.sha256(data).hexdigest() != info.hashes["sha256"]:
             raise StorageError(f"{file} is damaged, or was altered", remedy="Stage it again, or restore the folder.")
         return data

@@ -144,7 +144,11 @@ def _delegate(kind: Literal["site", "team"], name: str, keys: list[Path], fleet:
     people = [read_public_key(path) for path in keys]
     for path, one in zip(keys, people, strict=True):
         if one.role in ("snapshot", "timestamp", "ca"):
-            raise InputError(f"is the {one.role} key of a machine, not of a person", path=path)
+            raise InputError(
+                f"is the {one.role} key of a machine, not of a person",
+                path=path,
+                remedy="Name a key that a person made: 'pcm-p2p key new', then 'key public'.",
+            )
         if [other.keyid for other in people].count(one.keyid) > 1:
             raise InputError("stands twice", path=path, remedy="Name each key once.")
     folder.delegate(role, [one.key for one in people], threshold)

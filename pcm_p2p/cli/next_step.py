@@ -37,10 +37,14 @@ def refuse_without_keys(folder: FleetFolder) -> None:
 
 def after_staging(folder: FleetFolder, *, before: str = "", more: str = ".") -> None:
     """``before`` stands in front of it; ``more`` ends the sentence and may go on."""
+    proposals = folder.proposals()
+    if not proposals:
+        note("That is what is published already: nothing is proposed.")
+        return
     if can_publish(folder):
         step = "'pcm-p2p sign' and 'pcm-p2p publish'"
     else:
-        step = f"'pcm-p2p sign', then '{_export(folder.proposals())}', and carry that file to who publishes"
+        step = f"'pcm-p2p sign', then '{_export(proposals)}', and carry that file to who publishes"
     note(f"{before}Next: {step}{more}")
 
 

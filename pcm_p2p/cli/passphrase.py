@@ -37,7 +37,9 @@ def obtain(
             with file.open("rb") as opened:
                 line = opened.readline(LENGTH_MAX + 2)
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+            raise InputError(
+                f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+            ) from None
     elif descriptor is not None:
         try:
             line = _line(descriptor)

@@ -83,7 +83,9 @@ def _reported(path: Path, name: str) -> set[str]:
     try:
         reported = msgspec.json.decode(path.read_bytes(), type=_Reported)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"is not what the console says of releases: {error}", path=path, remedy="Save its /api/releases."

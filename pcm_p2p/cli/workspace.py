@@ -42,7 +42,9 @@ def workspace(
         try:
             return root.read_bytes() if root is not None else None
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=root) from None
+            raise InputError(
+                f"cannot be read: {error.strerror}", path=root, remedy="Check the path, and who may read it."
+            ) from None
 
     async def bring() -> Workspace:
         from pcm_p2p.authority.staging import system_clock

@@ -293,9 +293,11 @@ def _facts(path: Path) -> os.stat_result:
     try:
         facts = path.stat()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     if not stat.S_ISREG(facts.st_mode):
-        raise InputError("is not a file", path=path)
+        raise InputError("is not a file", path=path, remedy="Name files; a folder is packed first.")
     return facts
 
 
@@ -304,7 +306,9 @@ def _sha256(path: Path) -> bytes:
         with path.open("rb", buffering=0) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
 
 
 def _changed(path: Path) -> InputError:
@@ -320,7 +324,9 @@ def _cut(sources: Sequence[_Source], parameters: ChunkerParameters, tell: Progre
                 for offset in _cut_one(file, number, source, parameters, table):
                     tell(IngestProgress("cutting", source.name, before + offset, total))
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=source.path) from None
+            raise InputError(
+                f"cannot be read: {error.strerror}", path=source.path, remedy="Check the path, and who may read it."
+            ) from None
         before += source.stored_size
         tell(IngestProgress("cutting", source.name, before, total))
     return table

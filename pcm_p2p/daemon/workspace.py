@@ -86,7 +86,12 @@ async def open_tree(place: str) -> AsyncIterator[MetadataSource]:
                 yield OriginSource(origin)
         return
     if not await trio.Path(place).is_dir():
-        raise InputError("is no folder and no http address", path=place, key="--from")
+        raise InputError(
+            "is no folder and no http address",
+            path=place,
+            key="--from",
+            remedy="Name the folder that 'pcm-p2p publish --to' wrote, or the URL at which it is served.",
+        )
     yield FolderSource(Path(place))
 
 

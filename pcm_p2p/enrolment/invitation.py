@@ -35,7 +35,9 @@ def named_desk(folder: FleetFolder) -> str:
     try:
         document = decode_fleet_document(path.read_bytes(), path)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     if not document.desk:
         raise InputError(
             "names no desk", path=path, remedy="Say --desk HOST:PORT, or add a [[desk]] table with its address."

@@ -113,7 +113,9 @@ def load_authority(path: Path) -> x509.Certificate:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     try:
         (certificate,) = authorities_untrusted(data)
     except (UntrustedBytes, ValueError) as error:

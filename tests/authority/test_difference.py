@@ -277,7 +277,7 @@ def test_a_release_is_shown_by_what_is_in_it() -> None:
     assert lines[1:] == [
         "    + tool 1.0, counter 1",
         f"    + artifact tool.bin  100 bytes  sha256 {manifest.artifacts[0].delivered_sha256.hex()[:16]}  (exact)",
-        "    1 full segments, 12 bytes",
+        "    1 full segment, 12 bytes",
         '    custom: {"counter":1}',
     ]
 

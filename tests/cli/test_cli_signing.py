@@ -46,6 +46,14 @@ def elsewhere(folder: Path, fleet: Path, name: str) -> Path:
     return folder / "my.key"
 
 
+def test_staging_what_is_published_already_proposes_nothing_and_says_so(
+    cli: Command, fleet: Path, words: Words, tmp_path: Path
+) -> None:
+    published(cli, fleet, words)
+    again = cli("policy", "put", fleet.parent / "base.toml", "--fleet", fleet)
+    assert (again.status, again.err) == (0, "That is what is published already: nothing is proposed.\n")
+
+
 # Carry, sign, merge
 
 

@@ -128,7 +128,9 @@ def export_proposal(
             fsync_folder(file.parent)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise InputError(f"cannot be written: {error.strerror}", path=file) from None
+            raise InputError(
+                f"cannot be written: {error.strerror}", path=file, remedy="Check the path, and who may write there."
+            ) from None
     return bundle
 
 
@@ -217,7 +219,9 @@ def _bundle_from(opened: IO[bytes], file: Path) -> Bundle:
             f"{file}: {error.message}", remedy="Copy it again from where 'pcm-p2p proposal export' wrote it."
         ) from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+        ) from None
 
 
 def _opened(file: Path) -> IO[bytes]:
@@ -226,7 +230,9 @@ def _opened(file: Path) -> IO[bytes]:
     except FileNotFoundError:
         raise InputError("there is no such file", path=file, remedy="Check the path.") from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+        ) from None
 
 
 def refuse_what_breaks_rules(bundle: Bundle) -> None:
@@ -287,7 +293,9 @@ def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
                 raise InputError(
                     f"another change of {role} is proposed here",
                     path=folder.path,
-                    remedy=f"Publish it, or drop it with 'pcm-p2p proposal discard --role {role}'.",
+                    remedy=f"Publish it, or drop it with 'pcm-p2p proposal discard --role {role}'."
+                    # One list holds all halts, and who signed the carried one signed the whole of it.
+                    + (" A halt that is to hold beside it is ordered again on top." if role == HALT else ""),
                 )
         for segment in bundle.segments:
             _take_blob(folder, opened, segment, file)
@@ -301,7 +309,10 @@ def import_proposal(folder: FleetFolder, file: Path) -> tuple[str, ...]:
 
 def _refuse_other_base(folder: FleetFolder, bundle: Bundle, file: Path) -> None:
     if bundle.fleet != folder.fleet_id:
-        raise TrustError(f"{file} is of fleet {bundle.fleet[:8]}, and this is fleet {folder.fleet_id[:8]}")
+        raise TrustError(
+            f"{file} is of fleet {bundle.fleet[:8]}, and this is fleet {folder.fleet_id[:8]}",
+            remedy="Check --fleet, and the file.",
+        )
     root = folder.document("root")
     theirs: dict[str, Metadata[Any] | None] = {"root": bundle.root, **bundle.published}
     for role in {"root", "targets", *bundle.proposed}:
@@ -405,4 +416,6 @@ def write_signature_file(file: Path, signatures: SignatureFile) -> None:
     try:
         write_atomic(file, signatures.encoded())
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be written: {error.strerror}", path=file, remedy="Check the path, and who may write there."
+        ) from None

@@ -33,7 +33,9 @@ def _read(file: Path) -> pin.Pin:
     except FileNotFoundError:
         return pin.Pin()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+        ) from None
     except UntrustedBytes as error:
         raise TrustError(
             f"{file} is damaged: {error.message}",

@@ -43,7 +43,9 @@ def write_sheet(folder: FleetFolder, path: Path) -> KeySheet:
     try:
         write_atomic(path, text.encode())
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be written: {error.strerror}", path=path, remedy="Check the path, and who may write there."
+        ) from None
     return sheet
 
 

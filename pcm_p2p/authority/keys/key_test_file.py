@@ -74,7 +74,9 @@ def accept_tests(folder: FleetFolder, file: Path) -> tuple[KeyTest, ...]:
         with file.open("rb") as opened:
             carried = decode_key_tests_untrusted(opened.read(SIZE_BYTES_MAX + 1))
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+        ) from None
     except UntrustedBytes as error:
         raise InputError(
             error.message, path=file, remedy="Make it with 'pcm-p2p key test --root FILE --out FILE'."
@@ -133,7 +135,9 @@ def _read_root(file: Path) -> Metadata[Root]:
             data = opened.read(METADATA_SIZE_BYTES_MAX["root"] + 1)
         document = Metadata[Root].from_bytes(data[: METADATA_SIZE_BYTES_MAX["root"]])
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=file, remedy="Check the path, and who may read it."
+        ) from None
     except (RepositoryError, TypeError, ValueError, RecursionError):
         document = None
     if document is None or not isinstance(document.signed, Root):

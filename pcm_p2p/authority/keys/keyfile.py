@@ -295,7 +295,9 @@ def _read(path: Path) -> Document:
                 f"{path}: is a symbolic link, which somebody else could point elsewhere",
                 remedy="Pass the path of the key file itself.",
             ) from None
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -313,7 +315,9 @@ def _read(path: Path) -> Document:
             )
         data = os.read(descriptor, SIZE_BYTES_MAX + 1)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     finally:
         os.close(descriptor)
     try:
@@ -352,7 +356,9 @@ def _write_new(path: Path, data: bytes) -> None:
     except FileExistsError:
         raise InputError("exists already", path=path, remedy="Choose another path; keys are never replaced.") from None
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be written: {error.strerror}", path=path, remedy="Check the path, and who may write there."
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -24,7 +24,9 @@ def write_public_key(path: Path, key: PublicKey, signer: Signer) -> None:
     try:
         write_atomic(path, encode_public_key(key, signer, datetime.now(UTC)))
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be written: {error.strerror}", path=path, remedy="Check the path, and who may write there."
+        ) from None
 
 
 def read_public_key(path: Path) -> PublicKey:
@@ -36,7 +38,9 @@ def read_public_key(path: Path) -> PublicKey:
     except FileNotFoundError:
         raise InputError("there is no such file", path=path, remedy="Check the path.") from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="Check the path, and who may read it."
+        ) from None
     if b'"pcm.key/1"' in data:
         public = keyfile.read_public(path)
         return PublicKey(public.role, public.owner, public.key)

@@ -109,8 +109,9 @@ def of_double_roles(roles: Iterable[Holders]) -> Iterator[Finding]:
     both = sorted(set(held.get("root", ())) & set(held.get("targets", ())))
     if both:
         names = ", ".join(shown(name) for name in both)
+        hold = "holds" if len(both) == 1 else "hold"
         yield Finding(
-            "people", Level.note, f"{names} hold keys of root and of targets: keep the root keys in another place"
+            "people", Level.note, f"{names} {hold} keys of root and of targets: keep the root keys in another place"
         )
 
 
