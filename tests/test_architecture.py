@@ -56,7 +56,7 @@ SHELLS_OF_OTHERS = {
 
 CORES = {
     *("content.chunk", "content.chunker", "content.decoding", "content.delta", "content.manifest", "content.pieces"),
-    *("content.gzip_members", "content.inventory", "content.repacking", "content.segment", "content.stretches"),
+    *("content.covers", "content.gzip_members", "content.inventory", "content.repacking", "content.segment", "content.stretches"),
     *("wire.doorkeeper", "wire.framing", "wire.messages"),
     *(
         "policy.activation",

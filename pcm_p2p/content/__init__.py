@@ -36,6 +36,7 @@ decoding       core   what decoding a segment takes and gives, and how it fails
 decoder        shell  the daemon's side of decoding: one worker process, and its stand-in for virtual time
 decode_worker  shell  the process that decodes: low priority, a ceiling on memory, gone with the daemon
 delta          core   blobs that make a run of chunks from base chunks, both ways
+covers         core   the covers of a patch, made to reach farther
 gzip_members   core   where gzip members lie in other bytes, and what is in them
 repacking      core   what a delta does with gzip members: unpacked before the patch, packed again behind it
 stretches      core   what a run and its base have in common: copied, and kept away from the patch

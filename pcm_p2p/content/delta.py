@@ -11,10 +11,12 @@ Why xz around and not zstd inside, as HDiffPatch offers: over eight pairs of Deb
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 
 import hdiffpatch
 
+from pcm_p2p.content.covers import with_longer_covers
 from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX
 from pcm_p2p.content.repacking import (
     HEAD_BYTES_MAX,
@@ -75,7 +77,7 @@ def needs_gzip(blob: bytes) -> bool:
 def _encode(head: bytes, base: bytes, output: bytes) -> bytes:
     stretches = find_stretches(base, output)
     of_base, of_output = rest_of_base_untrusted(base, stretches), rest_of_output(output, stretches)
-    patch = encode_list(stretches) + hdiffpatch.diff(of_base, of_output, "none", validate=False)
+    patch = encode_list(stretches) + _smallest_patch(of_base, of_output)
     packer = {
         "id": lzma.FILTER_LZMA2,
         "preset": 9 | lzma.PRESET_EXTREME,
@@ -84,6 +86,16 @@ def _encode(head: bytes, base: bytes, output: bytes) -> bytes:
     }
     # No check of its own: the blob is named by its hash, and so is every chunk that it yields.
     return lzma.compress(head + patch, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=[packer])
+
+
+def _smallest_patch(base: bytes, output: bytes) -> bytes:
+    found: bytes = hdiffpatch.diff(base, output, "none", validate=False)
+    longer = with_longer_covers(found, base, output)
+    # What the library does with it counts, not what it was meant to do.
+    with contextlib.suppress(hdiffpatch.HDiffPatchError):
+        if hdiffpatch.apply(base, longer) == output:
+            return longer
+    return found
 
 
 def decode_delta_untrusted(blob: bytes, base: bytes, output_bytes: int, pack: Pack | None = None) -> bytes:
