@@ -240,7 +240,7 @@ GOOD_NAME = f"spiffe://{FLEET}/device/{'00' * 16}"
         ([uri(GOOD_NAME), uri(GOOD_NAME)], "exactly one name"),
         ([x509.DNSName("device.example")], "a URI"),
         ([uri(f"spiffe://{FLEET}/root/{'00' * 16}")], "not the name of a member"),
-        ([uri(GOOD_NAME + "/x")], "not the name of a member"),
+        ([uri(GOOD_NAME + "/x/y")], "not the name of a member"),
         ([uri("spiffe://fleet/device/1")], "not the name of a member"),
     ],
     ids=["none", "empty", "of-another-key", "two", "dns", "role", "longer", "other"],
