@@ -214,7 +214,7 @@ def revoke_token(
 
 @app.command()
 def join(
-    token_line: Annotated[str | None, typer.Argument(metavar="[TOKEN]", help="The token, or use --token-file.")] = None,
+    token_line: Annotated[str | None, typer.Argument(metavar="TOKEN", help="The token, or use --token-file.")] = None,
     state: State = DEFAULT_STATE,
     token_file: Annotated[Path | None, typer.Option(help="Read the token from this file.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label that policies can select; repeat it.")] = None,

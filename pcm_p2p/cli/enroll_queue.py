@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SITES_MAX = 8
 """Choice: as many lines as one looks at; with --site there is one."""
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Codes as 'enroll pending' shows them.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Codes as 'enroll pending' shows them.")]
 Every = Annotated[bool, typer.Option("--all", help="All that wait; name the site with it.")]
 Site = Annotated[str | None, typer.Option(help="Only devices of this site.")]
 Shown = Annotated[

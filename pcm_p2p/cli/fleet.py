@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pcm_p2p.cli import passphrase
-from pcm_p2p.cli.next_step import after_staging, refuse_without_keys
+from pcm_p2p.cli.next_step import after_staging, print_staged, refuse_without_keys
 from pcm_p2p.cli.output import Json, out, print_facts, print_json
 
 app = typer.Typer(help="The fleet folder: keys, and what is published.", no_args_is_help=True)
@@ -18,14 +18,15 @@ Fleet = Annotated[Path, typer.Option("--fleet", envvar="PCM_P2P_FLEET", help="Th
 
 
 @app.command()
-def stage(fleet: Fleet) -> None:
+def stage(fleet: Fleet, json: Json = False) -> None:
     """Stage fleet.toml for signing: origins, collectors, sites.
 
     EXIT STATUS: 0; 2 fleet.toml is wrong.
     """
     from pcm_p2p.authority.repository import FleetFolder
 
-    out().print(f"staged {FleetFolder.open(fleet).stage_fleet_document()}")
+    folder = FleetFolder.open(fleet)
+    print_staged(folder, folder.stage_fleet_document(), json=json)
 
 
 @app.command()
@@ -36,6 +37,7 @@ def activate(
     label: Annotated[list[str] | None, typer.Option(help="Devices with this label; repeat it.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="This device id; repeat it.")] = None,
     not_before: Annotated[str, typer.Option(help="Moment with offset, such as 2026-03-01T06:00:00+01:00.")] = "",
+    json: Json = False,
 ) -> None:
     """Stage the activation of devices. From then on, once signed and published, policies in mode enforce may change them.
 
@@ -59,7 +61,7 @@ def activate(
         raise InputError("nobody would be activated", remedy="Pass --all, --site, --label or --device.")
     document = ("\n".join(lines) + "\n").encode()
     decode_activation(document, "the activation")
-    out().print(f"staged {folder.stage_file(TARGET_PATH, document)}")
+    print_staged(folder, folder.stage_file(TARGET_PATH, document), json=json)
 
 
 @app.command()

@@ -161,13 +161,12 @@ def list_(fleet: Fleet, json: Json = False) -> None:
 
 @app.command()
 def lift(
-    ids: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="As 'halt list' shows them; six digits are enough.")
-    ],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="As 'halt list' shows them; six digits are enough.")],
     fleet: Fleet,
     same_key: Annotated[
         bool, typer.Option("--same-key", help="And all others that were ordered with the same key, as after a theft.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Propose that halts count no longer. It takes the threshold of targets, and 'pcm-p2p publish'.
 
@@ -177,8 +176,14 @@ def lift(
     from pcm_p2p.authority.repository import FleetFolder
 
     folder = FleetFolder.open(fleet)
-    for halt in propose(folder, ids, same_key=same_key):
+    lifted, missing = propose(folder, ids, same_key=same_key), folder.signatures_missing()
+    if json:
+        rows = [{"id": one.id, "halts": one.what, "by": one.by, "reason": one.reason} for one in lifted]
+        signatures = [one.as_json() for one in missing]
+        print_json({"schema": "pcm.halt-lift/1", "lifting": rows, "signatures_missing": signatures})
+        return
+    for halt in lifted:
         out().print(f"proposed: {halt.what} goes on; halted by {halt.by}: {halt.reason}", markup=False)
-    for one in folder.signatures_missing():
+    for one in missing:
         note(one.line())
     after_staging(folder)

@@ -33,7 +33,7 @@ class NetworkChoice(StrEnum):
 
 ScenarioFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[SCENARIO.toml]", help="Sites, devices, link rates, faults; six devices without it."),
+    typer.Argument(metavar="SCENARIO.toml", help="Sites, devices, link rates, faults; six devices without it."),
 ]
 Network = Annotated[NetworkChoice | None, typer.Option(help="As the scenario says without it; netns needs root.")]
 DeviceCount = Annotated[int | None, typer.Option("--devices", min=1, help="Devices in each site.")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pcm_p2p.cli.output import note
+from pcm_p2p.cli.output import note, out, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,16 @@ def after_staging(folder: FleetFolder, *, before: str = "", more: str = ".") -> 
     else:
         step = f"'pcm-p2p sign', then '{_export(proposals)}', and carry that file to who publishes"
     note(f"{before}Next: {step}{more}")
+
+
+def print_staged(folder: FleetFolder, target: str, *, json: bool) -> None:
+    """What a command staged, and the next step; ``target`` is the path of the document."""
+    if json:
+        proposed = [f"{one.role} {one.version_after}" for one in folder.proposals()]
+        print_json({"schema": "pcm.staged/1", "target": target, "proposed": proposed})
+        return
+    out().print(f"staged {target}", markup=False)
+    after_staging(folder)
 
 
 def after_signing(folder: FleetFolder, proposals: Sequence[Proposal]) -> None:

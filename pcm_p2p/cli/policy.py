@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.next_step import after_staging
+from pcm_p2p.cli.next_step import print_staged
 from pcm_p2p.cli.output import Json, counted, note, out, print_json
 from pcm_p2p.cli.site_policy import AllowancesFile, DeviceState, FleetPolicies, Site, allow, judge
 
@@ -67,6 +67,7 @@ def put(
     site: Annotated[
         str | None, typer.Option(help="The site whose own policy it is; its own keys sign it ('site delegate').")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Stage a policy for signing. In place of the one with the same id.
 
@@ -122,8 +123,7 @@ def put(
             raise InputError(f"assigns {manifest.title}: {unfit}", path=file, key="assign.resource")
     if site is not None:
         refuse_beyond(policy, site, allowances_of(folder), fleet_policies(folder), str(file))
-    out().print(f"staged {folder.stage_policy(policy.id, document, role)}")
-    after_staging(folder)
+    print_staged(folder, folder.stage_policy(policy.id, document, role), json=json)
 
 
 def _read(path: Path) -> tuple[Policy, bytes]:

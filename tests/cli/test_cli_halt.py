@@ -188,6 +188,9 @@ def test_lifting_takes_the_threshold(cli: Command, offices: Path, words: Words, 
     lifted = cli("halt", "lift", halts(cli, offices)[0]["id"][:8], "--fleet", offices)
     assert lifted.out == "proposed: everything goes on; halted by eve: x\n"
     assert "targets: 2 more of ann, bob, eve must sign" in lifted.err
+    told = cli("halt", "lift", halts(cli, offices)[0]["id"][:8], "--fleet", offices, "--json").facts
+    assert [(one["halts"], one["by"]) for one in told["lifting"]] == [("everything", "eve")]
+    assert told["signatures_missing"][0]["could"] == ["ann", "bob", "eve"]
     signed(cli, offices, words, "ann")
     refused = cli("publish", "--fleet", offices, "--to", tmp_path / "origin", *words)
     assert (refused.status, "1 more of bob, eve must sign" in refused.err) == (5, True)

@@ -52,6 +52,13 @@ def test_staging_what_is_published_already_proposes_nothing_and_says_so(
     published(cli, fleet, words)
     again = cli("policy", "put", fleet.parent / "base.toml", "--fleet", fleet)
     assert (again.status, again.err) == (0, "That is what is published already: nothing is proposed.\n")
+    line = ("fleet", "activate", "--all", "--fleet", fleet, "--json")
+    assert cli("policy", "put", fleet.parent / "base.toml", "--fleet", fleet, "--json").facts["proposed"] == []
+    assert cli(*line).facts == {
+        "schema": "pcm.staged/1",
+        "target": "fleet/activation.toml",
+        "proposed": ["targets 2"],
+    }
 
 
 # Carry, sign, merge
