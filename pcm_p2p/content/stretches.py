@@ -1,8 +1,9 @@
 """Long stretches that a run and its base have in common: copied as they are, and kept away from HDiffPatch. Pure.
 
 Most of its time goes into sorting all suffixes of the base, whether the run has anything new there or not. So what both sides
-have in common in a row of 16 KiB or more is taken out of both, and only the *rest* is compared. Measured over eleven Debian
-updates, CPU time of the library and bytes of the deltas: see ``delta``.
+have in common in a row of 16 KiB or more is taken out of both, and only the *rest* is compared. Measured on a busy machine, CPU
+time in seconds a MB of output: git 0.217 to 0.093, samba-libs 0.133 to 0.044, openjdk 0.220 to 0.127, mariadb 0.297 to 0.251;
+deltas have 0.8 % fewer to 0.6 % more bytes. Where all of a run is recompiled code nothing is found, which takes 0.08 s a run.
 
 The *list* of stretches says so to the endpoint. It lies before the patch: ``MAGIC``, its length (u32, little-endian), the list
 in MessagePack. Stretches are told by what lies between them in the run, so that they are in order and apart whatever the numbers
