@@ -77,25 +77,22 @@ def needs_gzip(blob: bytes) -> bool:
 def _encode(head: bytes, base: bytes, output: bytes) -> bytes:
     stretches = find_stretches(base, output)
     of_base, of_output = rest_of_base_untrusted(base, stretches), rest_of_output(output, stretches)
-    patch = encode_list(stretches) + _smallest_patch(of_base, of_output)
-    packer = {
-        "id": lzma.FILTER_LZMA2,
-        "preset": 9 | lzma.PRESET_EXTREME,
-        "pb": 0,
-        "dict_size": max(4096, len(head) + len(patch)),
-    }
-    # No check of its own: the blob is named by its hash, and so is every chunk that it yields.
-    return lzma.compress(head + patch, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=[packer])
-
-
-def _smallest_patch(base: bytes, output: bytes) -> bytes:
-    found: bytes = hdiffpatch.diff(base, output, "none", validate=False)
-    longer = with_longer_covers(found, base, output)
-    # What the library does with it counts, not what it was meant to do.
+    head += encode_list(stretches)
+    found: bytes = hdiffpatch.diff(of_base, of_output, "none", validate=False)
+    blob = _packed(head + found)
+    longer = with_longer_covers(found, of_base, of_output)
+    # What the library makes of it counts, not what was meant; and how small it is: gaps that compress well are better left alone.
     with contextlib.suppress(hdiffpatch.HDiffPatchError):
-        if hdiffpatch.apply(base, longer) == output:
-            return longer
-    return found
+        if longer != found and hdiffpatch.apply(of_base, longer) == of_output:
+            return min(blob, _packed(head + longer), key=len)
+    return blob
+
+
+def _packed(content: bytes) -> bytes:
+    dictionary_bytes = max(4096, len(content))
+    packer = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0, "dict_size": dictionary_bytes}
+    # No check of its own: the blob is named by its hash, and so is every chunk that it yields.
+    return lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=[packer])
 
 
 def decode_delta_untrusted(blob: bytes, base: bytes, output_bytes: int, pack: Pack | None = None) -> bytes:
