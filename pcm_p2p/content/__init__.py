@@ -39,7 +39,7 @@ delta          core   blobs that make a run of chunks from base chunks, both way
 covers         core   the covers of a patch, made to reach farther
 gzip_members   core   where gzip members lie in other bytes, and what is in them
 repacking      core   what a delta does with gzip members: unpacked before the patch, packed again behind it
-stretches      core   what a run and its base have in common: copied, and kept away from the patch
+stretches      core   what a run and its base have in common in long stretches, of which HDiffPatch need not know
 gzip_program   shell  the program gzip of this device, tried before it is believed
 members        shell  the members of a stored form, so that a file meets its older self
 matching       core   which chunks of an earlier release a run is made from

@@ -24,7 +24,7 @@ _BLOCK_BYTES = 64
 """Choice: the step in which a gap is given to its neighbours."""
 _ALIKE_PERCENT = 35
 """Choice: of an address that moved two of four bytes are the same, or one. 20 and 50 make less than a 500th of a difference."""
-_STEP_BYTES = 1 << 20
+_STEP_BYTES = 64 << 10
 _ZEROS, _ONES, _LITERAL = 0, 1, 3
 _RUN = re.compile(rb"(\0+)|(\xff+)|[^\0\xff]+")
 _KINDS = {1: _ZEROS, 2: _ONES, None: _LITERAL}
@@ -40,16 +40,7 @@ class Cover(NamedTuple):
     size: int
 
 
-def with_longer_covers(patch: bytes, base: bytes, output: bytes) -> bytes:
-    """A patch that does the same and is smaller once it is compressed, or ``patch`` if that is not as it was expected to be."""
-    try:
-        covers = _extended(_covers_of(patch, len(base), len(output)), base, output)
-    except (ValueError, IndexError):
-        return patch
-    return patch_with(covers, base, output)
-
-
-def _covers_of(patch: bytes, base_bytes: int, output_bytes: int) -> list[Cover]:
+def covers_of(patch: bytes, base_bytes: int, output_bytes: int) -> list[Cover]:
     """The covers of a patch without compression inside. Raises ``ValueError`` or ``IndexError`` if it is none of these sizes."""
     if not patch.startswith(MAGIC):
         raise ValueError("not a patch of the known form")
@@ -90,7 +81,7 @@ def _encoded_number(number: int, tag: int = 0, tag_bits: int = 0) -> bytes:
     return bytes([tag << room + 1 | (1 << room if low else 0) | number, *low])
 
 
-def _extended(covers: Sequence[Cover], base: bytes, output: bytes) -> list[Cover]:
+def longer(covers: Sequence[Cover], base: bytes, output: bytes) -> list[Cover]:
     """The covers, each longer by what of the gaps beside it is like the base there."""
     bounded = [Cover(0, 0, 0), *covers, Cover(len(base), len(output), 0)]
     begins, ends = [cover.output for cover in bounded], [cover.output + cover.size for cover in bounded]
@@ -149,9 +140,10 @@ def patch_with(covers: Sequence[Cover], base: bytes, output: bytes) -> bytes:
         end_base, end_output = cover.base + cover.size, cover.output + cover.size
         for at in range(0, cover.size, _STEP_BYTES):
             step = min(_STEP_BYTES, cover.size - at)
-            differences[cover.output + at : cover.output + at + step] = _difference(
-                output[cover.output + at : cover.output + at + step], base[cover.base + at : cover.base + at + step]
-            )
+            begin = cover.output + at
+            ours, its = output[begin : begin + step], base[cover.base + at : cover.base + at + step]
+            if ours != its:
+                differences[begin : begin + step] = _difference(ours, its)
     gaps.append(output[end_output:])
     parts = (b"".join(head), *_runs(bytes(differences)), b"".join(gaps))
     # Behind the size of each part stands the one that it would have compressed.

@@ -1,62 +1,37 @@
-"""Long stretches that a run and its base have in common: copied as they are, and kept away from HDiffPatch. Pure.
+"""Long stretches that a run and its base have in common: covers found at once, and kept away from HDiffPatch. Pure.
 
 Most of its time goes into sorting all suffixes of the base, whether the run has anything new there or not. So what both sides
-have in common in a row of 16 KiB or more is taken out of both, and only the *rest* is compared. Measured on a busy machine, CPU
-time in seconds a MB of output: git 0.217 to 0.093, samba-libs 0.133 to 0.044, openjdk 0.220 to 0.127; deltas have
-0.8 % fewer to 0.6 % more bytes. Where half of a run or more is recompiled code the delta is what it was, and looking for them
-takes 0.08 s. A run of 16 MiB from a base of 48, half of it stretches, is decoded in 160 MB resident.
-
-The *list* of stretches says so to the endpoint. It lies before the patch: ``MAGIC``, its length (u32, little-endian), the list
-in MessagePack. Stretches are told by what lies between them in the run, so that they are in order and apart whatever the numbers
-are. In the base they may lie in any order and more than once.
+have in common in a row of 16 KiB or more is taken out of both, only the *rest* is compared, and the covers of the two together
+make one patch. Measured on a busy machine, CPU time in seconds a MB of output: git 0.217 to 0.093, samba-libs 0.133 to 0.044,
+openjdk 0.220 to 0.127; deltas have 0.8 % fewer to 0.6 % more bytes. Where half of a run or more is recompiled code the delta is
+what it was, and looking for stretches takes 0.08 s.
 """
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-import msgspec
 from pyfastcdc import FastCDC
 
-from pcm_p2p.errors import UntrustedBytes
+from pcm_p2p.content.covers import Cover
 
-MAGIC = b"PCMSAME\0"
 STRETCH_BYTES_MIN = 16 << 10
 """Measured: from 4 KiB deltas grow by up to 1 %, since neighbours of what is new are no base any more; from 64 KiB a tenth more
 is left to compare."""
-STRETCHES_MAX = 4096
-"""Twice what a run of 16 MiB with as many bytes of unpacked members can have."""
-LIST_BYTES_MAX = 80 << 10
-"""What ``STRETCHES_MAX`` stretches of the largest numbers take."""
 BASE_BYTES_MIN = 1 << 20
-"""Below that the library takes less than a tenth of a second, and the list would be felt."""
+"""Below that the library takes less than a tenth of a second."""
 _SHARE_MIN = 2
-"""Choice: less than half of the run is not worth the memory that an endpoint needs to put it back."""
+"""Choice: less than half of the run is not worth what is lost at the edges."""
 _PIECE_BYTES = 1 << 10
 """Choice: so finely both sides are cut to find what is the same."""
 _PIECE_BYTES_MAX = 8 << 10
-_BYTES_MAX = 1 << 30
-"""Beyond all offsets; arithmetic on offsets stays small."""
-_LENGTH_BYTES = 4
 
 
-class Stretch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """``skip`` bytes behind the stretch before: ``size`` bytes that the base has.
-
-    ``shift``: how far they lie, in the base, from where they would be if as much had been skipped there.
-    """
-
-    skip: Annotated[int, msgspec.Meta(ge=0, le=_BYTES_MAX)]
-    shift: Annotated[int, msgspec.Meta(ge=-_BYTES_MAX, le=_BYTES_MAX)]
-    size: Annotated[int, msgspec.Meta(ge=1, le=_BYTES_MAX)]
-
-
-_decoder = msgspec.msgpack.Decoder(Annotated[tuple[Stretch, ...], msgspec.Meta(min_length=1, max_length=STRETCHES_MAX)])
-
-
-def find_stretches(base: bytes, output: bytes) -> tuple[Stretch, ...]:
-    """What ``output`` has in common with ``base``, or nothing if that is little.
+def find_stretches(base: bytes, output: bytes) -> tuple[Cover, ...]:
+    """What ``output`` has in common with ``base``, in the order of the output, or nothing if that is little.
 
     Deterministic; linear time (some 500 MB a second, both sides together).
     """
@@ -65,7 +40,7 @@ def find_stretches(base: bytes, output: bytes) -> tuple[Stretch, ...]:
     first: dict[bytes, int] = {}
     for at, piece in _pieces(base):
         first.setdefault(piece, at)
-    found: list[tuple[int, int, int]] = []
+    found: list[Cover] = []
     base_at = output_at = size = 0
     for at, piece in _pieces(output):
         end = base_at + size
@@ -77,35 +52,29 @@ def find_stretches(base: bytes, output: bytes) -> tuple[Stretch, ...]:
         if base_at < 0:
             size = 0
     _add(found, base_at, output_at, size)
-    if sum(size for _, _, size in found) * _SHARE_MIN < len(output):
+    if sum(cover.size for cover in found) * _SHARE_MIN < len(output):
         return ()
-    stretches, base_end, output_end = list[Stretch](), 0, 0
-    for number, place in enumerate(found[:STRETCHES_MAX]):
-        limit = found[number + 1][1] if number + 1 < len(found) else len(output)
-        base_at, output_at, size = _stretched(base, output, *place, output_end, limit)
-        skip = output_at - output_end
-        stretches.append(Stretch(skip, base_at - base_end - skip, size))
-        base_end, output_end = base_at + size, output_at + size
+    stretches, end = list[Cover](), 0
+    for number, cover in enumerate(found):
+        limit = found[number + 1].output if number + 1 < len(found) else len(output)
+        stretches.append(_stretched(base, output, cover, end, limit))
+        end = stretches[-1].output + stretches[-1].size
     return tuple(stretches)
 
 
-def _stretched(
-    base: bytes, output: bytes, base_at: int, output_at: int, size: int, begin: int, limit: int
-) -> tuple[int, int, int]:
+def _stretched(base: bytes, output: bytes, cover: Cover, begin: int, limit: int) -> Cover:
     """A stretch as long as it goes, from ``begin`` to ``limit`` in the output at most.
 
     What is left between two stretches has no base where that went into another one: so not a byte more than needed is left.
     """
+    base_at, output_at, size = cover
     room = min(_PIECE_BYTES_MAX, base_at, output_at - begin)
     more = _same(base[base_at - room : base_at], output[output_at - room : output_at], "little")
     base_at, output_at, size = base_at - more, output_at - more, size + more
     base_end, output_end = base_at + size, output_at + size
     room = min(_PIECE_BYTES_MAX, len(base) - base_end, limit - output_end)
-    return (
-        base_at,
-        output_at,
-        size + _same(base[base_end : base_end + room], output[output_end : output_end + room], "big"),
-    )
+    size += _same(base[base_end : base_end + room], output[output_end : output_end + room], "big")
+    return Cover(base_at, output_at, size)
 
 
 def _same(a: bytes, b: bytes, order: Literal["little", "big"]) -> int:
@@ -113,9 +82,9 @@ def _same(a: bytes, b: bytes, order: Literal["little", "big"]) -> int:
     return len(a) - ((int.from_bytes(a, order) ^ int.from_bytes(b, order)).bit_length() + 7) // 8
 
 
-def _add(found: list[tuple[int, int, int]], base_at: int, output_at: int, size: int) -> None:
+def _add(found: list[Cover], base_at: int, output_at: int, size: int) -> None:
     if size >= STRETCH_BYTES_MIN:
-        found.append((base_at, output_at, size))
+        found.append(Cover(base_at, output_at, size))
 
 
 def _pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -124,76 +93,65 @@ def _pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield piece.offset, bytes(piece.data)
 
 
-def encode_list(stretches: Sequence[Stretch]) -> bytes:
-    """What ``decode_list_untrusted`` reads; nothing for no stretches."""
-    packed = msgspec.msgpack.encode(stretches)
-    return MAGIC + len(packed).to_bytes(_LENGTH_BYTES, "little") + packed if stretches else b""
-
-
-def decode_list_untrusted(content: bytes) -> tuple[tuple[Stretch, ...], int]:
-    """The stretches before the patch in ``content``, and where that begins. Raises ``UntrustedBytes`` and nothing else."""
-    if not content.startswith(MAGIC):
-        return (), 0
-    begin = len(MAGIC) + _LENGTH_BYTES
-    size = int.from_bytes(content[len(MAGIC) : begin], "little")
-    if not 1 <= size <= min(LIST_BYTES_MAX, len(content) - begin):
-        raise UntrustedBytes(f"delta: its list of {size} bytes is cut short, or none of at most {LIST_BYTES_MAX}")
-    try:
-        stretches = _decoder.decode(memoryview(content)[begin : begin + size])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UntrustedBytes(f"delta: its list of stretches does not fit its schema: {error}") from None
-    return stretches, begin + size
-
-
-def common_bytes(stretches: Sequence[Stretch]) -> int:
-    return sum(stretch.size for stretch in stretches)
-
-
-def rest_of_output(output: bytes, stretches: Sequence[Stretch]) -> bytes:
+def rest_of_output(output: bytes, stretches: Sequence[Cover]) -> bytes:
     """``output`` without its stretches."""
-    return _without(output, [(at, size) for _, at, size in _places(stretches)])
+    return _joined(output, _left([(one.output, one.output + one.size) for one in stretches], len(output)))
 
 
-def rest_of_base_untrusted(base: bytes, stretches: Sequence[Stretch]) -> bytes:
-    """``base`` without its stretches. Raises ``UntrustedBytes`` for a stretch outside of it, and nothing else."""
-    places = sorted((at, size) for at, _, size in _places(stretches))
-    for at, size in places:
-        if at < 0 or at + size > len(base):
-            raise UntrustedBytes(
-                f"delta: a stretch of {size} bytes from {at} is not within the {len(base)} of the base"
-            )
-    return _without(base, places)
+def rest_of_base(base: bytes, stretches: Sequence[Cover]) -> bytes:
+    """``base`` without the stretches, which may lie over each other there."""
+    return _joined(base, _left([(one.base, one.base + one.size) for one in stretches], len(base)))
 
 
-def put_back_untrusted(rest: bytes, base: bytes, stretches: Sequence[Stretch]) -> bytes:
-    """The run of which ``rest`` is left. The stretches lie within ``base``. Raises ``UntrustedBytes`` and nothing else."""
-    view, of_base, at, parts = memoryview(rest), memoryview(base), 0, list[memoryview]()
-    for stretch, (base_at, _, size) in zip(stretches, _places(stretches), strict=True):
-        parts += (view[at : at + stretch.skip], of_base[base_at : base_at + size])
-        at += stretch.skip
-        if at > len(rest):
-            raise UntrustedBytes(f"delta: a stretch lies behind {at} bytes, of which the patch yields {len(rest)}")
-    return b"".join((*parts, view[at:]))
+def with_stretches(
+    rest: Sequence[Cover], stretches: Sequence[Cover], base_bytes: int, output_bytes: int
+) -> list[Cover]:
+    """The covers of the whole: those between the rests, where they are when nothing is taken out, and the stretches."""
+    in_base = _left([(one.base, one.base + one.size) for one in stretches], base_bytes)
+    in_output = _left([(one.output, one.output + one.size) for one in stretches], output_bytes)
+    joined = list[Cover]()
+    for cover in sorted([*stretches, *_placed(rest, in_base, in_output)], key=lambda cover: cover.output):
+        last = joined[-1] if joined else Cover(0, 0, 0)
+        if (last.base + last.size, last.output + last.size) == (cover.base, cover.output):
+            joined[-1:] = [Cover(last.base, last.output, last.size + cover.size)]
+        else:
+            joined.append(cover)
+    return joined
 
 
-def _places(stretches: Sequence[Stretch]) -> Iterator[tuple[int, int, int]]:
-    """Offset in the base, offset in the run, size."""
-    base_at = output_at = 0
-    for stretch in stretches:
-        base_at += stretch.skip + stretch.shift
-        output_at += stretch.skip
-        yield base_at, output_at, stretch.size
-        base_at += stretch.size
-        output_at += stretch.size
+def _placed(
+    rest: Sequence[Cover], in_base: Sequence[tuple[int, int]], in_output: Sequence[tuple[int, int]]
+) -> Iterator[Cover]:
+    """A cover over a place where something was taken out becomes two."""
+    base_begins, output_begins = _begins(in_base), _begins(in_output)
+    for cover in rest:
+        base_at, output_at, size = cover
+        while size > 0:
+            of_base, of_output = bisect_right(base_begins, base_at) - 1, bisect_right(output_begins, output_at) - 1
+            base_place = in_base[of_base][0] + base_at - base_begins[of_base]
+            output_place = in_output[of_output][0] + output_at - output_begins[of_output]
+            step = min(size, in_base[of_base][1] - base_place, in_output[of_output][1] - output_place)
+            if step <= 0:
+                raise ValueError("a cover reaches over the end")
+            yield Cover(base_place, output_place, step)
+            base_at, output_at, size = base_at + step, output_at + step, size - step
 
 
-def _without(data: bytes, places: Sequence[tuple[int, int]]) -> bytes:
-    """``data`` without what lies at ``places``, which rise and may overlap; not copied if there are none."""
-    if not places:
-        return data
-    view, end, parts = memoryview(data), 0, list[memoryview]()
-    for at, size in places:
-        if at > end:
-            parts.append(view[end:at])
-        end = max(end, at + size)
-    return b"".join((*parts, view[end:]))
+def _begins(left: Sequence[tuple[int, int]]) -> list[int]:
+    """Where each of the parts that are left begins, once they are put together."""
+    return [0, *itertools.accumulate(end - begin for begin, end in left[:-1])]
+
+
+def _left(taken: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """(begin, end) of what is not ``taken`` of ``size`` bytes, in order; none is empty unless it is the only one."""
+    left, end = list[tuple[int, int]](), 0
+    for begin, its_end in [*sorted(taken), (size, size)]:
+        if begin > end:
+            left.append((end, begin))
+        end = max(end, its_end)
+    return left or [(0, 0)]
+
+
+def _joined(data: bytes, parts: Sequence[tuple[int, int]]) -> bytes:
+    view = memoryview(data)
+    return b"".join(view[begin:end] for begin, end in parts)

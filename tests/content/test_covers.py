@@ -13,12 +13,16 @@ from content_samples import noise, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.covers import MAGIC, Cover, patch_with, with_longer_covers
+from pcm_p2p.content.covers import MAGIC, Cover, covers_of, longer, patch_with
 
 
 def patch_of(base: bytes, output: bytes) -> bytes:
     patch: bytes = hdiffpatch.diff(base, output, "none", validate=False)
     return patch
+
+
+def with_longer_covers(patch: bytes, base: bytes, output: bytes) -> bytes:
+    return patch_with(longer(covers_of(patch, len(base), len(output)), base, output), base, output)
 
 
 def packed_bytes(patch: bytes) -> int:
@@ -91,11 +95,12 @@ def test_the_ends_of_the_range(base: bytes, output: bytes) -> None:
     assert hdiffpatch.apply(base, patch) == output
 
 
-def test_a_patch_of_another_form_stays_as_it_is() -> None:
+def test_a_patch_of_another_form_is_an_error() -> None:
     base, output = noise(5000), noise(4000) + b"new" + noise(1000, 2)
     patch = patch_of(base, output)
     for other in (b"", b"BSDIFF40", patch[:12], MAGIC + b"\xff" * 500, patch_of(base, output + b"x")):
-        assert with_longer_covers(other, base, output) == other
+        with pytest.raises((ValueError, IndexError)):
+            covers_of(other, len(base), len(output))
 
 
 def test_what_has_nothing_in_common_costs_a_moment() -> None:
