@@ -36,6 +36,7 @@ immutable_file        shell  files that never change once they have their name
 proposal              core   what would be signed, as a person reads it
 difference            core   what a signature would change, complete and in a person's words
 document_difference   core   what changes inside one target: a release, a text
+halt_difference       core   which halts are lifted or confirmed, in words
 site_policy           shell  what devices would set aside of a site's policies, said before it is signed
 site_folder           shell  what marks the folder of a site that acts alone, and what may be staged in it
 site_repository       shell  founding the repository of a site that acts alone, and listing its root

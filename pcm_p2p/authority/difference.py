@@ -20,13 +20,12 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit.log import is_volume
-from pcm_p2p.authority.document_difference import log_lines, manifest_lines, text_lines
+from pcm_p2p.authority.document_difference import Contents, log_lines, manifest_lines, text_lines
+from pcm_p2p.authority.halt_difference import NO_HALTS, HaltsAtHand, lifted_lines
 from pcm_p2p.authority.keys.fingerprint import grouped
 from pcm_p2p.shown_text import cut, shown
+from pcm_p2p.trust.index import LIFTED
 from pcm_p2p.trust.lint import OWNER_FIELD
-
-Contents = Callable[[str, str], bytes | None]
-"""From a target path and a SHA-256 in hexadecimal to the bytes of that target; ``None`` where they are not at hand."""
 
 DETAILS_MAX = 60
 CHANGES_MAX = 200
@@ -77,8 +76,10 @@ def nothing_at_hand(path: str, sha256: str) -> bytes | None:  # noqa: ARG001 - a
     return None
 
 
-def difference(before: Signed | None, after: Signed, contents: Contents = nothing_at_hand) -> Difference:
-    """What ``after`` changes; ``before`` is ``None`` where nothing was there."""
+def difference(
+    before: Signed | None, after: Signed, contents: Contents = nothing_at_hand, halts: HaltsAtHand = NO_HALTS
+) -> Difference:
+    """What ``after`` changes; ``before`` is ``None`` where nothing was there. ``halts``: those that it lifts or confirms."""
     old: _Tree = before.to_dict() if before is not None else {}
     new: _Tree = after.to_dict()
     makers: dict[str, Callable[[Any, Any], Iterator[Change]]] = {
@@ -87,7 +88,7 @@ def difference(before: Signed | None, after: Signed, contents: Contents = nothin
         "keys": lambda left, right: _keys("keys", left or {}, right or {}),
         "roles": lambda left, right: _root_roles(left or {}, right or {}, _owners(old), _owners(new)),
         "delegations": lambda left, right: _delegations(left or {}, right or {}),
-        "targets": lambda left, right: _targets(left or {}, right or {}, contents),
+        "targets": lambda left, right: _targets(left or {}, right or {}, contents, halts),
     }
     found: list[Change] = []
     if before is None:
@@ -262,15 +263,17 @@ def _delegations(old: _Tree, new: _Tree) -> Iterator[Change]:
 # Targets
 
 
-def _targets(old: _Tree, new: _Tree, contents: Contents) -> Iterator[Change]:
+def _targets(old: _Tree, new: _Tree, contents: Contents, halts: HaltsAtHand) -> Iterator[Change]:
     for path in sorted(old.keys() | new.keys()):
         left, right = old.get(path), new.get(path)
         if left is not None and right is not None and _same(left, right):
             continue
-        yield from _target(path, left, right, contents)
+        yield from _target(path, left, right, contents, halts)
 
 
-def _target(path: str, old: _Tree | None, new: _Tree | None, contents: Contents) -> Iterator[Change]:
+def _target(
+    path: str, old: _Tree | None, new: _Tree | None, contents: Contents, halts: HaltsAtHand
+) -> Iterator[Change]:
     """One target that is added, removed or changed. What is added has its facts in the details, not raw."""
     field, before, after = f"targets.{path}", old or {}, new or {}
     mark = "+" if old is None else "-" if new is None else "~"
@@ -279,7 +282,7 @@ def _target(path: str, old: _Tree | None, new: _Tree | None, contents: Contents)
     headline = f"{mark} {shown(path)}  {size} bytes  sha256 {shown(digest[:16])}"
     details: list[str] = []
     if old is None or new is None or not _same(before.get("hashes"), after.get("hashes")):
-        details += _content_lines(path, old, new, contents)
+        details += _content_lines(path, old, new, contents, halts)
     others = [
         {name: value for name, value in side.get("hashes", {}).items() if name != "sha256"} for side in (before, after)
     ]
@@ -295,7 +298,9 @@ def _target(path: str, old: _Tree | None, new: _Tree | None, contents: Contents)
     yield Change(field, headline, tuple(details))
 
 
-def _content_lines(path: str, old: _Tree | None, new: _Tree | None, contents: Contents) -> Iterator[str]:
+def _content_lines(
+    path: str, old: _Tree | None, new: _Tree | None, contents: Contents, halts: HaltsAtHand = NO_HALTS
+) -> Iterator[str]:
     sides: list[bytes | None] = []
     for side in (old, new):
         if side is None:
@@ -316,6 +321,8 @@ def _content_lines(path: str, old: _Tree | None, new: _Tree | None, contents: Co
     elif path.startswith("sites/") and path.endswith("/root.json"):
         yield from _root_lines(before, after)
     else:
+        if path == LIFTED:  # what its ids stand for, above the lines that are signed
+            yield from lifted_lines(before, after, halts)
         yield from text_lines(before, after, json=path.endswith(".json"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -16,6 +16,9 @@ from pcm_p2p.authority.audit.log import read_entry_untrusted
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.shown_text import LINE_LENGTH_MAX, shown
+
+Contents = Callable[[str, str], bytes | None]
+"""From a target path and a SHA-256 in hexadecimal to the bytes of that target; ``None`` where they are not at hand."""
 
 COMPARED_LINES_MAX = 4_000
 """Choice: beyond it the search for the shortest difference takes seconds; the parts that differ are then shown whole."""

@@ -12,7 +12,9 @@ from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets  # type: 
 
 from pcm_p2p.authority.audit.log import is_volume
 from pcm_p2p.authority.delegating import Delegator
-from pcm_p2p.authority.difference import Change, Contents, Difference, difference, kept, nothing_at_hand
+from pcm_p2p.authority.difference import Change, Difference, difference, kept, nothing_at_hand
+from pcm_p2p.authority.document_difference import Contents
+from pcm_p2p.authority.halt_difference import NO_HALTS, HaltsAtHand
 from pcm_p2p.authority.keys.fingerprint import grouped
 from pcm_p2p.shown_text import shown
 from pcm_p2p.trust.delegation import HALT, TARGETS
@@ -76,10 +78,12 @@ class Proposal:
     after: Root | Targets
     anew: bool = False
     """The keys that sign now did not sign ``before``: they answer for what stays of it, too."""
+    halts: HaltsAtHand = NO_HALTS
+    """Those that it lifts or confirms, in words."""
 
     def difference(self, contents: Contents = nothing_at_hand) -> Difference:
         """All that signing changes or vouches for anew; ``contents`` gives the bytes of targets, to show what is in them."""
-        found = difference(self.before, self.after, contents)
+        found = difference(self.before, self.after, contents, self.halts)
         if not self.anew or not isinstance(self.before, Targets) or not isinstance(self.after, Targets):
             return found
         # Releases of the whole fleet would drown what changes: of these, their names.
@@ -129,7 +133,11 @@ class Proposal:
 
 
 def propose_targets(
-    delegator: Delegator, published: Metadata[Targets] | None, after: Metadata[Targets], role: str = "targets"
+    delegator: Delegator,
+    published: Metadata[Targets] | None,
+    after: Metadata[Targets],
+    role: str = "targets",
+    halts: HaltsAtHand = NO_HALTS,
 ) -> Proposal:
     """The difference between published and proposed targets of a role, and who of its ``delegator`` signed it."""
     before = published.signed if published is not None else None
@@ -148,6 +156,7 @@ def propose_targets(
         before,
         after.signed,
         published is not None and is_vouched_anew(delegator, role, published),
+        halts,
     )
 
 

@@ -33,6 +33,7 @@ from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-d
 from pcm_p2p.authority import ca_folder, delegating
 from pcm_p2p.authority.audit import record as audit_record
 from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.halt_difference import NO_HALTS
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.public_key import PublicKey
 from pcm_p2p.authority.keys.signing_key import open_signing_key
@@ -55,7 +56,7 @@ from pcm_p2p.authority.release_list import (
 )
 from pcm_p2p.authority.site_folder import counters_above
 from pcm_p2p.authority.site_policy import policy_complaints
-from pcm_p2p.authority.staging import StagingArea, complaints_about, keyids_of, system_clock
+from pcm_p2p.authority.staging import StagingArea, complaints_about, halts_behind, keyids_of, system_clock
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
@@ -417,7 +418,8 @@ class FleetFolder(StagingArea):
             if role == "root":
                 found.append(propose_root(published.signed if published is not None else None, proposed))
             elif (delegator := self._names(role)) is not None:
-                found.append(propose_targets(delegator, published, proposed, role))
+                halts = halts_behind(self, published, proposed) if role == TARGETS else NO_HALTS
+                found.append(propose_targets(delegator, published, proposed, role, halts))
         return tuple(found)
 
     def sign(self, key: Path | str, passphrase: str, *, shown: Collection[str] | None = None) -> tuple[SignResult, ...]:

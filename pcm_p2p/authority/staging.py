@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tuf.api.metadata import Key, Metadata, Root, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Key, Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import delegating
 from pcm_p2p.authority.audit.journal import AuditJournal
 from pcm_p2p.authority.audit.log import beyond_a_gap, is_volume
 from pcm_p2p.authority.fleet_documents import FleetDocuments
+from pcm_p2p.authority.halt_difference import HaltsAtHand, halts_at_hand, named_halts
 from pcm_p2p.authority.keys.public_key import is_owner
 from pcm_p2p.authority.people.founding import DELEGATED_LIFETIME, HALT_LIFETIME, TARGETS_LIFETIME, whole_seconds
 from pcm_p2p.authority.proposal import signatures_of
@@ -21,7 +22,7 @@ from pcm_p2p.authority.release_list import COUNTERS, counters_gone
 from pcm_p2p.authority.site_folder import site_complaints
 from pcm_p2p.authority.target_files import TargetFiles
 from pcm_p2p.durable import write_atomic
-from pcm_p2p.errors import InputError, UntrustedBytes
+from pcm_p2p.errors import InputError, StorageError, UntrustedBytes
 from pcm_p2p.shown_text import cut, shown
 from pcm_p2p.trust.delegation import HALT, TARGETS, index_of, role_of_path, title_of
 from pcm_p2p.trust.halt import (
@@ -231,6 +232,22 @@ def lifted_of(folder: StagingArea, targets: Targets) -> Lifted:
         return decode_lifted_untrusted(folder.files.read(LIFTED, info))
     except UntrustedBytes as error:
         raise InputError(error.message) from None
+
+
+def halts_behind(folder: StagingArea, published: Metadata[Targets] | None, proposed: Metadata[Targets]) -> HaltsAtHand:
+    """The halts that proposed top-level targets lift or confirm, from the folder's published and proposed lists of them."""
+
+    def read(path: str, sha256: str) -> bytes | None:
+        try:
+            return folder.files.read(path, TargetFile(0, {"sha256": sha256}, path))
+        except (InputError, StorageError):
+            return None
+
+    lists = [one.signed for one in (folder.document(HALT), folder.proposed_of(HALT)) if one is not None]
+    before = published.signed if published is not None else None
+    named = tuple(named_halts(before, proposed.signed, lists, read))
+    holders = Holders.of(folder.root().signed, before or proposed.signed) if named else Holders()
+    return halts_at_hand(named, read, holders, folder.fleet_id)
 
 
 def _says_the_same(one: Targets, other: Targets) -> bool:

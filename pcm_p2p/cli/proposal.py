@@ -13,7 +13,7 @@ from pcm_p2p.cli.output import Json, note, out, print_facts, print_json, size
 from pcm_p2p.cli.signing import Full, tell
 
 if TYPE_CHECKING:
-    from pcm_p2p.authority.difference import Contents
+    from pcm_p2p.authority.document_difference import Contents
 
 app = typer.Typer(help="Proposals: what would be published once it is signed.", no_args_is_help=True)
 

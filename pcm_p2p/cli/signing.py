@@ -16,7 +16,7 @@ from pcm_p2p.cli.output import Json, err, note, out, print_facts, print_json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pcm_p2p.authority.difference import Contents
+    from pcm_p2p.authority.document_difference import Contents
     from pcm_p2p.authority.proposal import Proposal
 
 Full = Annotated[bool, typer.Option("--full", help="Cut nothing, however long it is.")]

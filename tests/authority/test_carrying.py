@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from repository_simulator import PASSPHRASE, RepositorySimulator, attempt, put_s
 from securesystemslib.signer import CryptoSigner, Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority import halting
 from pcm_p2p.authority.audit.verification import verify_folder
 from pcm_p2p.authority.carry import pin_file
 from pcm_p2p.authority.carry.bundle import (
@@ -40,13 +41,17 @@ from pcm_p2p.authority.carry.carrying import (
     write_signature_file,
 )
 from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
+from pcm_p2p.authority.document_difference import Contents
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.fingerprint import grouped, owned
 from pcm_p2p.authority.keys.public_key import PublicKey
+from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.people.changes import change_holders
+from pcm_p2p.authority.proposal import Proposal
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.trust.delegation import HALT
 from pcm_p2p.trust.index import ALLOWANCES
 
 OWNERS = ("alice", "bob", "carol")
@@ -266,6 +271,55 @@ def test_whoever_signs_for_a_site_elsewhere_has_it_judged_by_what_the_fleet_sign
     )
     with pytest.raises(UntrustedBytes, match=f"the content of {ALLOWANCES} is not what is signed"):
         decoded(msgspec.structs.replace(document, targets=wide))
+
+
+def said_in(proposals: Iterable[Proposal], contents: Contents) -> list[str]:
+    return [line.strip() for one in proposals for line in one.lines(contents) if "halt " in line]
+
+
+def test_whoever_lifts_a_halt_elsewhere_reads_what_is_lifted_and_not_its_id(
+    three: RepositorySimulator, tmp_path: Path
+) -> None:
+    file, key = tmp_path / "lift.proposal", open_signing_key(three.key_path("root", "carol"), PASSPHRASE)
+    first = halting.order(three.fleet, key, reason="breaks VPN").halt
+    publish(three.fleet, three.origin, three.keys, only=[HALT])
+    halting.lift(three.fleet, [first.id])
+    sentence = (
+        f"+ lifts halt {first.id[:8]} of everything, ordered by carol, {first.since:%Y-%m-%d %H:%M} UTC: breaks VPN"
+    )
+    assert said_in(three.fleet.proposals(), contents_of(three.fleet)) == [sentence]
+    export_proposal(three.fleet, file, only=["targets"])
+    bundle, document = read_bundle(file), document_in(file)
+    assert said_in(proposals_in(bundle), bundle.content) == [sentence]
+    assert refusals(three.fleet, *(signed_elsewhere(three, file, one) for one in ("alice", "bob"))) == []
+
+    # What a carrier takes away, exchanges or invents is not believed.
+    path = f"halts/{first.id}.toml"
+    without_halt = tuple(one for one in document.targets if one.path != path)
+    with pytest.raises(UntrustedBytes, match=f"the content of {path} is missing"):
+        decoded(msgspec.structs.replace(document, targets=without_halt))
+    milder = BundledTarget(path, msgspec.structs.replace(first, reason="by mistake").encoded())
+    with pytest.raises(UntrustedBytes, match=f"the content of {path} is not what is signed"):
+        decoded(msgspec.structs.replace(document, targets=(*without_halt, milder)))
+    without_list = tuple(one for one in document.published if one.role != HALT)
+    assert len(without_list) == len(document.published) - 1
+    with pytest.raises(UntrustedBytes, match=f"the content of {path} is not what is signed"):
+        decoded(msgspec.structs.replace(document, published=without_list))
+    bare = decoded(msgspec.structs.replace(document, published=without_list, targets=without_halt))
+    assert said_in(proposals_in(bare), bare.content) == [f"+ lifts halt {first.id}, which this file does not carry"]
+    three.publish()
+    assert halting.standings(three.fleet)[0].state == "lifted"
+
+
+def test_a_halt_that_its_authors_key_outlives_is_confirmed_in_words(three: RepositorySimulator, tmp_path: Path) -> None:
+    halt = halting.order(three.fleet, open_signing_key(three.key_path("root", "carol"), PASSPHRASE), reason="wait").halt
+    publish(three.fleet, three.origin, three.keys, only=[HALT])
+    change_holders(three.fleet, [(role, lambda one: one.without("carol")) for role in ("root", "targets")])
+    export_proposal(three.fleet, tmp_path / "leaves.proposal")
+    bundle = read_bundle(tmp_path / "leaves.proposal")
+    here = said_in(three.fleet.proposals(), contents_of(three.fleet))
+    assert here == said_in(proposals_in(bundle), bundle.content)
+    assert f"+ confirms for the whole fleet halt {halt.id[:8]} of everything, ordered by carol, " in " ".join(here)
 
 
 def test_two_targets_with_the_same_content_both_arrive(

@@ -201,6 +201,38 @@ def test_lifting_takes_the_threshold(cli: Command, offices: Path, words: Words, 
     assert "lifted" in cli("halt", "list", "--fleet", offices).out
 
 
+def test_who_signs_a_lifting_reads_what_goes_on_and_who_stopped_it(
+    cli: Command, offices: Path, people: dict[str, Path], words: Words, tmp_path: Path
+) -> None:
+    to = ("--fleet", offices, *words, "--to", tmp_path / "origin")
+    for reason, key in (("x", offices / "keys" / "root-eve.key"), ("burns", people["site-berlin"])):
+        assert cli("halt", "--all", "--reason", reason, "--key", key, *to).status == 0
+    two = {one["reason"]: one for one in halts(cli, offices)}
+    assert cli("halt", "lift", two["x"]["id"], two["burns"]["id"], "--fleet", offices).status == 0
+    said = [
+        f"    + lifts halt {one['id'][:8]} of everything{where}, ordered by {by}, "
+        f"{one['since'][:16].replace('T', ' ')} UTC: {reason}"
+        for reason, where, by in (("x", "", "eve"), ("burns", " for site berlin", "bea"))
+        for one in [two[reason]]
+    ]
+    lines = cli("sign", "--fleet", offices).err.splitlines()
+    assert sorted(line for line in lines if "halt " in line) == sorted(said)
+    assert any(line.strip() == f'+    "{two["x"]["id"]}",' for line in lines), "beside the very lines that are signed"
+    facts = json.loads(cli("sign", "--fleet", offices, "--json").out)
+    assert {line.strip() for line in said} <= set(
+        facts[0]["difference"][-1]["details"] + facts[0]["difference"][-2]["details"]
+    )
+    assert cli("proposal", "export", tmp_path / "lift", "--fleet", offices).status == 0
+    lines = cli("sign", "--proposal", tmp_path / "lift").err.splitlines()
+    assert sorted(line for line in lines if "halt " in line) == sorted(said)
+    root = tmp_path / "origin" / "metadata" / "1.root.json"
+    made = cli("fleet", "workspace", tmp_path / "away", "--from", tmp_path / "origin", "--root", root)
+    assert made.status == 0, made.err
+    assert cli("proposal", "import", tmp_path / "lift", "--fleet", tmp_path / "away").status == 0
+    lines = cli("sign", "--fleet", tmp_path / "away").err.splitlines()
+    assert sorted(line for line in lines if "halt " in line) == sorted(said)
+
+
 def test_what_one_key_ordered_is_lifted_together(cli: Command, offices: Path, words: Words) -> None:
     for name, reason in (("root-eve", "one"), ("root-eve", "two"), ("targets-ann", "mine")):
         key = offices / "keys" / f"{name}.key"

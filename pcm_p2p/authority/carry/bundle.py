@@ -1,7 +1,7 @@
 """A proposal in one file: all that a person needs to judge and sign it on a machine that has nothing else. Pure.
 
 It holds the chain of roots, the published documents to compare with, the proposed ones, and the targets that differ between them;
-for a site's document also what its policies are judged by.
+for a site's document also what its policies are judged by, and for what lifts halts the published list of them with these halts.
 The file is a line that names the format, the length of a MessagePack document as 8 bytes, that document, and, where they were
 asked for, the blobs of new releases one after the other as the document lists them.
 
@@ -21,10 +21,12 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.delegating import delegated_roles
+from pcm_p2p.authority.document_difference import Contents
+from pcm_p2p.authority.halt_difference import named_halts
 from pcm_p2p.authority.proposal import is_vouched_anew
 from pcm_p2p.content.manifest import decode_untrusted
 from pcm_p2p.errors import UntrustedBytes
-from pcm_p2p.trust.delegation import DELEGATIONS_MAX, ROLE_PATTERN, TARGETS, kind_of, role_of_path
+from pcm_p2p.trust.delegation import DELEGATIONS_MAX, HALT, ROLE_PATTERN, TARGETS, kind_of, role_of_path
 from pcm_p2p.trust.index import ALLOWANCES, METADATA_SIZE_BYTES_MAX, check_target_path, target_size_bytes_max
 from pcm_p2p.trust.lint import lint_root, lint_version
 
@@ -128,6 +130,28 @@ def judging_targets(
         for path, info in sorted(document.signed.targets.items())
         if is_judging(path) and role_of_path(path) == role
     ]
+
+
+def halts_in_words(
+    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], contents: Contents
+) -> list[tuple[str, str]]:
+    """Path and SHA-256 of each halt that proposed targets lift or confirm, as the lists of halts that are here name them.
+
+    Raises ``KeyError`` as ``differing_targets``.
+    """
+    after, before = proposed.get(TARGETS), published.get(TARGETS)
+    if after is None:
+        return []
+    lists = [side[HALT].signed for side in (published, proposed) if HALT in side]
+    return list(named_halts(before.signed if before is not None else None, after.signed, lists, contents))
+
+
+def carried_targets(
+    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], contents: Contents
+) -> list[tuple[str, str]]:
+    """Path and SHA-256 of all that a bundle holds, in its order. Raises ``KeyError`` as ``differing_targets``."""
+    found = (*differing_targets(published, proposed), *judging_targets(published, proposed))
+    return list(dict.fromkeys((*found, *halts_in_words(published, proposed, contents))))
 
 
 def is_judging(path: str) -> bool:
@@ -269,25 +293,26 @@ def _verify(delegator: Root | Targets, role: str, document: Metadata[Any]) -> No
 def _check_targets(
     document: BundleDocument, published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
 ) -> tuple[dict[str, bytes], dict[str, tuple[str, ...]]]:
-    """The contents by their hash, and the paths of each: exactly those that differ, or that others are judged by.
+    """The contents by their hash, and the paths of each: exactly those that differ, or that others are judged or read by.
 
     Raises ``UntrustedBytes``.
     """
+    hashed = [(target, hashlib.sha256(target.data).hexdigest()) for target in document.targets]
+    by_digest = {digest: target.data for target, digest in hashed}
     try:
-        wanted = dict.fromkeys((*differing_targets(published, proposed), *judging_targets(published, proposed)))
+        wanted = set(listed := carried_targets(published, proposed, lambda _, digest: by_digest.get(digest)))
     except KeyError:
         raise UntrustedBytes("proposal: a target is not named by SHA-256") from None
     contents: dict[str, bytes] = {}
     paths: dict[str, tuple[str, ...]] = {}
-    for target in document.targets:
+    for target, digest in hashed:
         check_target_path(target.path)
         if len(target.data) > target_size_bytes_max(target.path):
             raise UntrustedBytes(f"proposal: {target.path} has {len(target.data)} bytes")
-        digest = hashlib.sha256(target.data).hexdigest()
         if (target.path, digest) not in wanted:
             raise UntrustedBytes(f"proposal: the content of {target.path} is not what is signed")
         contents[digest], paths[digest] = target.data, (*paths.get(digest, ()), target.path)
-    missing = [path for path, digest in wanted if path not in paths.get(digest, ())]
+    missing = [path for path, digest in listed if path not in paths.get(digest, ())]
     if missing:
         raise UntrustedBytes(f"proposal: the content of {missing[0]} is missing, so that it cannot be shown")
     _check_segments(document, contents, paths)

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator
 from securesystemslib.signer import Key, Signer  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Root, Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.carry.bundle import Bundle
+from pcm_p2p.authority.carry.bundle import Bundle, halts_in_words
 from pcm_p2p.authority.carry.signature_file import DetachedSignature, Signable
 from pcm_p2p.authority.delegating import Delegator, delegated_roles, holders
+from pcm_p2p.authority.halt_difference import NO_HALTS, HaltsAtHand, halts_at_hand
 from pcm_p2p.authority.proposal import Proposal, propose_root, propose_targets
+from pcm_p2p.trust.delegation import TARGETS
+from pcm_p2p.trust.halt import Holders
 
 
 def keys_of(delegators: Iterable[Delegator], role: str) -> dict[str, Key]:
@@ -50,7 +53,16 @@ def _proposals(bundle: Bundle) -> Iterator[Proposal]:
         # As proposed where that names the role: whatever a key could sign is shown.
         naming = [one for one in delegators_in(bundle, role) if _names(one, role)]
         if naming:
-            yield propose_targets(naming[-1], before, document, role)
+            halts = _halts_in(bundle) if role == TARGETS else NO_HALTS
+            yield propose_targets(naming[-1], before, document, role, halts)
+
+
+def _halts_in(bundle: Bundle) -> HaltsAtHand:
+    """Those that the proposed targets lift or confirm, said to be of whom published root and targets name."""
+    root, targets = bundle.root or bundle.proposed["root"], bundle.published.get(TARGETS, bundle.proposed[TARGETS])
+    named = halts_in_words(bundle.published, bundle.proposed, bundle.content)
+    holders = Holders.of(root.signed, targets.signed)
+    return halts_at_hand(named, bundle.content, holders, bundle.fleet, "which this file does not carry")
 
 
 def _names(delegator: Delegator, role: str) -> bool:

@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # exported without __all__
-from tuf.api.metadata import Metadata, TargetFile  # type: ignore[attr-defined]
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.audit import record as audit_record
 from pcm_p2p.authority.carry.bundle import (
@@ -28,11 +28,10 @@ from pcm_p2p.authority.carry.bundle import (
     BundledSegment,
     BundledTarget,
     body_length_untrusted,
+    carried_targets,
     decode_bundle_untrusted,
-    differing_targets,
     encode_bundle,
     is_judging,
-    judging_targets,
 )
 from pcm_p2p.authority.carry.carried_proposal import delegators_in, keys_of, signables_in
 from pcm_p2p.authority.carry.signature_file import (
@@ -45,6 +44,7 @@ from pcm_p2p.authority.carry.signature_file import (
     why_refused,
 )
 from pcm_p2p.authority.delegating import delegated_roles
+from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_policy import complaints_of
 from pcm_p2p.authority.staging import complaints_about, keyids_of
@@ -56,7 +56,7 @@ from pcm_p2p.ids import SegmentId
 from pcm_p2p.policy.allowance import decode_allowances
 from pcm_p2p.policy.document import decode_policy
 from pcm_p2p.trust.delegation import HALT, TARGETS, kind_of, role_of_path
-from pcm_p2p.trust.index import ALLOWANCES, target_file
+from pcm_p2p.trust.index import ALLOWANCES, LIFTED, target_file
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,15 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collecti
     delegated = delegated_roles(top.signed if top is not None else None)
     named = ("targets", *(role for role in delegated if role in proposed))
     published = {role: found for role in named if (found := folder.document(role)) is not None}
-    targets = []
-    for path, digest in dict.fromkeys((*differing_targets(published, proposed), *judging_targets(published, proposed))):
-        data = folder.files.read(path, TargetFile(0, {"sha256": digest}, path))
-        targets.append(BundledTarget(path, data))
+    halts = folder.document(HALT)
+    if top is not None and halts is not None and HALT in delegated and _lifts(top, proposed):
+        # What is lifted is shown in words from it. One that lost its signer would make the file unreadable, and is left out.
+        published.update({HALT: halts} if signatures_of(top.signed, HALT, halts).complete else {})
+
+    def read(path: str, sha256: str) -> bytes:
+        return folder.files.read(path, TargetFile(0, {"sha256": sha256}, path))
+
+    targets = [BundledTarget(path, read(path, digest)) for path, digest in carried_targets(published, proposed, read)]
     segments: dict[bytes, int] = {}
     if with_segments:
         new = {(path, info.hashes["sha256"]) for one in proposed.values() for path, info in _targets(one).items()}
@@ -183,6 +188,12 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collecti
         tuple(targets),
         tuple(BundledSegment(name, size) for name, size in segments.items()),
     )
+
+
+def _lifts(top: Metadata[Targets], proposed: Mapping[str, Metadata[Any]]) -> bool:
+    """Whether it changes which halts are lifted or confirmed."""
+    after = proposed.get(TARGETS)
+    return after is not None and top.signed.targets.get(LIFTED) != after.signed.targets.get(LIFTED)
 
 
 def _targets(document: Metadata[Any]) -> dict[str, TargetFile]:
