@@ -29,7 +29,7 @@ from pcm_p2p.apply.applier import Applier
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.applying.client import Changer, RemoteApplier
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
 from pcm_p2p.daemon.site.repository import FolderSource

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import msgspec
 
-from pcm_p2p.content.assemble import assemble
 from pcm_p2p.content.chunk import Chunk
+from pcm_p2p.content.keeping.assemble import assemble
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import SCHEMA, Artifact, ChunkerParameters, Manifest
-from pcm_p2p.content.store import ChunkStore
 
 MB = 1_000_000
 CHUNK_BYTES = 320 << 10

@@ -29,12 +29,12 @@ from pathlib import Path
 import trio
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoder import Decoder, InlineDecoder
-from pcm_p2p.content.decoding import decode_blob_untrusted
-from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.decoding.decoder import Decoder, InlineDecoder
+from pcm_p2p.content.decoding.job import decode_blob_untrusted
+from pcm_p2p.content.delta.blob import encode_delta
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import SCHEMA, Base, ChunkerParameters, Manifest, Segment
 from pcm_p2p.content.segment import encode_full
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.ids import SegmentId
 
 MB, MIB = 1_000_000, 1 << 20

@@ -15,15 +15,15 @@ from typing import Any
 import msgspec
 import zstandard
 
-from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.chunker import cut, parameters_for
-from pcm_p2p.content.delta import decode_delta_untrusted
-from pcm_p2p.content.gzip_program import find_gzip
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.decoding.gzip_program import find_gzip
+from pcm_p2p.content.delta.blob import decode_delta_untrusted
+from pcm_p2p.content.forms.stored_form import detect, write_stored
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.chunker import cut, parameters_for
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.content.segment import decode_full_untrusted
-from pcm_p2p.content.stored_form import detect, write_stored
 from pcm_p2p.ids import ChunkId
 
 LEVEL = 19

@@ -22,7 +22,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 
 MB = 1_000_000
 TARGET_MB_PER_CORE_SECOND = 300

@@ -51,12 +51,14 @@ SHELLS_OF_OTHERS = {
     "trust.identity": "who a member is, and the TLS contexts that follow: the desk and joining make identities",
     "authority.fleet_ca": "the desk certifies members with it; its key file is the authority's",
     "authority.repository": "the fleet folder is what invitations and the desk read",
-    "content.store": "chunks are put where they belong as they arrive; the store is a folder with rules, not a service",
+    "content.keeping.store": "chunks are put where they belong as they arrive; the store is a folder with rules, not a service",
 }
 
 CORES = {
-    *("content.chunk", "content.chunker", "content.decoding", "content.delta", "content.manifest", "content.pieces"),
-    *("content.covers", "content.gzip_members", "content.inventory", "content.repacking", "content.segment", "content.stretches"),
+    *("content.chunk", "content.manifest", "content.pieces", "content.segment"),
+    *("content.delta.blob", "content.delta.covers", "content.delta.gzip_members", "content.delta.repacking"),
+    *("content.delta.stretches", "content.decoding.job", "content.forms.member", "content.keeping.inventory"),
+    *("content.publishing.chunker", "content.publishing.deltas", "content.publishing.matching"),
     *("wire.doorkeeper", "wire.framing", "wire.messages"),
     *(
         "policy.activation",

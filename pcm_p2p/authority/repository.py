@@ -197,7 +197,7 @@ class FleetFolder(StagingArea):
 
     @property
     def segments(self) -> Path:
-        """Where staged blobs lie; ``content.ingest`` may write here directly."""
+        """Where staged blobs lie; ``content.publishing.ingest`` may write here directly."""
         return self.path / "segments"
 
     def read_target(self, path: str) -> bytes:

@@ -57,9 +57,9 @@ def add(
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.cli.delegation import role_named
     from pcm_p2p.cli.release_bases import chosen_bases
-    from pcm_p2p.content.ingest import ingest
     from pcm_p2p.content.manifest import decode_untrusted
-    from pcm_p2p.content.packing import processes_here
+    from pcm_p2p.content.publishing.ingest import ingest
+    from pcm_p2p.content.publishing.packing import processes_here
     from pcm_p2p.errors import InputError
     from pcm_p2p.trust.delegation import TARGETS
 
@@ -131,7 +131,7 @@ def show(
 
 def _offices(manifest: Manifest, folder: FleetFolder) -> list[tuple[str, int, int]]:
     """For each base: its version, the bytes of its deltas, and what an office fetches that has it."""
-    from pcm_p2p.content.deltas import office_bytes
+    from pcm_p2p.content.publishing.deltas import office_bytes
 
     others = {one.version: one for one in folder.releases() if one.name == manifest.release}
     rows = []

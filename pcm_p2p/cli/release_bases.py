@@ -13,7 +13,7 @@ from pcm_p2p.errors import InputError
 if TYPE_CHECKING:
     from pcm_p2p.authority.release_list import Release
     from pcm_p2p.authority.repository import FleetFolder
-    from pcm_p2p.content.bases import BaseRelease
+    from pcm_p2p.content.publishing.bases import BaseRelease
 
 BASES_DEFAULT = 3
 """DESIGN.md 6: against the last three releases in use."""
@@ -38,7 +38,7 @@ def chosen_bases(
 
     Where the version exists already they are those that it has, so that adding it again changes nothing. Raises ``InputError``.
     """
-    from pcm_p2p.content.bases import BaseRelease
+    from pcm_p2p.content.publishing.bases import BaseRelease
 
     known = [release for release in folder.releases() if release.name == name]
     others = {release.version: release for release in known if release.version != version}

@@ -13,7 +13,7 @@ from pcm_p2p.cli.output import Json, note, print_facts, print_json, print_table,
 from pcm_p2p.cli.release_progress import FormChoice, Level, progress_bar
 
 if TYPE_CHECKING:
-    from pcm_p2p.content.preview import Preview, Version
+    from pcm_p2p.content.publishing.preview import Preview, Version
 
 _ROWS_MAX = 15
 
@@ -41,8 +41,8 @@ def plan(
 
     EXIT STATUS: 0; 2 a file cannot be used, or there is no such release; 6 no room on the disk.
     """
-    from pcm_p2p.content.packing import processes_here
-    from pcm_p2p.content.preview import preview
+    from pcm_p2p.content.publishing.packing import processes_here
+    from pcm_p2p.content.publishing.preview import preview
 
     versions = _version(old, fleet), _version(new, fleet)
     with (
@@ -63,7 +63,7 @@ def plan(
 def _version(text: str, fleet: Path | None) -> Version:
     """The file or release that ``text`` names. Raises ``InputError``."""
     from pcm_p2p.authority.repository import FleetFolder
-    from pcm_p2p.content.preview import FilesToCompare, ReleaseToCompare
+    from pcm_p2p.content.publishing.preview import FilesToCompare, ReleaseToCompare
     from pcm_p2p.errors import InputError
 
     name, at, version = text.rpartition("@")

@@ -12,7 +12,7 @@ import typer
 from pcm_p2p.cli.output import err
 
 if TYPE_CHECKING:
-    from pcm_p2p.content.ingest import IngestProgress
+    from pcm_p2p.content.publishing.ingest import IngestProgress
 
 Level = Annotated[
     int, typer.Option(min=0, max=22, help="How hard to compress: zstd below 13, xz from there; 0 does not.")

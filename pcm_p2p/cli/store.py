@@ -19,7 +19,7 @@ from pcm_p2p.daemon.control import ask
 from pcm_p2p.errors import DaemonUnreachable, InputError
 
 if TYPE_CHECKING:
-    from pcm_p2p.content.store import ChunkStore
+    from pcm_p2p.content.keeping.store import ChunkStore
 
 POLL_S = 0.2
 
@@ -35,7 +35,7 @@ def _group() -> None:
 def _opened(state: Path) -> Iterator[ChunkStore]:
     """The store of a state folder that no daemon uses, under its lock. Raises ``InputError`` or ``StorageError``."""
     from pcm_p2p.config import load_config
-    from pcm_p2p.content.store import ChunkStore
+    from pcm_p2p.content.keeping.store import ChunkStore
     from pcm_p2p.daemon.state_lock import lock_state
 
     if not (state / "store").is_dir():
@@ -112,7 +112,7 @@ def verify(state: State = DEFAULT_STATE, json: Json = False) -> None:
             quiet=json,
         )
     else:
-        from pcm_p2p.content.verification import Verification
+        from pcm_p2p.content.keeping.verification import Verification
 
         with _opened(state) as store:
             verification = Verification(store)

@@ -60,7 +60,7 @@ Send = Callable[[DeviceId, Message], Awaitable[None]]
 
 
 class CacheStore(Protocol):
-    """The part of ``content.store.ChunkStore`` that is used here."""
+    """The part of ``content.keeping.store.ChunkStore`` that is used here."""
 
     def ids(self) -> list[ChunkId]: ...
     def set_wanted(self, chunks: Collection[ChunkId], /) -> None: ...

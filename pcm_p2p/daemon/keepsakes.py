@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pcm_p2p.apply.receipt import Receipt
-from pcm_p2p.content.assemble import assemble
+from pcm_p2p.content.keeping.assemble import assemble
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.ledger import Ledger
 from pcm_p2p.errors import PcmError
 from pcm_p2p.swarm.holdings import bits_of

@@ -36,8 +36,8 @@ from pcm_p2p.compliance.courier import Courier, CourierLimits
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.outbox import MIGRATIONS, Outbox
 from pcm_p2p.config import Config
-from pcm_p2p.content.decoder import Decoder
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.decoding.decoder import Decoder
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.applying.client import make_changer, make_probes
 from pcm_p2p.daemon.caretaker import Caretaker

@@ -20,7 +20,7 @@ import trio
 from pcm_p2p.apply.providers.archive import MARKER
 from pcm_p2p.apply.receipt import Receipt
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.installed import InstalledForm, Package, installed_packages, read_installed
+from pcm_p2p.content.keeping.installed import InstalledForm, Package, installed_packages, read_installed
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.content.pieces import Pieces, decode_layout_untrusted
 from pcm_p2p.errors import StorageError, UntrustedBytes
@@ -53,7 +53,7 @@ class Fetching(Protocol):
 
 
 class Chunks(Protocol):
-    """The part of ``content.store.ChunkStore`` that is used here."""
+    """The part of ``content.keeping.store.ChunkStore`` that is used here."""
 
     def has(self, chunk: ChunkId, /) -> bool: ...
     def get(self, chunk: ChunkId, /) -> Chunk | None: ...

@@ -11,7 +11,7 @@ import trio
 
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.config import Config
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.daemon.admission import Admission
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.control import Command

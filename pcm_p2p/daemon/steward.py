@@ -25,9 +25,9 @@ import trio
 
 from pcm_p2p.apply.step import Staged
 from pcm_p2p.compliance.report import ReleaseState
-from pcm_p2p.content.assemble import MissingChunks, assemble
+from pcm_p2p.content.keeping.assemble import MissingChunks, assemble
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Manifest
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.applying.client import Changer
 from pcm_p2p.daemon.caretaker import Caretaker
 from pcm_p2p.daemon.documents import (

@@ -15,9 +15,9 @@ from typing import Any
 
 import trio
 
+from pcm_p2p.content.keeping.store import ChunkStore
+from pcm_p2p.content.keeping.verification import Verification
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
-from pcm_p2p.content.store import ChunkStore
-from pcm_p2p.content.verification import Verification
 from pcm_p2p.errors import Degraded, InputError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
-from pcm_p2p.content.decoding import SegmentDecoder
+from pcm_p2p.content.decoding.job import SegmentDecoder
 from pcm_p2p.content.manifest import Manifest
 from pcm_p2p.errors import StorageError
 from pcm_p2p.ids import ChunkId, DeviceId, ManifestId

@@ -43,7 +43,7 @@ class Peers(Protocol):
 
 
 class Store(Protocol):
-    """The part of ``content.store.ChunkStore`` that is used here. Synchronous, thread-safe, called in worker threads."""
+    """The part of ``content.keeping.store.ChunkStore`` that is used here. Synchronous, thread-safe, called in worker threads."""
 
     def has(self, chunk: ChunkId, /) -> bool: ...
     def get(self, chunk: ChunkId, /) -> Chunk | None: ...

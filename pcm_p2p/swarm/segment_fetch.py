@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoding import BaseMissing, DecodeFailed, SegmentDecoder
+from pcm_p2p.content.decoding.job import BaseMissing, DecodeFailed, SegmentDecoder
 from pcm_p2p.content.manifest import Segment
 from pcm_p2p.ids import ChunkId, SegmentId
 from pcm_p2p.swarm.events import Event, SegmentDone, SegmentFailedHere, SegmentProgress, StartSegment

@@ -15,8 +15,8 @@ import trio
 from conftest import Command, Ended
 
 from pcm_p2p.content.chunk import Chunk, seal
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import SCHEMA, Artifact, ChunkerParameters, Manifest, Segment
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon import upkeep
 from pcm_p2p.daemon.control import serve_control
 from pcm_p2p.daemon.state_lock import lock_state

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.delta.blob import encode_delta
 from pcm_p2p.content.manifest import (
     SCHEMA,
     Artifact,

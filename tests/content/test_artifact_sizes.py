@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from content_samples import noise
 
-from pcm_p2p.content import assemble as assemble_module
-from pcm_p2p.content.assemble import assemble
-from pcm_p2p.content.ingest import Ingested, ingest
-from pcm_p2p.content.memory_store import MemoryStore
+from pcm_p2p.content.keeping import assemble as assemble_module
+from pcm_p2p.content.keeping.assemble import assemble
+from pcm_p2p.content.keeping.memory_store import MemoryStore
+from pcm_p2p.content.publishing.ingest import Ingested, ingest
 from pcm_p2p.content.segment import decode_full_untrusted
 
 GIB = 1 << 30

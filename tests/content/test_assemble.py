@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from content_samples import chunks_of, release_of
 
-from pcm_p2p.content import assemble as assemble_module
-from pcm_p2p.content.assemble import MissingChunks, assemble
-from pcm_p2p.content.memory_store import MemoryStore
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping import assemble as assemble_module
+from pcm_p2p.content.keeping.assemble import MissingChunks, assemble
+from pcm_p2p.content.keeping.memory_store import MemoryStore
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.errors import DiskFull, StorageError, TransferError, TrustError
 
 CHUNKS = chunks_of(1000, 2000, 3000, 4000)
@@ -127,9 +127,9 @@ def test_a_folder_that_is_not_there_is_a_storage_error(store: MemoryStore, tmp_p
 _ASSEMBLES_SLOWLY = """
 import sys, time
 from pathlib import Path
-from pcm_p2p.content.assemble import assemble
+from pcm_p2p.content.keeping.assemble import assemble
 from pcm_p2p.content.manifest import decode_untrusted
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping.store import ChunkStore
 folder = Path(sys.argv[1])
 class Slow(ChunkStore):
     def get(self, chunk):

@@ -8,9 +8,9 @@ import io
 import pytest
 from content_samples import noise, text
 
-from pcm_p2p.content import chunker
-from pcm_p2p.content.chunker import ALGORITHM, ChunkerNotCompiled, cut, parameters_for
 from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, CHUNKS_MAX
+from pcm_p2p.content.publishing import chunker
+from pcm_p2p.content.publishing.chunker import ALGORITHM, ChunkerNotCompiled, cut, parameters_for
 
 SAMPLE = noise(3_000_000, seed=20) + b"\0" * 1_500_000 + text(2_000_000, seed=21)
 

@@ -13,7 +13,7 @@ from content_samples import noise, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.covers import MAGIC, Cover, covers_of, longer, patch_with
+from pcm_p2p.content.delta.covers import MAGIC, Cover, covers_of, longer, patch_with
 
 
 def patch_of(base: bytes, output: bytes) -> bytes:

@@ -26,13 +26,13 @@ import trio.testing
 from content_samples import chunks_of, noise, release_of, text
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoder import TIMEOUT_S, Decoder, InlineDecoder
-from pcm_p2p.content.decoding import BaseMissing, DecodeFailed
-from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.decoding.decoder import TIMEOUT_S, Decoder, InlineDecoder
+from pcm_p2p.content.decoding.job import BaseMissing, DecodeFailed
+from pcm_p2p.content.delta.blob import encode_delta
+from pcm_p2p.content.keeping.memory_store import MemoryStore
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Base, Layout, Manifest, Segment, decode_untrusted
-from pcm_p2p.content.memory_store import MemoryStore
 from pcm_p2p.content.segment import XZ_MAGIC, encode_full
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.errors import DiskFull
 from pcm_p2p.ids import ChunkId, SegmentId
 
@@ -371,7 +371,7 @@ async def test_a_slow_store_of_ours_is_no_hang(
     office: Office, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("pcm_p2p.content.decoder.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("pcm_p2p.content.decoding.decoder.time", SimpleNamespace(monotonic=lambda: now_s))
 
     def on_chunk(position: int, chunk: Chunk) -> None:
         nonlocal now_s
@@ -448,7 +448,7 @@ from pathlib import Path
 import trio
 import trio.testing
 from test_decoder import DELTA, office_in, pid_of
-from pcm_p2p.content.decoder import Decoder
+from pcm_p2p.content.decoding.decoder import Decoder
 office = office_in(Path(sys.argv[1]))
 async def main():
     async with Decoder() as decoder:

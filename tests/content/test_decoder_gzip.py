@@ -22,16 +22,16 @@ from content_samples import noise
 from gzip_samples import member, program
 from test_decoder import DELTA, FULL, Office, failing, is_gone, pid_of, published
 
-from pcm_p2p.content import decoder as decoder_module
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decode_worker import NICE
-from pcm_p2p.content.decoder import Decoder, InlineDecoder
-from pcm_p2p.content.decoding import DecodeFailed
-from pcm_p2p.content.delta import encode_smallest_delta, needs_gzip
-from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX
-from pcm_p2p.content.gzip_program import PLACES, Gzip
+from pcm_p2p.content.decoding import decoder as decoder_module
+from pcm_p2p.content.decoding.decoder import Decoder, InlineDecoder
+from pcm_p2p.content.decoding.gzip_program import PLACES, Gzip
+from pcm_p2p.content.decoding.job import DecodeFailed
+from pcm_p2p.content.decoding.worker import NICE
+from pcm_p2p.content.delta.blob import encode_smallest_delta, needs_gzip
+from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX
+from pcm_p2p.content.delta.repacking import BaseSpan, CannotPack, Head, OutputSpan, encode_head
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX
-from pcm_p2p.content.repacking import BaseSpan, CannotPack, Head, OutputSpan, encode_head
 
 HERE = next((place for place in PLACES if Path(place).exists()), "")
 MAGIC_OF_PATCHES = b"HDIFF13&\0"

@@ -15,7 +15,7 @@ from content_samples import noise, text, xz_with_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.delta import decode_delta_untrusted, encode_delta
+from pcm_p2p.content.delta.blob import decode_delta_untrusted, encode_delta
 from pcm_p2p.errors import UntrustedBytes
 
 BASE = text(200_000)
@@ -140,7 +140,7 @@ def test_changed_patches_raise_nothing_else() -> None:
 _PEAK = """
 import lzma, resource, sys
 from pathlib import Path
-from pcm_p2p.content.delta import decode_delta_untrusted
+from pcm_p2p.content.delta.blob import decode_delta_untrusted
 from pcm_p2p.errors import UntrustedBytes
 base = Path(sys.argv[1]).read_bytes()
 def peak():

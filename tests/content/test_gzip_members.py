@@ -11,8 +11,8 @@ from gzip_samples import member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content import gzip_members
-from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX, find_members, inflate_untrusted, unpacked
+from pcm_p2p.content.delta import gzip_members
+from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX, find_members, inflate_untrusted, unpacked
 from pcm_p2p.errors import UntrustedBytes
 
 PLAIN = text(20_000)

@@ -13,10 +13,10 @@ from gzip_samples import program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content import gzip_program
-from pcm_p2p.content.gzip_members import find_members, inflate_untrusted
-from pcm_p2p.content.gzip_program import PLACES, Gzip, find_gzip, sample
-from pcm_p2p.content.repacking import CannotPack
+from pcm_p2p.content.decoding import gzip_program
+from pcm_p2p.content.decoding.gzip_program import PLACES, Gzip, find_gzip, sample
+from pcm_p2p.content.delta.gzip_members import find_members, inflate_untrusted
+from pcm_p2p.content.delta.repacking import CannotPack
 
 HERE = next((place for place in PLACES if Path(place).exists()), "")
 needs_gnu_gzip = pytest.mark.skipif(not HERE, reason="there is no gzip here")

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from content_samples import build_deb, noise, tar_of, text
 
-from pcm_p2p.content import compressor, packing
-from pcm_p2p.content.assemble import assemble
-from pcm_p2p.content.ingest import Ingested, IngestProgress, ingest
+from pcm_p2p.content.keeping.assemble import assemble
+from pcm_p2p.content.keeping.memory_store import MemoryStore
 from pcm_p2p.content.manifest import SEGMENT_OUTPUT_BYTES_MAX, Manifest
-from pcm_p2p.content.memory_store import MemoryStore
+from pcm_p2p.content.publishing import compressor, packing
+from pcm_p2p.content.publishing.ingest import Ingested, IngestProgress, ingest
 from pcm_p2p.content.segment import decode_full_untrusted
 from pcm_p2p.errors import InputError, StorageError
 from pcm_p2p.ids import SegmentId
@@ -241,7 +241,7 @@ def test_a_worker_that_dies_is_an_error_and_no_wait(
 _INGESTS = """
 import sys, time
 from pathlib import Path
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 def tell(step):
     print(step.phase, step.segments_done, flush=True)
     if (step.phase, step.segments_done) == ("compressing", 1):
@@ -299,7 +299,7 @@ def _alive(process: int) -> bool:
 _PEAK = """
 import sys
 from pathlib import Path
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 ingest([Path(sys.argv[1])], release="app", version="1", counter=1, work=Path(sys.argv[2]), level=1, processes=1)
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from content_samples import build_deb, noise, tar_of, text
 
-from pcm_p2p.content import comparison, packing
-from pcm_p2p.content import deltas as deltas_module
-from pcm_p2p.content import ingest as ingest_module
-from pcm_p2p.content.assemble import assemble
-from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.delta import decode_delta_untrusted
-from pcm_p2p.content.deltas import office_bytes
-from pcm_p2p.content.ingest import Ingested, IngestProgress, ingest
+from pcm_p2p.content.delta.blob import decode_delta_untrusted
+from pcm_p2p.content.keeping.assemble import assemble
+from pcm_p2p.content.keeping.memory_store import MemoryStore
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, Manifest, decode_untrusted
-from pcm_p2p.content.memory_store import MemoryStore
+from pcm_p2p.content.publishing import comparison, packing
+from pcm_p2p.content.publishing import deltas as deltas_module
+from pcm_p2p.content.publishing import ingest as ingest_module
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.deltas import office_bytes
+from pcm_p2p.content.publishing.ingest import Ingested, IngestProgress, ingest
 from pcm_p2p.content.segment import decode_full_untrusted, unpack_blob_untrusted
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import ChunkId
@@ -356,9 +356,9 @@ def _room(folder: Path) -> None:
 _INGESTS = """
 import sys
 from pathlib import Path
-from pcm_p2p.content import ingest as ingest_module
-from pcm_p2p.content.bases import BaseRelease
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing import ingest as ingest_module
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.content.manifest import decode_untrusted
 plan_runs = ingest_module.plan_runs
 ingest_module.plan_runs = lambda sizes: plan_runs(sizes, 4 << 20)

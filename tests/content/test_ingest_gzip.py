@@ -11,15 +11,15 @@ import pytest
 from content_samples import noise, text
 from gzip_samples import program
 
-from pcm_p2p.content import packing
-from pcm_p2p.content.bases import BaseRelease
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoding import decode_blob_untrusted
-from pcm_p2p.content.gzip_program import PLACES, Gzip, find_gzip
-from pcm_p2p.content.ingest import Ingested, ingest
+from pcm_p2p.content.decoding.gzip_program import PLACES, Gzip, find_gzip
+from pcm_p2p.content.decoding.job import decode_blob_untrusted
+from pcm_p2p.content.delta.repacking import CannotPack
 from pcm_p2p.content.manifest import decode_untrusted
-from pcm_p2p.content.preview import FilesToCompare, preview
-from pcm_p2p.content.repacking import CannotPack
+from pcm_p2p.content.publishing import packing
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.ingest import Ingested, ingest
+from pcm_p2p.content.publishing.preview import FilesToCompare, preview
 
 pytestmark = pytest.mark.skipif(not any(Path(place).exists() for place in PLACES), reason="there is no gzip here")
 

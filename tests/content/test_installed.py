@@ -14,17 +14,17 @@ import pytest
 from content_samples import noise, text
 
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.installed import (
+from pcm_p2p.content.forms.stored_form import write_stored
+from pcm_p2p.content.keeping.installed import (
     STATUS_SIZE_BYTES_MAX,
     InstalledForm,
     Package,
     installed_packages,
     read_installed,
 )
-from pcm_p2p.content.layout import make_layout
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.content.pieces import FilePiece, Pieces, decode_layout_untrusted
-from pcm_p2p.content.stored_form import write_stored
+from pcm_p2p.content.publishing.layout import make_layout
 from pcm_p2p.ids import ChunkId
 
 debian = pytest.mark.debian
@@ -96,7 +96,7 @@ def test_a_file_that_grew_or_shrank_is_a_miss(one: OneFile) -> None:
 
 def test_a_file_that_is_gone_is_a_miss_with_a_debug_line(one: OneFile, caplog: pytest.LogCaptureFixture) -> None:
     one.path.unlink()
-    with caplog.at_level(logging.DEBUG, logger="pcm_p2p.content.installed"):
+    with caplog.at_level(logging.DEBUG, logger="pcm_p2p.content.keeping.installed"):
         assert one.rebuilt() == NONE
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
     assert "No such file" in caplog.text

@@ -16,7 +16,7 @@ from content_samples import ar_of, build_deb, noise, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.layout import CONFFILE_BYTES_MAX, FILE_BYTES_MIN, make_layout, package_of
+from pcm_p2p.content.forms.stored_form import write_stored
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.content.pieces import (
     LAYOUT_BYTES_MAX,
@@ -27,7 +27,7 @@ from pcm_p2p.content.pieces import (
     decode_layout_untrusted,
     encode_layout,
 )
-from pcm_p2p.content.stored_form import write_stored
+from pcm_p2p.content.publishing.layout import CONFFILE_BYTES_MAX, FILE_BYTES_MIN, make_layout, package_of
 from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 

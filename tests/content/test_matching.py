@@ -8,8 +8,8 @@ from array import array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.matching import BLOCK_BYTES, SMALL_BYTES_MAX, Anchors, Matcher, Side
-from pcm_p2p.content.members import Member
+from pcm_p2p.content.forms.member import Member
+from pcm_p2p.content.publishing.matching import BLOCK_BYTES, SMALL_BYTES_MAX, Anchors, Matcher, Side
 
 KIB = 1 << 10
 CHUNK = 64 * KIB

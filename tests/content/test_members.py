@@ -12,9 +12,10 @@ from content_samples import ar_of, noise, tar_of, zip_of_many
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcm_p2p.content import members as members_module
+from pcm_p2p.content.forms import members as members_module
+from pcm_p2p.content.forms.member import Member, normalized, versionless
+from pcm_p2p.content.forms.members import members
 from pcm_p2p.content.manifest import Form
-from pcm_p2p.content.members import Member, members, normalized, versionless
 
 
 def found(tmp_path: Path, data: bytes, form: Form) -> list[Member]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from content_samples import noise, tar_of, text
 
-from pcm_p2p.content.ingest import ingest
-from pcm_p2p.content.preview import FilesToCompare, Preview, ReleaseToCompare, Version, preview
+from pcm_p2p.content.publishing.ingest import ingest
+from pcm_p2p.content.publishing.preview import FilesToCompare, Preview, ReleaseToCompare, Version, preview
 from pcm_p2p.errors import InputError
 
 OLD = {"bin/tool": text(900_000), "share/same": noise(400_000, 3), "share/gone": b"x" * 5_000}

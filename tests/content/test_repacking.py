@@ -16,9 +16,9 @@ from gzip_samples import member, zlib_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.delta import decode_delta_untrusted, encode_delta, encode_smallest_delta, needs_gzip
-from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX, inflate_untrusted
-from pcm_p2p.content.repacking import (
+from pcm_p2p.content.delta.blob import decode_delta_untrusted, encode_delta, encode_smallest_delta, needs_gzip
+from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX, inflate_untrusted
+from pcm_p2p.content.delta.repacking import (
     HEAD_BYTES_MAX,
     MAGIC,
     SPANS_MAX,
@@ -224,7 +224,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 from gzip_samples import zlib_pack
-from pcm_p2p.content.delta import decode_delta_untrusted
+from pcm_p2p.content.delta.blob import decode_delta_untrusted
 from pcm_p2p.errors import UntrustedBytes
 base = Path(sys.argv[1]).read_bytes()
 def peak():

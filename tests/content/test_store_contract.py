@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pcm_p2p.content.chunk import Chunk, seal
-from pcm_p2p.content.chunk_folder import DiskSpace
-from pcm_p2p.content.memory_store import MemoryStore
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping.chunk_folder import DiskSpace
+from pcm_p2p.content.keeping.memory_store import MemoryStore
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 

@@ -16,8 +16,8 @@ import pytest
 from content_samples import chunks_of
 
 from pcm_p2p.content.chunk import SEALED_SIZE_BYTES_MAX, Chunk, seal
-from pcm_p2p.content.chunk_folder import ChunkFolder, DiskSpace, Found, ReadChunk, disk_space, write_new_file
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping.chunk_folder import ChunkFolder, DiskSpace, Found, ReadChunk, disk_space, write_new_file
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.errors import DiskFull, StorageError
 from pcm_p2p.ids import ChunkId
 
@@ -112,7 +112,7 @@ def test_a_full_disk_makes_room_once_and_says_so_then(
             raise OSError(number, os.strerror(number))
         write(path, data)
 
-    monkeypatch.setattr("pcm_p2p.content.store.write_new_file", full_disk)
+    monkeypatch.setattr("pcm_p2p.content.keeping.store.write_new_file", full_disk)
     assert store.put(new) is True
     assert store.take_removed() == [idle.id]
     room[0] = 0
@@ -137,7 +137,7 @@ def test_a_broken_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: p
         path.write_bytes(data[:10])
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("pcm_p2p.content.store.write_new_file", broken)
+    monkeypatch.setattr("pcm_p2p.content.keeping.store.write_new_file", broken)
     with pytest.raises(StorageError, match="Input/output error"):
         store.put(chunk)
     assert not store.has(chunk.id)
@@ -235,7 +235,7 @@ _PUTS_FOR_EVER = """
 import sys
 from pathlib import Path
 from content_samples import chunks_of
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.keeping.store import ChunkStore
 store = ChunkStore(Path(sys.argv[1])).open()
 print("ready", flush=True)
 for seed in range(1, 100_000):

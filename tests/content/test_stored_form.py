@@ -22,7 +22,7 @@ from content_samples import ar_of, build_deb, noise, tar_of, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.stored_form import detect, write_stored
+from pcm_p2p.content.forms.stored_form import detect, write_stored
 from pcm_p2p.errors import DiskFull, InputError, StorageError
 
 TAR = tar_of(hello=text(300_000), other=noise(1000))
@@ -433,7 +433,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return opened("/dev/full", os.O_RDWR)
 
     source = written(tmp_path, "a.tar.gz", gzip.compress(TAR))
-    monkeypatch.setattr("pcm_p2p.content.stored_form.os.open", onto_a_full_disk)
+    monkeypatch.setattr("pcm_p2p.content.forms.stored_form.os.open", onto_a_full_disk)
     with pytest.raises(DiskFull, match=r"a\.tar\.gz"):
         write_stored(source, "tar", tmp_path / "stored")
     assert not (tmp_path / "stored").exists()

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from content_samples import ar_of, noise, text
 
-from pcm_p2p.content.stored_form import write_stored
+from pcm_p2p.content.forms.stored_form import write_stored
 
 pytestmark = [
     pytest.mark.debian,

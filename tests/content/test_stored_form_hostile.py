@@ -23,10 +23,10 @@ import pytest
 import zstandard
 from content_samples import ar_of, noise, tar_of, text, xz_with_dictionary, zip_of_many
 
-from pcm_p2p.content import stored_form
-from pcm_p2p.content.form_zip import MEMBERS_MAX
+from pcm_p2p.content.forms import stored_form
+from pcm_p2p.content.forms.stored_form import EXPANSION_MAX, SIZE_BYTES_MAX, detect, size_bytes_most, write_stored
+from pcm_p2p.content.forms.zip import MEMBERS_MAX
 from pcm_p2p.content.manifest import Form
-from pcm_p2p.content.stored_form import EXPANSION_MAX, SIZE_BYTES_MAX, detect, size_bytes_most, write_stored
 from pcm_p2p.errors import InputError
 
 DEB_HEAD = (("debian-binary", b"2.0\n"), ("control.tar", tar_of(control=b"Package: sample\n")))
@@ -34,7 +34,7 @@ DEB_HEAD = (("debian-binary", b"2.0\n"), ("control.tar", tar_of(control=b"Packag
 _PEAK = """
 import sys
 from pathlib import Path
-from pcm_p2p.content.stored_form import detect, write_stored
+from pcm_p2p.content.forms.stored_form import detect, write_stored
 from pcm_p2p.errors import InputError
 source, destination = Path(sys.argv[1]), Path(sys.argv[2])
 def peak():

@@ -17,8 +17,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.form_zip import SUFFIXES
-from pcm_p2p.content.stored_form import detect, write_stored
+from pcm_p2p.content.forms.stored_form import detect, write_stored
+from pcm_p2p.content.forms.zip import SUFFIXES
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,

@@ -10,9 +10,9 @@ from content_samples import noise, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcm_p2p.content.covers import Cover, covers_of, patch_with
-from pcm_p2p.content.delta import decode_delta_untrusted, encode_delta
-from pcm_p2p.content.stretches import (
+from pcm_p2p.content.delta.blob import decode_delta_untrusted, encode_delta
+from pcm_p2p.content.delta.covers import Cover, covers_of, patch_with
+from pcm_p2p.content.delta.stretches import (
     BASE_BYTES_MIN,
     STRETCH_BYTES_MIN,
     find_stretches,

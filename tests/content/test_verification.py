@@ -6,8 +6,8 @@ import threading
 
 from content_samples import chunks_of
 
-from pcm_p2p.content.memory_store import MemoryStore
-from pcm_p2p.content.verification import Verification, VerificationProgress
+from pcm_p2p.content.keeping.memory_store import MemoryStore
+from pcm_p2p.content.keeping.verification import Verification, VerificationProgress
 from pcm_p2p.ids import ChunkId
 
 

@@ -32,8 +32,8 @@ from pcm_p2p.apply.receipt import digest_of
 from pcm_p2p.authority import halting
 from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.publish import publish
-from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.applying.channel import Channel
 from pcm_p2p.daemon.applying.client import RemoteApplier
 from pcm_p2p.daemon.applying.service import ApplyService

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from pcm_p2p.apply.device import Device
 from pcm_p2p.compliance.carry import Carrier
 from pcm_p2p.compliance.outbox import Outbox
-from pcm_p2p.content import assemble as assembly
 from pcm_p2p.content.chunk import Chunk, seal
+from pcm_p2p.content.keeping import assemble as assembly
 from pcm_p2p.daemon.service import run_daemon
 from pcm_p2p.swarm.seeder import Seeder
 

@@ -30,8 +30,8 @@ from origin_with_faults import OriginWithFaults
 
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.collect import show_table
 from pcm_p2p.daemon.control import ask
 from pcm_p2p.enrolment.desk import Desk

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fleet_of_processes import Device, Fleet, noise, open_fleet
 
-from pcm_p2p.content.bases import BaseRelease
-from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.ingest import ingest
 
 pytestmark = [
     pytest.mark.debian,

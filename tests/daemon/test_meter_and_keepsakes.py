@@ -11,10 +11,10 @@ from trio.testing import MockClock
 from pcm_p2p.apply.receipt import Receipt
 from pcm_p2p.apply.step import PackageIdentity
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.content.segment import decode_full_untrusted
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.daemon.keepsakes import Keepsakes
 from pcm_p2p.daemon.ledger import KEPT_PER_RELEASE
 from pcm_p2p.daemon.meter import RELEASES_MAX, Meter, ReleaseBytes, Totals

@@ -50,7 +50,7 @@ from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, signed_root
 from pcm_p2p.compliance.facts.observation import Unknown
 from pcm_p2p.compliance.facts.prober import Prober
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon import doctor
 from pcm_p2p.daemon.applying.channel import Channel, ChannelClosed
 from pcm_p2p.daemon.applying.client import RemoteProber, ServiceUnreachable, ask_once

@@ -20,7 +20,7 @@ from trio.testing import MockClock
 
 from pcm_p2p.apply.receipt import KeptArchive, Receipt
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.layout import make_layout
+from pcm_p2p.content.keeping.memory_store import MemoryStore
 from pcm_p2p.content.manifest import (
     SCHEMA,
     Artifact,
@@ -31,7 +31,7 @@ from pcm_p2p.content.manifest import (
     Segment,
     decode_untrusted,
 )
-from pcm_p2p.content.memory_store import MemoryStore
+from pcm_p2p.content.publishing.layout import make_layout
 from pcm_p2p.daemon.rebuilder import FULL_S, IDLE_S, LOOK_S, Rebuilder, installed_layouts
 from pcm_p2p.ids import ChunkId, DeviceId, ManifestId
 from pcm_p2p.swarm.rebuilding import QUIET_MS, RANK_MS_MAX

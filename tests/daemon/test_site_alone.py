@@ -12,7 +12,7 @@ from origin_with_faults import OriginWithFaults
 from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 
 ALLOWANCES = b"""
 schema = "pcm.allowances/1"

@@ -25,7 +25,7 @@ from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.authority.site_folder import NAME
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.documents import manifests_to_keep, read_documents
 from pcm_p2p.daemon.site import repository as site_repository
 from pcm_p2p.daemon.site.repository import FolderSource, SiteRepository

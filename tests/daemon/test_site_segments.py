@@ -11,10 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pcm_p2p.content.decoder import InlineDecoder
-from pcm_p2p.content.ingest import ingest
+from pcm_p2p.content.decoding.decoder import InlineDecoder
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Manifest, Segment
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.site.segments import LOOK_S, RoutedSegments, SegmentImporter
 from pcm_p2p.ids import ChunkId, ManifestId, SegmentId
 

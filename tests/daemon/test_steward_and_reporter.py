@@ -16,8 +16,8 @@ from trio.testing import MockClock
 from pcm_p2p.compliance.facts.observation import Observation
 from pcm_p2p.compliance.inspection import Inspector
 from pcm_p2p.compliance.report import PROBLEMS_MAX, pack, unpack_untrusted
-from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest, decode_untrusted
+from pcm_p2p.content.publishing.ingest import ingest
 from pcm_p2p.daemon.meter import Totals
 from pcm_p2p.daemon.reporter import RETRY_S, TOGETHER_S, Reporter
 from pcm_p2p.daemon.steward import Steward

@@ -70,13 +70,13 @@ from pcm_p2p.compliance.record import RecordKey, SealKey, covered, open_record_u
 from pcm_p2p.compliance.report import SCHEMA, ReportBody, pack
 from pcm_p2p.compliance.report import unpack_untrusted as unpack_report_untrusted
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
-from pcm_p2p.content.decoding import decode_blob_untrusted
-from pcm_p2p.content.delta import encode_delta, encode_smallest_delta
+from pcm_p2p.content.decoding.job import decode_blob_untrusted
+from pcm_p2p.content.delta.blob import encode_delta, encode_smallest_delta
+from pcm_p2p.content.forms.members import members
+from pcm_p2p.content.forms.stored_form import detect, write_stored
 from pcm_p2p.content.manifest import decode_untrusted as decode_manifest_untrusted
-from pcm_p2p.content.members import members
 from pcm_p2p.content.pieces import FilePiece, decode_layout_untrusted, encode_layout
 from pcm_p2p.content.segment import encode_full
-from pcm_p2p.content.stored_form import detect, write_stored
 from pcm_p2p.daemon.control import _answer
 from pcm_p2p.enrolment.device_code import device_code, device_code_untrusted
 from pcm_p2p.enrolment.introduction import Renewal, Reply, Request, decode_reply_untrusted, decode_request_untrusted

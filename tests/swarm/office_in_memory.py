@@ -14,8 +14,8 @@ import msgspec
 import trio
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
-from pcm_p2p.content.decoder import InlineDecoder
-from pcm_p2p.content.delta import encode_delta
+from pcm_p2p.content.decoding.decoder import InlineDecoder
+from pcm_p2p.content.delta.blob import encode_delta
 from pcm_p2p.content.manifest import Artifact, Base, ChunkerParameters, Layout, Manifest, Segment, decode_untrusted
 from pcm_p2p.content.segment import encode_full
 from pcm_p2p.errors import DiskFull, UntrustedBytes
@@ -156,7 +156,7 @@ class InlineWorkers(Workers):
 
 
 class MemoryStore:
-    """What ``content.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit, and there is none for
+    """What ``content.keeping.store.ChunkStore`` promises, without a disk. ``room`` is how many chunks fit, and there is none for
     those in ``refused``. Nothing is evicted: what is wanted, kept and last is only noted."""
 
     def __init__(self, room: int = 1 << 20) -> None:

@@ -19,11 +19,11 @@ import trio
 from office_in_memory import InlineWorkers, InMemoryOffice, Member, MemoryOrigin
 from trio.testing import MockClock
 
-from pcm_p2p.content.bases import BaseRelease
-from pcm_p2p.content.ingest import ingest
 from pcm_p2p.content.manifest import Manifest
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.ingest import ingest
+from pcm_p2p.content.publishing.workplace import blob_path
 from pcm_p2p.content.segment import plan_runs
-from pcm_p2p.content.workplace import blob_path
 from pcm_p2p.daemon.rebuilder import Rebuilder
 from pcm_p2p.ids import ChunkId, ManifestId
 from pcm_p2p.swarm.fetcher import Fetcher
@@ -101,7 +101,7 @@ def update_in(folder: Path, changed: list[str]) -> Update:
     two.write_bytes(deb("2", {name: bytes(data) for name, data in new.items()}))
     with pytest.MonkeyPatch.context() as patch:
         # Several runs in few megabytes.
-        patch.setattr("pcm_p2p.content.ingest.plan_runs", partial(plan_runs, output_bytes_max=RUN_BYTES))
+        patch.setattr("pcm_p2p.content.publishing.ingest.plan_runs", partial(plan_runs, output_bytes_max=RUN_BYTES))
         make = partial(ingest, release="app", work=folder, level=1, processes=0)
         first = make([one], version="1", counter=1).manifest
         base = BaseRelease(first, folder / "segments", required=True)

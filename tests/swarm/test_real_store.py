@@ -10,8 +10,8 @@ from office_in_memory import Release, make_release, make_update
 
 from pcm_p2p.config import Origin as Settings
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoder import Decoder
-from pcm_p2p.content.store import ChunkStore
+from pcm_p2p.content.decoding.decoder import Decoder
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.ids import ChunkId, DeviceId
 from pcm_p2p.swarm.fetcher import Fetcher
 from pcm_p2p.swarm.origin import OriginClient, segment_path

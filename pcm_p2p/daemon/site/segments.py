@@ -19,9 +19,9 @@ import trio
 from pcm_p2p import __version__
 from pcm_p2p.config import Config
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decoding import SegmentDecoder
+from pcm_p2p.content.decoding.job import SegmentDecoder
+from pcm_p2p.content.keeping.store import ChunkStore
 from pcm_p2p.content.manifest import Manifest, Segment
-from pcm_p2p.content.store import ChunkStore
 from pcm_p2p.errors import PcmError
 from pcm_p2p.ids import ManifestId, SegmentId
 from pcm_p2p.swarm.fetcher import Fetcher

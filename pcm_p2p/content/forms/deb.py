@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pcm_p2p.content.decompression import BLOCK_SIZE_BYTES, Compression, decompressed, too_large
+from pcm_p2p.content.forms.decompression import BLOCK_SIZE_BYTES, Compression, decompressed, too_large
 from pcm_p2p.errors import InputError
 
 MAGIC = b"!<arch>\n"

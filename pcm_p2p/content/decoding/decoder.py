@@ -33,7 +33,9 @@ import trio
 
 import pcm_p2p
 from pcm_p2p.content.chunk import Chunk
-from pcm_p2p.content.decode_worker import (
+from pcm_p2p.content.decoding.gzip_program import Gzip, find_gzip
+from pcm_p2p.content.decoding.job import BaseMissing, BaseSource, DecodeFailed, OnChunk, decode_blob_untrusted
+from pcm_p2p.content.decoding.worker import (
     ANSWER_HEAD,
     DONE,
     JOB_HEAD,
@@ -43,10 +45,8 @@ from pcm_p2p.content.decode_worker import (
     Job,
     read_blob,
 )
-from pcm_p2p.content.decoding import BaseMissing, BaseSource, DecodeFailed, OnChunk, decode_blob_untrusted
-from pcm_p2p.content.gzip_program import Gzip, find_gzip
+from pcm_p2p.content.delta.repacking import CannotPack
 from pcm_p2p.content.manifest import Manifest, Segment
-from pcm_p2p.content.repacking import CannotPack
 from pcm_p2p.errors import UntrustedBytes
 
 MEMORY_BYTES_MAX = 256 << 20
@@ -233,7 +233,7 @@ class _Worker:
         try:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "pcm_p2p.content.decode_worker", str(memory_bytes_max)),
+                    *(sys.executable, "-P", "-m", "pcm_p2p.content.decoding.worker", str(memory_bytes_max)),
                     *((gzip.path,) if gzip is not None else ()),
                 ],
                 stdin=subprocess.PIPE,

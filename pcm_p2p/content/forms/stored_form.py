@@ -11,10 +11,10 @@ import errno
 import os
 from pathlib import Path
 
-from pcm_p2p.content.decompression import BLOCK_SIZE_BYTES, too_large
-from pcm_p2p.content.form_deb import is_deb, write_deb
-from pcm_p2p.content.form_tar import is_compressed_tar, write_tar
-from pcm_p2p.content.form_zip import is_zip, write_zip
+from pcm_p2p.content.forms.deb import is_deb, write_deb
+from pcm_p2p.content.forms.decompression import BLOCK_SIZE_BYTES, too_large
+from pcm_p2p.content.forms.tar import is_compressed_tar, write_tar
+from pcm_p2p.content.forms.zip import is_zip, write_zip
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.errors import DiskFull, InputError, StorageError
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pcm_p2p.content.compressor import Made, Unpack, Unpacked
-from pcm_p2p.content.deltas import LAYOUT_PIECE_BYTES_MAX, PackedLayout, Pile
-from pcm_p2p.content.layout import make_layout, package_of
 from pcm_p2p.content.manifest import Artifact, Layout, Manifest
-from pcm_p2p.content.packing import Workshop
+from pcm_p2p.content.publishing.compressor import Made, Unpack, Unpacked
+from pcm_p2p.content.publishing.deltas import LAYOUT_PIECE_BYTES_MAX, PackedLayout, Pile
+from pcm_p2p.content.publishing.layout import make_layout, package_of
+from pcm_p2p.content.publishing.packing import Workshop
+from pcm_p2p.content.publishing.sides import Stored
+from pcm_p2p.content.publishing.workplace import Workplace, blob_path, storage_error
 from pcm_p2p.content.segment import encode_full
-from pcm_p2p.content.sides import Stored
-from pcm_p2p.content.workplace import Workplace, blob_path, storage_error
 from pcm_p2p.errors import InputError
 from pcm_p2p.ids import ChunkId, SegmentId
 

@@ -14,11 +14,12 @@ from typing import cast
 
 from pyfastcdc import BinaryStreamReader, FastCDC
 
-from pcm_p2p.content.deltas import Pile
+from pcm_p2p.content.forms.member import Member, normalized
+from pcm_p2p.content.forms.members import members
 from pcm_p2p.content.manifest import Form
-from pcm_p2p.content.matching import Anchors, Side
-from pcm_p2p.content.members import Member, members, normalized
-from pcm_p2p.content.workplace import storage_error
+from pcm_p2p.content.publishing.deltas import Pile
+from pcm_p2p.content.publishing.matching import Anchors, Side
+from pcm_p2p.content.publishing.workplace import storage_error
 from pcm_p2p.errors import InputError
 
 ANCHORS_MAX = 1 << 18

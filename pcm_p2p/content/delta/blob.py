@@ -16,9 +16,9 @@ import lzma
 
 import hdiffpatch
 
-from pcm_p2p.content.covers import covers_of, longer, patch_with
-from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX
-from pcm_p2p.content.repacking import (
+from pcm_p2p.content.delta.covers import covers_of, longer, patch_with
+from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX
+from pcm_p2p.content.delta.repacking import (
     HEAD_BYTES_MAX,
     MAGIC,
     CannotPack,
@@ -29,8 +29,8 @@ from pcm_p2p.content.repacking import (
     plan_unpacking,
     unpack_base_untrusted,
 )
+from pcm_p2p.content.delta.stretches import find_stretches, rest_of_base, rest_of_output, with_stretches
 from pcm_p2p.content.segment import unpack_xz_untrusted
-from pcm_p2p.content.stretches import find_stretches, rest_of_base, rest_of_output, with_stretches
 from pcm_p2p.errors import UntrustedBytes
 
 _MAGIC = b"HDIFF13&\0"

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pcm_p2p.content.compressor import Crew, Job, Made, Piece, Unpack, Unpacked, do
-from pcm_p2p.content.delta import needs_gzip
-from pcm_p2p.content.deltas import Delta, DeltaBlob, Packed, Pile
-from pcm_p2p.content.gzip_program import find_gzip
-from pcm_p2p.content.repacking import CannotPack
-from pcm_p2p.content.workplace import Workplace, delta_recipe_of, recipe_of
+from pcm_p2p.content.decoding.gzip_program import find_gzip
+from pcm_p2p.content.delta.blob import needs_gzip
+from pcm_p2p.content.delta.repacking import CannotPack
+from pcm_p2p.content.publishing.compressor import Crew, Job, Made, Piece, Unpack, Unpacked, do
+from pcm_p2p.content.publishing.deltas import Delta, DeltaBlob, Packed, Pile
+from pcm_p2p.content.publishing.workplace import Workplace, delta_recipe_of, recipe_of
 from pcm_p2p.ids import SegmentId
 
 DELTA_SHARE_PERCENT = 60

@@ -23,10 +23,7 @@ from typing import Literal
 
 import msgspec
 
-from pcm_p2p.content.bases import BaseRelease
-from pcm_p2p.content.chunker import cut, parameters_for
-from pcm_p2p.content.comparison import Comparison, Skipped, compare
-from pcm_p2p.content.deltas import Delta, Packed, Pile, lay_out, office_bytes
+from pcm_p2p.content.forms.stored_form import detect, write_stored
 from pcm_p2p.content.manifest import (
     BASES_MAX,
     CHUNKS_MAX,
@@ -38,11 +35,14 @@ from pcm_p2p.content.manifest import (
     check_artifact_name,
     decode_untrusted,
 )
-from pcm_p2p.content.packing import Packing, Workshop
+from pcm_p2p.content.publishing.bases import BaseRelease
+from pcm_p2p.content.publishing.chunker import cut, parameters_for
+from pcm_p2p.content.publishing.comparison import Comparison, Skipped, compare
+from pcm_p2p.content.publishing.deltas import Delta, Packed, Pile, lay_out, office_bytes
+from pcm_p2p.content.publishing.packing import Packing, Workshop
+from pcm_p2p.content.publishing.sides import Stored
+from pcm_p2p.content.publishing.workplace import Workplace
 from pcm_p2p.content.segment import LEVEL_STORED, plan_runs
-from pcm_p2p.content.sides import Stored
-from pcm_p2p.content.stored_form import detect, write_stored
-from pcm_p2p.content.workplace import Workplace
 from pcm_p2p.errors import InputError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, check_name
 

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
-from pcm_p2p.content.chunk_folder import ChunkFolder, DiskSpace, Found, disk_space, write_new_file
-from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory, Share
+from pcm_p2p.content.keeping.chunk_folder import ChunkFolder, DiskSpace, Found, disk_space, write_new_file
+from pcm_p2p.content.keeping.inventory import KEPT, LAST, SURPLUS, Inventory, Share
 from pcm_p2p.errors import DiskFull, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from pcm_p2p.content.decompression import BLOCK_SIZE_BYTES, too_large
+from pcm_p2p.content.forms.decompression import BLOCK_SIZE_BYTES, too_large
 from pcm_p2p.errors import InputError
 
 _MAGICS = (b"PK\x03\x04", b"PK\x05\x06")

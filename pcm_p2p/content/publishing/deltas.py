@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, CHUNKS_MAX, Base, Layout, Manifest, Segment
-from pcm_p2p.content.matching import Matcher, Side
+from pcm_p2p.content.publishing.matching import Matcher, Side
 from pcm_p2p.ids import ChunkId, SegmentId
 
 LAYOUT_PIECE_BYTES_MAX = 1 << 20

@@ -1,6 +1,6 @@
 """The worker process that decodes segments: apart, so that a crash, a hang or too much memory is not the daemon's.
 
-``python -m pcm_p2p.content.decode_worker MEMORY_BYTES_MAX [GZIP]``; GZIP is the program that some deltas need. Jobs come on its
+``python -m pcm_p2p.content.decoding.worker MEMORY_BYTES_MAX [GZIP]``; GZIP is the program that some deltas need. Jobs come on its
 standard input, answers go to its standard output, in order:
 
 ==============  =================================================================================================
@@ -31,9 +31,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from pcm_p2p.content.decoding import Kind, decode_blob_untrusted
-from pcm_p2p.content.gzip_program import Gzip
-from pcm_p2p.content.repacking import CannotPack
+from pcm_p2p.content.decoding.gzip_program import Gzip
+from pcm_p2p.content.decoding.job import Kind, decode_blob_untrusted
+from pcm_p2p.content.delta.repacking import CannotPack
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import SegmentId
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from pcm_p2p.content.form_deb import MAGIC as AR_MAGIC
+from pcm_p2p.content.forms.deb import MAGIC as AR_MAGIC
+from pcm_p2p.content.forms.member import Member
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.errors import InputError
 
@@ -27,27 +27,6 @@ _REGULAR = frozenset(b"\0" + b"07")
 _PAX_PATH = re.compile(rb"(?:\A|\n)\d+ path=([^\n]*)\n")
 _PAX_SIZE = re.compile(rb"(?:\A|\n)\d+ size=(\d{1,15})\n")
 _ZIP_LOCAL, _ZIP_DIRECTORY = b"PK\x03\x04", b"PK\x01\x02"
-_VERSIONS = re.compile(r"\d+(?:[.+~:_-]\d+)+")
-_NUMBERS = re.compile(r"\d+(?:[.+~:_-]?\d+)*")
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """``size`` bytes of a stored form from ``offset``. ``path`` is as in the container, without ``./``; it may be empty."""
-
-    path: str
-    offset: int
-    size: int
-
-
-def versionless(path: str) -> str:
-    """``path`` with version numbers made equal: ``modules/6.1.0-55/a1.ko`` and ``…-56/a1.ko`` are one file of two versions."""
-    return _VERSIONS.sub("#", path)
-
-
-def normalized(path: str) -> str:
-    """``path`` with all numbers made equal."""
-    return _NUMBERS.sub("#", path)
 
 
 def members(path: Path, form: Form, begin: int = 0, end: int | None = None) -> list[Member]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pyfastcdc import FastCDC
 
-from pcm_p2p.content.covers import Cover
+from pcm_p2p.content.delta.covers import Cover
 
 STRETCH_BYTES_MIN = 16 << 10
 """Measured: from 4 KiB deltas grow by up to 1 %, since neighbours of what is new are no base any more; from 64 KiB a tenth more

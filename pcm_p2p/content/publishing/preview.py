@@ -18,16 +18,16 @@ from typing import Literal
 import zstandard
 from pyfastcdc import FastCDC
 
-from pcm_p2p.content.bases import BaseRelease, Unusable, rebuild
-from pcm_p2p.content.deltas import slices_of
-from pcm_p2p.content.gzip_members import unpacked
-from pcm_p2p.content.ingest import Ingested, IngestProgress, Workpiece, ingest
+from pcm_p2p.content.delta.gzip_members import unpacked
+from pcm_p2p.content.forms.members import members
 from pcm_p2p.content.manifest import Form, Manifest
-from pcm_p2p.content.matching import Matcher, Side
-from pcm_p2p.content.members import members
-from pcm_p2p.content.packing import Workshop
+from pcm_p2p.content.publishing.bases import BaseRelease, Unusable, rebuild
+from pcm_p2p.content.publishing.deltas import slices_of
+from pcm_p2p.content.publishing.ingest import Ingested, IngestProgress, Workpiece, ingest
+from pcm_p2p.content.publishing.matching import Matcher, Side
+from pcm_p2p.content.publishing.packing import Workshop
+from pcm_p2p.content.publishing.sides import Stored, side_of, step_for
 from pcm_p2p.content.segment import LEVEL_STORED
-from pcm_p2p.content.sides import Stored, side_of, step_for
 from pcm_p2p.errors import InputError
 
 _LEVEL = 1

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pcm_p2p.content.repacking import CannotPack, Pack
+from pcm_p2p.content.delta.repacking import CannotPack, Pack
 
 PLACES = ("/usr/bin/gzip", "/bin/gzip")
 """Never by PATH, which others may have set."""

@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from blake3 import blake3
 
-from pcm_p2p.content.gzip_members import PLAIN_BYTES_MAX, GzipMember, find_members, inflate_untrusted
+from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX, GzipMember, find_members, inflate_untrusted
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX
 from pcm_p2p.errors import UntrustedBytes
 

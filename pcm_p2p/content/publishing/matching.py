@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
-from pcm_p2p.content.members import Member, normalized, versionless
+from pcm_p2p.content.forms.member import Member, normalized, versionless
 
 BASE_BYTES_TARGET = 32 << 20
 """Choice: twice a run. Below ``manifest.BASE_BYTES_MAX``, because more helps nobody and has to be brought together."""

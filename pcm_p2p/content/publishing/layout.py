@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from pcm_p2p.content.form_deb import ArMember, ar_members
+from pcm_p2p.content.forms.deb import ArMember, ar_members
 from pcm_p2p.content.manifest import Form
 from pcm_p2p.content.pieces import (
     PIECES_MAX,

@@ -11,8 +11,8 @@ import threading
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pcm_p2p.content.decode_worker import step_back
-from pcm_p2p.content.store import StoreStatistics
+from pcm_p2p.content.decoding.worker import step_back
+from pcm_p2p.content.keeping.store import StoreStatistics
 from pcm_p2p.ids import ChunkId
 
 SCAN_POLL_S = 0.1

@@ -2,7 +2,7 @@
 
 A job is a full segment, a delta, or the way back: a segment of an earlier release, unpacked to where its chunks belong.
 
-A worker is ``python -m pcm_p2p.content.compressor``. It reads jobs from its standard input and answers on its standard
+A worker is ``python -m pcm_p2p.content.publishing.compressor``. It reads jobs from its standard input and answers on its standard
 output: four bytes of length, then MessagePack, one answer a job in order. It ends at the end of its input, which is what it
 sees when the caller dies; on Linux the kernel kills it at once even in the middle of a segment. A blob gets its name by
 ``rename`` when it is whole, so a killed worker leaves a temporary file and nothing else.
@@ -27,11 +27,11 @@ import hdiffpatch
 import msgspec
 
 import pcm_p2p
-from pcm_p2p.content.delta import decode_delta_untrusted, encode_smallest_delta, needs_gzip
-from pcm_p2p.content.gzip_program import Gzip
-from pcm_p2p.content.repacking import CannotPack
+from pcm_p2p.content.decoding.gzip_program import Gzip
+from pcm_p2p.content.delta.blob import decode_delta_untrusted, encode_smallest_delta, needs_gzip
+from pcm_p2p.content.delta.repacking import CannotPack
+from pcm_p2p.content.publishing.workplace import blob_path, storage_error
 from pcm_p2p.content.segment import decode_full_untrusted, encode_joined
-from pcm_p2p.content.workplace import blob_path, storage_error
 from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, SegmentId
 
@@ -248,7 +248,7 @@ class Crew:
             for _ in range(self._processes):
                 self._workers.append(
                     subprocess.Popen(
-                        [sys.executable, "-P", "-m", "pcm_p2p.content.compressor"],
+                        [sys.executable, "-P", "-m", "pcm_p2p.content.publishing.compressor"],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         env={**os.environ, "PYTHONPATH": path},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from pcm_p2p.content.decompression import BLOCK_SIZE_BYTES, compression_of, decompressed, too_large
+from pcm_p2p.content.forms.decompression import BLOCK_SIZE_BYTES, compression_of, decompressed, too_large
 from pcm_p2p.errors import InputError
 
 _HEADER_SIZE_BYTES = 512

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pcm_p2p.content.bases import BaseRelease, Rebuilt, Unusable, layouts_of, pack_layout, rebuild
-from pcm_p2p.content.deltas import Delta, PackedLayout, Pile, plan_deltas, that_fit
 from pcm_p2p.content.manifest import CHUNKS_MAX
-from pcm_p2p.content.packing import Workshop
-from pcm_p2p.content.sides import Stored, side_of, step_for
-from pcm_p2p.content.workplace import Workplace
+from pcm_p2p.content.publishing.bases import BaseRelease, Rebuilt, Unusable, layouts_of, pack_layout, rebuild
+from pcm_p2p.content.publishing.deltas import Delta, PackedLayout, Pile, plan_deltas, that_fit
+from pcm_p2p.content.publishing.packing import Workshop
+from pcm_p2p.content.publishing.sides import Stored, side_of, step_for
+from pcm_p2p.content.publishing.workplace import Workplace
 from pcm_p2p.errors import InputError
 
 Tell = Callable[[Literal["rebuilding", "matching"], str, int, int], None]

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable
 from typing import Self
 
 from pcm_p2p.content.chunk import Chunk, open_sealed_untrusted, seal
-from pcm_p2p.content.inventory import KEPT, LAST, SURPLUS, Inventory, Share
-from pcm_p2p.content.store import ROOM_BYTES, StoreStatistics
+from pcm_p2p.content.keeping.inventory import KEPT, LAST, SURPLUS, Inventory, Share
+from pcm_p2p.content.keeping.store import ROOM_BYTES, StoreStatistics
 from pcm_p2p.errors import DiskFull, UntrustedBytes
 from pcm_p2p.ids import ChunkId
 

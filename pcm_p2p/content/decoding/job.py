@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pcm_p2p.content.chunk import Chunk
+from pcm_p2p.content.delta.repacking import Pack
 from pcm_p2p.content.manifest import BASE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX, Manifest, Segment
-from pcm_p2p.content.repacking import Pack
 from pcm_p2p.content.segment import unpack_blob_untrusted
 from pcm_p2p.errors import TransferError, UntrustedBytes
 from pcm_p2p.ids import ChunkId
@@ -71,7 +71,7 @@ def decode_blob_untrusted(kind: Kind, blob: bytes, base: bytes, output_bytes: in
     if not 1 <= output_bytes <= SEGMENT_OUTPUT_BYTES_MAX or len(base) > BASE_BYTES_MAX:
         raise UntrustedBytes(f"a segment yields {output_bytes} bytes from {len(base)}, which is out of bounds")
     # Here, since the daemon needs this module's words and decodes in another process: HDiffPatch would be 1 MB resident in it.
-    from pcm_p2p.content.delta import decode_delta_untrusted
+    from pcm_p2p.content.delta.blob import decode_delta_untrusted
 
     output = (
         decode_delta_untrusted(blob, base, output_bytes, pack)
