@@ -11,6 +11,8 @@ from pcm_p2p.cli import passphrase
 from pcm_p2p.errors import InputError
 
 if TYPE_CHECKING:
+    from pcm_p2p.authority.keys.keyfile import PublicKeyFile
+    from pcm_p2p.authority.keys.public_key import PublicKey
     from pcm_p2p.authority.keys.signing_key import SigningKey
 
 Token = Annotated[
@@ -33,6 +35,17 @@ def secret_for(key: Path | str, file: Path | None, descriptor: int | None) -> st
     """The passphrase of a key file or the PIN of a token. Raises ``InputError``."""
     word = "Passphrase" if isinstance(key, Path) else "PIN"
     return passphrase.obtain(file, descriptor, what=str(key), word=word)
+
+
+def public_side(key: Path | str) -> PublicKeyFile | PublicKey | None:
+    """What a key says of itself before it is opened; ``None`` where it says nothing, which opening it will explain."""
+    from pcm_p2p.authority.keys import hardware_key, keyfile
+    from pcm_p2p.errors import PcmError
+
+    try:
+        return keyfile.read_public(key) if isinstance(key, Path) else hardware_key.read_public(key)
+    except PcmError:
+        return None
 
 
 def open_key(key: Path | str, file: Path | None, descriptor: int | None) -> SigningKey:

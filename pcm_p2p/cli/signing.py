@@ -9,13 +9,14 @@ import typer
 
 from pcm_p2p.cli import passphrase
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.key_choice import Token, chosen, open_key, secret_for
+from pcm_p2p.cli.key_choice import Token, chosen, open_key, public_side, secret_for
 from pcm_p2p.cli.next_step import after_signing, refuse_without_keys
 from pcm_p2p.cli.output import Json, err, note, out, print_facts, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
+    from pcm_p2p.authority.carry.signature_file import Signable
     from pcm_p2p.authority.document_difference import Contents
     from pcm_p2p.authority.proposal import Proposal
 
@@ -84,7 +85,7 @@ def _sign_here(
     full: bool,
     json: bool,
 ) -> None:
-    from pcm_p2p.authority.carry.carrying import contents_of
+    from pcm_p2p.authority.carry.carrying import contents_of, signables_of
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.site_policy import set_aside_by_change
     from pcm_p2p.errors import InputError
@@ -95,15 +96,17 @@ def _sign_here(
         raise InputError(
             "nothing is proposed", path=fleet, remedy="Stage a release, a policy or a fleet document first."
         )
+    chosen_key = chosen(key, token, option="--key FILE") if key is not None or token is not None else None
+    mine = _roles_of(chosen_key, signables_of(folder)) if chosen_key is not None else None
     if not json:
-        tell(proposals, contents, full=full)
+        tell(proposals, contents, full=full, mine=mine)
     for sentence in set_aside_by_change(folder):
         note(f"! {sentence}")
-    if key is not None or token is not None:
-        chosen_key = chosen(key, token, option="--key FILE")
-        _ask(yes=yes)
+    if chosen_key is not None:
+        told = _told(proposals, mine, chosen_key)
+        _ask(told if mine is not None else (), yes=yes)
         secret = secret_for(chosen_key, passphrase_file, passphrase_fd)
-        folder.sign(chosen_key, secret, shown={one.sha256 for one in proposals})
+        folder.sign(chosen_key, secret, shown={one.sha256 for one in told})
         proposals = folder.proposals()
     if json:
         print_json([one.as_json(contents) for one in proposals])
@@ -111,7 +114,7 @@ def _sign_here(
     for one in proposals:
         for signatures in one.signatures:
             out().print(signatures.line(), markup=False)
-    if key is None and token is None and not all(one.complete for one in proposals):
+    if chosen_key is None and not all(one.complete for one in proposals):
         note("Nothing was signed: pass --key FILE or --token.")
         return
     after_signing(folder, proposals)
@@ -142,12 +145,14 @@ def _sign_carried(
     if place is None and token is not None:
         raise InputError("--pin is missing", remedy="A token has no folder: name the file that remembers the fleets.")
     remarks = pin_file.check(place, bundle) if place is not None else ()
+    chosen_key = chosen(key, token, option="--key FILE") if key is not None or token is not None else None
+    mine = _roles_of(chosen_key, signables_in(bundle)) if chosen_key is not None else None
     if not json:
         err().print(f"fleet {bundle.name!r}  {bundle.fleet}", markup=False)
         for remark in remarks:
             err().print(f"! {remark}", markup=False)
         err().print()
-        tell(proposals, bundle.content, full=full)
+        tell(proposals, bundle.content, full=full, mine=mine)
     facts: dict[str, object] = {
         "schema": "pcm.carried-proposal/1",
         "fleet": bundle.fleet,
@@ -155,14 +160,15 @@ def _sign_carried(
         "remarks": list(remarks),
         "proposals": [one.as_json(bundle.content) for one in proposals],
     }
-    if key is not None or token is not None:
+    if chosen_key is not None:
         assert to is not None, "asked for above"
         assert place is not None, "asked for above"
-        chosen_key = chosen(key, token, option="--key FILE")
+        told = _told(proposals, mine, chosen_key)
         refuse_what_breaks_rules(bundle)
-        _ask(yes=yes)
+        _ask(told if mine is not None else (), yes=yes)
         opened = open_key(chosen_key, passphrase_file, passphrase_fd)
-        signatures = sign_each(signables_in(bundle), opened.signer, opened.keyid)
+        roles = {one.role for one in told}
+        signatures = sign_each((one for one in signables_in(bundle) if one.role in roles), opened.signer, opened.keyid)
         if not signatures:
             raise InputError(
                 f"the {opened.role} key of {opened.owner} has no part in what is proposed",
@@ -181,24 +187,55 @@ def _sign_carried(
         print_json(facts)
 
 
-def tell(proposals: Iterable[Proposal], contents: Contents, *, full: bool) -> None:
-    """On standard error: what is proposed, whole documents apart by a blank line."""
-    for proposal in proposals:
+def tell(proposals: Iterable[Proposal], contents: Contents, *, full: bool, mine: Collection[str] | None = None) -> None:
+    """On standard error: what is proposed, whole documents apart by a blank line.
+
+    ``mine``: the roles for which the key signs. Each document says whether it is one of these, and they come last, next to the
+    question; ``None`` where no key is chosen, or where it does not say which it is.
+    """
+    for proposal in proposals if mine is None else sorted(proposals, key=lambda one: one.role in mine):
+        title = f"{proposal.role} {proposal.version_after}"
+        if mine is not None and proposal.role in mine:
+            err().print(f"THIS KEY SIGNS {title}:", markup=False)
+        elif mine is not None:
+            err().print(f"This key does not sign {title}, which is proposed beside it:", markup=False)
         for line in proposal.lines(contents, full=full):
             err().print(line, markup=False, emoji=False)
         err().print()
 
 
-def _ask(*, yes: bool) -> None:
+def _roles_of(key: Path | str, signables: Iterable[Signable]) -> frozenset[str] | None:
+    """For which proposed documents ``key`` signs, by what it says of itself; signing opens it, and compares."""
+    public = public_side(key)
+    return None if public is None else frozenset(one.role for one in signables if public.keyid in one.keys)
+
+
+def _told(proposals: Iterable[Proposal], mine: Collection[str] | None, key: Path | str) -> tuple[Proposal, ...]:
+    """Those that were said to be for this key; nothing else is signed. Raises ``InputError`` if there are none."""
     from pcm_p2p.errors import InputError
 
-    if not yes and not _agreed():
+    told = tuple(one for one in proposals if mine is None or one.role in mine)
+    if not told:
+        public = public_side(key)
+        whose = f"the {public.role} key of {public.owner}" if public is not None and public.owner else "the key"
+        raise InputError(
+            f"{whose} has no part in what is proposed",
+            path=key if isinstance(key, Path) else None,
+            remedy="Sign with a key of somebody who is named above.",
+        )
+    return told
+
+
+def _ask(told: Iterable[Proposal], *, yes: bool) -> None:
+    from pcm_p2p.errors import InputError
+
+    if not yes and not _agreed(", ".join(f"{one.role} {one.version_after}" for one in told)):
         raise InputError("not signed", remedy="Stage something else, or run it again; --yes asks no question.")
 
 
-def _agreed() -> bool:
+def _agreed(titles: str) -> bool:
     try:
-        return typer.confirm("Sign this?", err=True)
+        return typer.confirm(f"Sign {titles} with this key?" if titles else "Sign this?", err=True)
     except typer.Abort:
         return False  # nobody is there to answer
 

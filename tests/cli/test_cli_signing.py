@@ -219,6 +219,32 @@ def new_key(cli: Command, folder: Path, role: str, owner: str, words: Words) -> 
     return path
 
 
+def test_before_signing_each_document_says_whether_this_key_signs_it(
+    cli: Command, fleet: Path, tmp_path: Path, words: Words
+) -> None:
+    published(cli, fleet, words)
+    new = new_key(cli, tmp_path, "root", "ann", words)
+    assert cli("key", "rotate", "--role", "root", "--owner", "ann", "--new", new, "--fleet", fleet).status == 0
+    file = tmp_path / "friday.proposal"
+    assert cli("proposal", "export", file, "--fleet", fleet).status == 0
+    beside = "This key does not sign {}, which is proposed beside it:"
+    for name, signs, not_signed in (("targets-ann", "targets 2", "root 2"), ("root-bob", "root 2", "targets 2")):
+        mine = elsewhere(tmp_path / name, fleet, name)
+        carried = ("--proposal", file, "--out", tmp_path / f"{name}.sig")
+        for place in (("--fleet", fleet), carried):
+            lines = cli("sign", *place, "--key", mine, *words).err.splitlines()
+            at, theirs = lines.index(f"THIS KEY SIGNS {signs}:"), lines.index(beside.format(not_signed))
+            assert theirs < at, "what is signed stands next to the question"
+            assert lines[at + 1] == f"{signs.split()[0]} version 1 → 2"
+            assert any(said.startswith(f"Sign {signs} with this key? [y/N]") for said in lines)
+        assert cli("sign", *carried, "--key", mine, "--yes", *words).out == f"signed {signs} for {name.split('-')[1]}\n"
+    shown = cli("sign", "--fleet", fleet).err
+    assert "his key" not in shown, "where no key is named"
+    cli("proposal", "discard", "--role", "root", "--fleet", fleet)
+    other = cli("sign", "--fleet", fleet, "--key", tmp_path / "root-bob" / "my.key", "--passphrase-file", "nowhere")
+    assert (other.status, "the root key of bob has no part in what is proposed" in other.err) == (2, True)
+
+
 def test_a_root_key_is_rotated_in_band(cli: Command, fleet: Path, tmp_path: Path, words: Words) -> None:
     published(cli, fleet, words)
     new = new_key(cli, tmp_path, "root", "ann", words)
