@@ -8,6 +8,7 @@ toml_document  TOML text to a validated object, with errors that name file, line
 config         the settings of one daemon
 durable        writes that survive a power cut
 lock_file      one process at a time
+private_file   files that hold a secret, refused where others could read them
 shown_text     foreign text on a screen that it cannot paint
 sidecar        the one asyncio thread, for the two libraries that need asyncio
 database       SQLite through the side-car: whole transactions, migrations

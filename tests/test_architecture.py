@@ -20,7 +20,7 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "pcm_p2p"
 LINES_MAX = 500
 
-NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "shown_text", "config"}
+NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "private_file", "shown_text", "config"}
 """Below every room, in the order in which they may know each other."""
 
 PLATFORM = {"sidecar", "database"}

@@ -1,11 +1,13 @@
 """Where a passphrase or PIN comes from: a file, a file descriptor, or the person, never the command line or the environment.
 
-An argument is visible in the process list and in shell history; an environment variable is inherited by every child.
+An argument is visible in the process list and in shell history; an environment variable is inherited by every child. A file that
+others may read is no better, and is refused as a key file is.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ import typer
 
 from pcm_p2p.cli.output import note
 from pcm_p2p.errors import InputError
+from pcm_p2p.private_file import refuse_shared
 
 File = Annotated[
     Path | None,
@@ -31,10 +34,14 @@ SHORT_LENGTH = 12
 def obtain(
     file: Path | None, descriptor: int | None, *, what: str, confirm: bool = False, word: str = "Passphrase"
 ) -> str:
-    """The passphrase (or PIN: ``word``) for ``what``. Asks without echo when neither source is given; raises ``InputError``."""
+    """The passphrase (or PIN: ``word``) for ``what``. Asks without echo when neither source is given.
+
+    Raises ``InputError``, and ``TrustError`` for a file that others may read.
+    """
     if file is not None:
         try:
             with file.open("rb") as opened:
+                _refuse_shared(file, opened.fileno())
                 line = opened.readline(LENGTH_MAX + 2)
         except OSError as error:
             raise InputError(
@@ -63,6 +70,16 @@ def obtain(
     if len(passphrase) > LENGTH_MAX:
         raise InputError(f"the passphrase is longer than {LENGTH_MAX} characters", path=file)
     return passphrase
+
+
+def _refuse_shared(file: Path, descriptor: int) -> None:
+    """A pipe is nobody else's, what the caller opened was judged by who opened it, and a service manager's credential has its own
+    rules: it belongs to root, and an access list lets the service in."""
+    given = str(file.parent) in ("/dev/fd", "/proc/self/fd") or str(file) == "/dev/stdin"
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and not given and (credentials is None or file.parent != Path(credentials)):
+        refuse_shared(status, file, "passphrase file", "choose another passphrase")
 
 
 def _line(descriptor: int) -> bytes:

@@ -90,6 +90,8 @@ def machine(home: Path, tool: Path) -> Run:
 
 def test_keys_a_fleet_and_signatures_are_made_where_nothing_can_be_reached(machine: Run, home: Path) -> None:
     (home / "words").write_text("correct horse battery staple\n")
+    (home / "words").chmod(0o600)
+    os.chown(home / "words", NOBODY, NOBODY)
     words = ("--passphrase-file", "words")
     for role in ("root", "targets"):
         made = machine("key", "new", f"{role}.key", "--role", role, "--owner", "alice", "--kdf", "interactive", *words)

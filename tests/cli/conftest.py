@@ -59,6 +59,7 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("founded")
     (folder / "words").write_text(f"{WORDS}\n")
+    (folder / "words").chmod(0o600)
     owners = ("ann", "bob", "eve")
     FleetFolder.init(
         folder / "fleet",

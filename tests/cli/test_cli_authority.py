@@ -89,12 +89,71 @@ def test_a_passphrase_is_never_guessed(cli: Command, tmp_path: Path) -> None:
     assert nobody.status == 2
     assert "there is no terminal to ask on" in nobody.err
     assert "--passphrase-file" in nobody.err
-    (tmp_path / "empty").write_text("\n")
+    for name, data in (("empty", b"\n"), ("latin", b"\xff\n")):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).chmod(0o600)
     assert "the passphrase is empty" in cli(*line, "--passphrase-file", tmp_path / "empty").err
-    (tmp_path / "latin").write_bytes(b"\xff\n")
     assert "not UTF-8" in cli(*line, "--passphrase-file", tmp_path / "latin").err
     assert "cannot be read" in cli(*line, "--passphrase-file", tmp_path / "absent").err
     assert "descriptor 987 cannot be read" in cli(*line, "--passphrase-fd", "987").err
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_a_passphrase_that_others_may_read_or_exchange_is_refused_as_a_key_file_is(
+    cli: Command, tmp_path: Path, mode: int
+) -> None:
+    shared, link = tmp_path / "shared", tmp_path / "link"
+    shared.write_text("correct horse battery staple\n")
+    shared.chmod(mode)
+    link.symlink_to(shared)
+    line = ("key", "new", tmp_path / "k", "--owner", "ann", "--kdf", "interactive", "--passphrase-file")
+    for named in (shared, link):
+        refused = cli(*line, named)
+        assert (refused.status, (tmp_path / "k").exists()) == (5, False)
+        assert f"{named}: others can read or write this passphrase file (mode {mode:o})" in refused.err
+        assert f"Run 'chmod 600 {named}'" in refused.err
+        assert "choose another passphrase" in refused.err
+    shared.chmod(0o400)
+    assert cli(*line, link).status == 0
+
+
+def test_a_passphrase_file_of_somebody_else_is_refused(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "words"
+    file.write_text("correct horse battery staple\n")
+    file.chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    refused = cli("key", "new", tmp_path / "k", "--owner", "ann", "--kdf", "interactive", "--passphrase-file", file)
+    assert refused.status == 5
+    assert f"belongs to user {file.stat().st_uid}, who could read or exchange it" in refused.err
+
+
+@pytest.mark.parametrize("way", ["descriptor", "pipe", "credential"])
+def test_a_passphrase_from_who_opened_it_or_from_the_service_manager_is_taken(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """``%d/passphrase`` of a systemd unit belongs to root, with the mode 0440 and an access list."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "words").write_text("correct horse battery staple\n")
+    (folder / "words").chmod(0o440)
+    line = ("key", "new", tmp_path / "k", "--owner", "ann", "--kdf", "interactive", "--passphrase-file")
+    if way == "credential":
+        assert cli(*line, folder / "words").status == 5, "elsewhere it is a file that others may read"
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+        assert cli(*line, folder / "words").status == 0
+        return
+    if way == "pipe":
+        reading, writing = os.pipe()
+        os.write(writing, (folder / "words").read_bytes())
+        os.close(writing)
+    else:
+        reading = os.open(folder / "words", os.O_RDONLY)
+    try:
+        assert cli(*line, f"/dev/fd/{reading}").status == 0
+    finally:
+        os.close(reading)
 
 
 def test_a_passphrase_from_a_pipe_is_the_whole_line_in_however_many_parts_it_comes(
@@ -277,6 +336,7 @@ def test_two_of_three_sign_what_they_see_and_publish_names_who_is_missing(
     assert (unanswered.status, "not signed" in unanswered.err) == (2, True)
     assert cli(*signing, "--yes").out == "targets: 1 more of bob, eve must sign; signed by ann\n"
     (tmp_path / "wrong").write_text("wrong\n")
+    (tmp_path / "wrong").chmod(0o600)
     wrong = cli(
         "sign", "--fleet", fleet, "--key", keys / "targets-eve.key", "--yes", "--passphrase-file", tmp_path / "wrong"
     )

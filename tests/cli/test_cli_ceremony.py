@@ -61,6 +61,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def passphrase_of(owner: str, folder: Path) -> Words:
     path = folder / f"{owner}.words"
     path.write_text(f"{WORDS} of {owner}\n")
+    path.chmod(0o600)
     return "--passphrase-file", path
 
 
@@ -350,6 +351,7 @@ def test_a_passphrase_is_changed_and_only_the_new_one_opens(cli: Command, keys: 
     path = tmp_path / "dora.key"
     keyfile.create(path, f"{WORDS} of dora", "root", "dora", preset="lab")
     (tmp_path / "new").write_text("other words\n")
+    (tmp_path / "new").chmod(0o600)
     old, new = passphrase_of("dora", tmp_path), ("--new-passphrase-file", tmp_path / "new")
     wrong = cli("key", "passphrase", path, *passphrase_of("alice", tmp_path), *new, "--kdf", "interactive")
     assert (wrong.status, "passphrase is wrong" in wrong.err) == (5, True)
@@ -567,6 +569,7 @@ def test_a_key_in_a_token_is_one_of_the_keys_of_a_fleet(
 ) -> None:
     pin = ("--passphrase-file", tmp_path / "pin")
     (tmp_path / "pin").write_text(f"{PIN}\n")
+    (tmp_path / "pin").chmod(0o600)
     made = cli("key", "new", "--token", token_of_alice, "--role", "root", "--owner", "alice", *pin, "--json")
     assert made.status == 0, made.err
     assert made.facts["algorithm"] == "ECDSA P-256"

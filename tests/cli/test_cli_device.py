@@ -344,6 +344,7 @@ def test_servers_refuse_what_cannot_work(
 ) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("wrong\n")
+    wrong.chmod(0o600)
     rows: list[tuple[tuple[object, ...], int, str]] = [
         (("origin", "serve", tmp_path / "absent"), 2, "is not a folder"),
         (("origin", "serve", tmp_path, "--listen", "8740"), 2, "is not HOST:PORT"),

@@ -53,6 +53,7 @@ def site_policy(path: str = "/opt/berlin/x", release: str = "berlin-tool", mode:
 def words(tmp_path: Path) -> Path:
     file = tmp_path / "words"
     file.write_text(WORDS)
+    file.chmod(0o600)
     return file
 
 

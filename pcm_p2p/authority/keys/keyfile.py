@@ -39,6 +39,7 @@ from pcm_p2p.authority.keys.fingerprint import fingerprint_of, public_tuf_key, w
 from pcm_p2p.authority.keys.public_key import OWNER_LENGTH_MAX, ROLE_PATTERN, Role, is_owner, is_role
 from pcm_p2p.durable import fsync_folder
 from pcm_p2p.errors import InputError, TrustError, UntrustedBytes
+from pcm_p2p.private_file import refuse_shared
 
 SCHEMA: Final = "pcm.key/1"
 Preset = Literal["moderate", "interactive", "lab"]
@@ -302,17 +303,7 @@ def _read(path: Path) -> Document:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputError("is not a file", path=path, remedy="Pass the path of a key file.")
-        if status.st_uid != os.geteuid():
-            raise TrustError(
-                f"{path}: belongs to user {status.st_uid}, who could read or exchange it, and you are user {os.geteuid()}",
-                remedy=f"Run 'chown {os.geteuid()} {path}', or copy it to a file of your own.",
-            )
-        if status.st_mode & 0o077:
-            raise TrustError(
-                f"{path}: others can read or write this key file (mode {stat.S_IMODE(status.st_mode):o})",
-                remedy=f"Run 'chmod 600 {path}' (from a stick without modes: copy it first); if others had access,"
-                " replace the key.",
-            )
+        refuse_shared(status, path, "key file", "replace the key")
         data = os.read(descriptor, SIZE_BYTES_MAX + 1)
     except OSError as error:
         raise InputError(
