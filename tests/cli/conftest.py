@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import WORDS, Command, Ended
 
 from pcm_p2p.cli.main import run
-
-WORDS = "correct horse"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said where."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def facts(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from command_line import Command
 
 from pcm_p2p.cli.passphrase import obtain
 

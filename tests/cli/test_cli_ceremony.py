@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import pytest
 import typer.main
-from conftest import WORDS, Command
+from command_line import WORDS, Command
 from soft_token import PIN, needs_tokens, plugged_in
 
 from pcm_p2p.authority.keys import keyfile

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import Command
+from command_line import Command
 from repository_simulator import full_disk_from
 from typer.core import TyperGroup
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from conftest import WORDS, Command, Ended
+from command_line import WORDS, Command, Ended
 
 from pcm_p2p.authority.repository import FleetFolder
 from pcm_p2p.daemon import __main__ as daemon

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Ended
+from command_line import Command, Ended
 from test_cli_device import desk_of, elsewhere
 
 from pcm_p2p.daemon.state_lock import lock_state

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import WORDS, Command, Ended
+from command_line import WORDS, Command, Ended
 
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.signing_key import open_signing_key

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from command_line import Command
 
 from pcm_p2p.cli.main import report
 from pcm_p2p.errors import TrustError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import WORDS, Command
+from command_line import WORDS, Command
 
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.people.founders import Founders

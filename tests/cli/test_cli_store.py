@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import Command, Ended
+from command_line import Command, Ended
 
 from pcm_p2p.content.chunk import Chunk, seal
 from pcm_p2p.content.keeping.store import ChunkStore

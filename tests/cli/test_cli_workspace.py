@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import WORDS, Command
+from command_line import WORDS, Command
 
 from pcm_p2p.authority.carry.carrying import read_bundle
 from pcm_p2p.authority.keys import keyfile
