@@ -197,7 +197,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("10.5", "a second daemon on the same state", "disk", "refuses to start", (
         CLIENT + "test_a_second_process_is_refused",
         "daemon/test_disasters.py::test_a_second_daemon_is_refused_a_taken_port_is_named_and_sigterm_ends_with_a_bye")),
-    Attack("10.6", "zeroed, cut or missing files of the state", "disk", "no older version comes back; what is left is frozen until it is healed", (
+    Attack("10.6", "zeroed, cut or missing files of the state", "disk",
+        "no older version comes back; what is left is frozen until it is healed", (
         CRASHES + "test_no_damaged_file_lets_an_old_version_back",
         CRASHES + "test_what_is_left_of_an_older_version_stays_and_installs_nothing_until_it_is_healed",
         "daemon/test_disasters.py::test_state_that_was_half_written_is_started_from_and_heals")),
