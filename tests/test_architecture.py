@@ -79,7 +79,7 @@ CORES = {
     *("authority.keys.words", "authority.proposal", "authority.release_list"),
     *("authority.people.founders", "authority.keys.key_sheet", "authority.keys.key_test"),
     *("authority.delegating", "authority.difference", "authority.document_difference", "shown_text"),
-    *("authority.halt_difference",),
+    *("authority.halt_difference", "authority.fleet_floor", "authority.site_judgement"),
     *("authority.audit.log", "authority.carry.bundle"),
     *("authority.people.expiry", "authority.people.rotation", "authority.carry.signature_file"),
     *("authority.carry.carried_proposal", "authority.carry.pin"),

@@ -38,6 +38,9 @@ difference            core   what a signature would change, complete and in a pe
 document_difference   core   what changes inside one target: a release, a text
 halt_difference       core   which halts are lifted or confirmed, in words
 site_policy           shell  what devices would set aside of a site's policies, said before it is signed
+site_judgement        core   the same by the rules of ``policy``, in sentences
+fleet_floor           core   what the fleet lets a site that acts alone set: signed, in one file
+held_floor            shell  that file in the site's folder, and the site's policies judged by it
 site_folder           shell  what marks the folder of a site that acts alone, and what may be staged in it
 site_repository       shell  founding the repository of a site that acts alone, and listing its root
 publish               shell  from a signed proposal to the origin tree; keeping it from expiring

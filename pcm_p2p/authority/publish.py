@@ -197,8 +197,8 @@ def _commit_people(folder: FleetFolder, origin: Path, taken: Collection[str]) ->
             _refuse_gap(folder, role, document)
             _refuse_damaged(folder, role, document)
             _refuse_without_blobs(folder, origin, role, document)
-        if role in proposed and role not in ("root", TARGETS):
-            # Signed elsewhere, it was judged without the fleet's policies beside it.
+        if role in proposed and role != "root":
+            # Signed elsewhere, or before the fleet said less, it was judged by something else or by nothing.
             _refuse(
                 policy_complaints(folder, role, document.signed),
                 remedy=f"Let it be proposed anew, and drop this with 'pcm-p2p proposal discard --role {role}'.",

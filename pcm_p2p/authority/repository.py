@@ -449,7 +449,7 @@ class FleetFolder(StagingArea):
                 refuse(complaints_about(role, document.signed, self.fleet_id))
                 refuse(
                     policy_complaints(self, role, document.signed),
-                    remedy="Put a policy in its place that keeps to it ('pcm-p2p policy put --site'), or let the fleet allow it.",
+                    remedy="Put a policy in its place that keeps to it ('pcm-p2p policy put'), or let the fleet allow it.",
                 )
                 document.sign(opened.signer, append=True)
                 audit_record.record(self, "sign", role, document, [opened.keyid], self.all_namers(role))

@@ -2,7 +2,7 @@
 
 A site's folder is a fleet folder in all but this: it holds no certificate authority and no fleet document, and what it publishes
 are policies, releases of the site's own names, and halts, which reach the site's devices. Devices look at nothing else in it;
-here it is refused while somebody can still correct it.
+here it is refused while somebody can still correct it. What the fleet lets the site set is held beside it (``held_floor``).
 """
 
 from __future__ import annotations

@@ -1,38 +1,25 @@
 """A site's policies as the tool sees them: what devices would set aside is refused before it is signed.
 
 Judged are the policies in the document of a ``site-<site>`` role, against the allowances and the policies of the fleet that are
-in the same folder: as proposed, else as published. A device judges again, by what is published when it reads.
+in the same folder: as proposed, else as published; and those of a site that acts alone, against the floor that its folder holds
+(``held_floor``). A device judges again, by what is published when it reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from tuf.api.metadata import Targets  # type: ignore[attr-defined]
 
+from pcm_p2p.authority.held_floor import complaints_alone, set_aside_alone
+from pcm_p2p.authority.site_folder import site_of
+from pcm_p2p.authority.site_judgement import complaints_of, why_refused
 from pcm_p2p.authority.staging import StagingArea
 from pcm_p2p.errors import InputError
-from pcm_p2p.policy.allowance import Allowances, decode_allowances, why_beyond
+from pcm_p2p.policy.allowance import Allowances, decode_allowances
 from pcm_p2p.policy.document import Policy, decode_policy
-from pcm_p2p.policy.precedence import Measure, may_meet, why_looser
 from pcm_p2p.trust.delegation import TARGETS, kind_of
 from pcm_p2p.trust.index import ALLOWANCES
-
-
-def why_refused(policy: Policy, site: str, allowances: Allowances | None, floor: Sequence[Policy]) -> tuple[str, ...]:
-    """Each sentence says why devices of ``site`` would set the policy aside; ``floor`` are the fleet's policies."""
-    return (*why_beyond(policy, site, allowances), *why_looser(policy, floor, may_meet(site)))
-
-
-def refuse_beyond(policy: Policy, site: str, allowances: Allowances | None, floor: Sequence[Policy], name: str) -> None:
-    """Raises ``InputError`` with all reasons if devices of ``site`` would set the policy aside; ``name`` is the file's."""
-    reasons = why_refused(policy, site, allowances, floor)
-    if reasons:
-        raise InputError(
-            f"is beyond what site {site} may set: {'; '.join(reasons)}",
-            path=name,
-            remedy="Change the policy, or let the fleet allow it with 'pcm-p2p policy allow'.",
-        )
 
 
 def allowances_of(folder: StagingArea) -> Allowances | None:
@@ -55,23 +42,16 @@ def site_policies(folder: StagingArea) -> Iterator[tuple[str, Policy]]:
 
 
 def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple[str, ...]:
-    """What devices would set aside of a document that a site is about to sign; nothing for other roles."""
+    """What devices would set aside of a document that a site is about to sign; nothing for other roles.
+
+    Raises ``InputError`` where a site's own folder brings a policy and holds nothing to judge it by.
+    """
+    if role == TARGETS and site_of(folder.path) is not None:
+        return complaints_alone(folder, targets)
     kind = kind_of(role)
     if kind is None or kind[0] != "site":
         return ()
     return complaints_of(kind[1], _policies(folder, targets), allowances_of(folder), fleet_policies(folder))
-
-
-def complaints_of(
-    site: str, policies: Iterable[Policy], allowances: Allowances | None, floor: Sequence[Policy]
-) -> tuple[str, ...]:
-    """What devices would set aside of all policies of a site; ``floor`` are the fleet's."""
-    measure = Measure()
-    return tuple(
-        f"policy {policy.id} of site {site}: {reason}"
-        for policy in sorted(policies, key=lambda one: (one.id, one.version))
-        for reason in (*measure.why_too_much(policy), *why_refused(policy, site, allowances, floor))
-    )
 
 
 def targets_set_aside(folder: StagingArea, role: str) -> dict[str, str]:
@@ -92,7 +72,12 @@ def targets_set_aside(folder: StagingArea, role: str) -> dict[str, str]:
 
 
 def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
-    """Policies of sites that do not fit what the fleet has proposed, for its signers to know. One sentence each."""
+    """Policies of sites that do not fit what the fleet has proposed, for its signers to know. One sentence each.
+
+    In a site's own folder: those that do not fit the floor that it holds.
+    """
+    if site_of(folder.path) is not None:
+        return set_aside_alone(folder)
     allowances, floor = allowances_of(folder), fleet_policies(folder)
     return tuple(
         f"policy {policy.id} of site {site} would be set aside: {reasons[0]}"

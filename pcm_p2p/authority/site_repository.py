@@ -46,8 +46,7 @@ def found_site(
 
     Raises ``InputError`` if the folder is taken, the site's name cannot be used, or the thresholds cannot be met.
     """
-    if (path / "fleet.json").exists() or (path / "keys").exists():
-        raise InputError("holds a fleet or a site already", path=path, remedy="Choose another folder.")
+    refuse_taken(path)
     founders.check()
     try:
         site_role(site)
@@ -70,6 +69,12 @@ def found_site(
     first = folder.metadata / "1.root.json" if is_signed(root) else path / "proposal" / "root.json"
     write_atomic(first, root.to_bytes())
     return folder
+
+
+def refuse_taken(path: Path) -> None:
+    """Raises ``InputError`` if no site can be founded at ``path``, before anybody was asked for anything."""
+    if (path / "fleet.json").exists() or (path / "keys").exists():
+        raise InputError("holds a fleet or a site already", path=path, remedy="Choose another folder.")
 
 
 def signed_root(folder: FleetFolder) -> bytes:

@@ -26,6 +26,7 @@ delegation        ``site delegate``, ``site show``, ``site revoke``, ``team dele
 workspace         ``fleet workspace``
 halt              ``halt order``, ``halt list``, ``halt lift``
 site_alone        ``site found``, ``site autonomous``
+site_floor        ``site floor``
 signing           ``sign``, ``merge``, ``publish``
 proposal          ``proposal show``, ``proposal export``, ``proposal import``, ``proposal discard``
 people            ``key rotate``, ``key add``, ``key remove``, ``fleet threshold``

@@ -188,6 +188,7 @@ def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json:
     from pcm_p2p.authority.delegating import delegated_roles, holders
     from pcm_p2p.authority.keys.fingerprint import fingerprint_of
     from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_folder import site_of
     from pcm_p2p.errors import InputError
     from pcm_p2p.trust.delegation import TARGETS, index_of, kind_of
     from pcm_p2p.trust.lint import owner_of
@@ -223,7 +224,12 @@ def _show(kind: Literal["site", "team"], name: str | None, fleet: Path, *, json:
         print_json(found)
         return
     if not found:
-        note(f"Nobody signs for a {kind}. 'pcm-p2p {kind} delegate' proposes it.")
+        alone_here = site_of(folder.path) if kind == "site" else None
+        note(
+            f"Nobody signs for a {kind}. 'pcm-p2p {kind} delegate' proposes it."
+            if alone_here is None
+            else f"This is the folder of site {alone_here.site}: 'pcm-p2p site floor' shows what the fleet lets it set."
+        )
     for one in found:
         if one in alone:
             print_alone(one)

@@ -16,8 +16,9 @@ def check(fleet: Fleet, json: Json = False) -> None:
     """Say what expires when, and whose signatures are missing. And which keys were never tested.
 
     Levels: warn and critical for root 180/90 and 30 days before its end, for targets 90/30 and 14, for sites and teams 30 and
-    14, for what the publisher signs a third and a ninth of its life. A note is a choice, such as a threshold that one absent
-    person breaks.
+    14, for what the publisher signs a third and a ninth of its life. In the folder of a site that acts alone, warn also where
+    what is held of the fleet ('site floor') is out of date. A note is a choice, such as a threshold that one absent person
+    breaks.
 
     EXIT STATUS: 0 all is well, but for notes; 1 something needs a person soon (warn); 5 it is critical or expired: devices
     install nothing new, or soon will not.

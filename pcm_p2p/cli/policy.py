@@ -10,7 +10,16 @@ import typer
 from pcm_p2p.cli.fleet import Fleet
 from pcm_p2p.cli.next_step import print_staged
 from pcm_p2p.cli.output import Json, counted, note, out, print_json
-from pcm_p2p.cli.site_policy import AllowancesFile, DeviceState, FleetPolicies, Site, allow, judge
+from pcm_p2p.cli.site_policy import (
+    AllowancesFile,
+    DeviceState,
+    FleetPolicies,
+    FolderToJudgeBy,
+    Site,
+    allow,
+    judge,
+    judge_alone,
+)
 
 if TYPE_CHECKING:
     from pcm_p2p.policy.document import Policy
@@ -26,19 +35,21 @@ def check(
     allowances: AllowancesFile = None,
     fleet_policy: FleetPolicies = None,
     state: DeviceState = None,
+    fleet: FolderToJudgeBy = None,
     json: Json = False,
 ) -> None:
     """Read policies as a device would. Says what is wrong with them: file, line, key and remedy.
 
     With --site, also whether the site may set all that by itself, and whether it would loosen what the fleet says: as files
-    say it, or as a device of the site trusts it (--state).
+    say it, as a device of the site trusts it (--state), or as a fleet folder has it (--fleet). The folder of a site that acts
+    alone stands for --site, too.
 
     Example: pcm-p2p policy check base.toml
 
     EXIT STATUS: 0 all can be used; 2 the first that cannot, with its error.
     """
     policies = [_read(path)[0] for path in files]
-    judge(zip(files, policies, strict=True), site, allowances, fleet_policy, state)
+    judge(list(zip(files, policies, strict=True)), site, allowances, fleet_policy, state, fleet)
     facts = [
         {
             "id": policy.id,
@@ -73,12 +84,14 @@ def put(
 
     Example: pcm-p2p policy put base.toml --fleet fleet
 
-    EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, or it is beyond
-    what the site may set.
+    EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, it is beyond
+    what the site may set, or what the fleet lets the site set is not held ('site floor').
     """
+    from pcm_p2p.authority.held_floor import needed_floor
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.site_folder import site_of
-    from pcm_p2p.authority.site_policy import allowances_of, fleet_policies, refuse_beyond
+    from pcm_p2p.authority.site_judgement import refuse_beyond
+    from pcm_p2p.authority.site_policy import allowances_of, fleet_policies
     from pcm_p2p.cli.delegation import role_named
     from pcm_p2p.content.manifest import decode_untrusted
     from pcm_p2p.errors import InputError
@@ -123,6 +136,8 @@ def put(
             raise InputError(f"assigns {manifest.title}: {unfit}", path=file, key="assign.resource")
     if site is not None:
         refuse_beyond(policy, site, allowances_of(folder), fleet_policies(folder), str(file))
+    elif alone is not None:
+        judge_alone(needed_floor(folder), policy, file)
     print_staged(folder, folder.stage_policy(policy.id, document, role), json=json)
 
 

@@ -59,8 +59,9 @@ def sign(
 
     Example: pcm-p2p sign --fleet fleet --key alice.key
 
-    EXIT STATUS: 0; 2 nothing is proposed, the key has no part in it, or the question was answered no; 5 wrong passphrase,
-    damaged key file, a proposal that breaks a rule, or one that does not follow from what this machine has seen.
+    EXIT STATUS: 0; 2 nothing is proposed, the key has no part in it, the question was answered no, or a site's new policy cannot
+    be judged ('site floor'); 5 wrong passphrase, damaged key file, a proposal that breaks a rule, or one that does not follow
+    from what this machine has seen.
     """
     from pcm_p2p.errors import InputError
 
@@ -137,6 +138,7 @@ def _sign_carried(
     from pcm_p2p.authority.carry.carried_proposal import proposals_in, sign_each, signables_in
     from pcm_p2p.authority.carry.carrying import read_bundle, refuse_what_breaks_rules, write_signature_file
     from pcm_p2p.authority.carry.signature_file import SCHEMA, SignatureFile
+    from pcm_p2p.cli.site_floor import judged_by
     from pcm_p2p.errors import InputError
 
     bundle = read_bundle(file)
@@ -145,6 +147,8 @@ def _sign_carried(
     if place is None and token is not None:
         raise InputError("--pin is missing", remedy="A token has no folder: name the file that remembers the fleets.")
     remarks = pin_file.check(place, bundle) if place is not None else ()
+    if bundle.floor is not None:
+        remarks = (*remarks, *judged_by(bundle.floor))
     chosen_key = chosen(key, token, option="--key FILE") if key is not None or token is not None else None
     mine = _roles_of(chosen_key, signables_in(bundle)) if chosen_key is not None else None
     if not json:
@@ -304,8 +308,8 @@ def publish(
 
     Example: pcm-p2p publish --fleet fleet --to origin
 
-    EXIT STATUS: 0; 2 the publisher's keys are not in the folder; 5 signatures are missing (their owners are named), a rule is
-    broken, or the tree is ahead of this folder.
+    EXIT STATUS: 0; 2 the publisher's keys are not in the folder, or a site's new policy cannot be judged ('site floor');
+    5 signatures are missing (their owners are named), a rule is broken, or the tree is ahead of this folder.
     """
     from pcm_p2p.authority.publish import OnlineKeys
     from pcm_p2p.authority.publish import publish as bring

@@ -1,4 +1,4 @@
-"""``site found``, ``site autonomous``: a site that acts alone while the WAN is down."""
+"""``site found``, ``site autonomous``, and ``site floor`` beside them: a site that acts alone while the WAN is down."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pcm_p2p.cli.founder_options import Owners, ReleaseKeys, RootKeys, RootThres
 from pcm_p2p.cli.key import Cost, Derivation
 from pcm_p2p.cli.next_step import after_staging
 from pcm_p2p.cli.output import Json, note, out, print_facts, print_json
+from pcm_p2p.cli.site_floor import DeviceState, FleetRoot, Tree, floor
 
 if TYPE_CHECKING:
     from pcm_p2p.authority.people.founders import Founders
@@ -26,6 +27,7 @@ Name = Annotated[str, typer.Argument(help="The site, as devices are enrolled in 
 
 
 app = typer.Typer(help="Sites: offices that set something themselves, or act alone.", no_args_is_help=True)
+app.command()(floor)
 
 
 @app.command()
@@ -40,6 +42,9 @@ def found(
     release_threshold: Annotated[
         int | None, typer.Option(min=1, help="Signatures that a policy needs; 2 where three or more people are.")
     ] = None,
+    source: Tree = None,
+    state: DeviceState = None,
+    root: FleetRoot = None,
     kdf: Cost = Derivation.moderate,
     passphrase_file: passphrase.File = None,
     passphrase_fd: passphrase.Descriptor = None,
@@ -49,13 +54,17 @@ def found(
 
     It is worked with like a fleet's folder ('policy put', 'release add', 'sign', 'publish --to' a folder on a device of the
     office). Its releases have names that begin with the site's name and '-'. Nothing of it counts before the fleet lists its
-    root: carry that file to the fleet's folder, for 'site autonomous --root'.
+    root: carry that file to the fleet's folder, for 'site autonomous --root'. With --from or --state it also takes over what the
+    fleet lets the site set, as 'site floor' does later; before, no policy is staged in it.
 
-    EXIT STATUS: 0; 2 the folder holds a fleet or site already, or people, keys and thresholds do not fit.
+    EXIT STATUS: 0; 2 the folder holds a fleet or site already, or people, keys and thresholds do not fit; 5 and 7 as for
+    'site floor'.
     """
+    from pcm_p2p.authority.held_floor import keep_floor
     from pcm_p2p.authority.keys.public_key_file import read_public_key
     from pcm_p2p.authority.people.founders import Founders, suggested_threshold
-    from pcm_p2p.authority.site_repository import found_site
+    from pcm_p2p.authority.site_repository import found_site, refuse_taken
+    from pcm_p2p.cli.site_floor import for_a_new_site
     from pcm_p2p.errors import InputError
 
     if len(fleet_id) != 32 or set(fleet_id) - set("0123456789abcdef"):
@@ -73,19 +82,31 @@ def found(
     founders.check()
     for remark in founders.remarks():
         note(remark)
+    refuse_taken(folder)
+    taken = for_a_new_site(fleet_id, site, source, state, root)  # before anything is made
     made = found_site(
         folder, fleet_id, site, founders, _words(founders, site, passphrase_file, passphrase_fd), preset=kdf.value
     )
-    root = made.metadata / "1.root.json"
+    if taken is not None:
+        keep_floor(made, taken)
+    own_root = made.metadata / "1.root.json"
     waiting = [line.line() for line in made.signatures_missing(["root"])]
-    facts = {"site": site, "folder": str(folder), "root": str(root), "waiting": waiting}
+    facts = {"site": site, "folder": str(folder), "root": str(own_root)}
     if json:
-        print_json({"schema": "pcm.site-found/1", **facts})
+        floor_held = taken.versions.targets if taken is not None else None
+        print_json({"schema": "pcm.site-found/1", **facts, "waiting": waiting, "fleet_targets": floor_held})
         return
-    print_facts({"site": site, "folder": str(folder), "root": str(root)})
+    print_facts(facts)
     for line in waiting:
         note(line)
     note(f"Next: carry the root to the fleet: 'pcm-p2p site autonomous {site} --root FILE --fleet FOLDER'.")
+    if taken is None:
+        note(
+            "Before a policy is staged here, take over what the fleet lets the site set:"
+            f" 'pcm-p2p site floor --fleet {folder} --state STATE' of a device of the office, or '--from TREE --root ROOT'."
+        )
+    else:
+        note(f"Held of the fleet: targets {taken.versions.targets} ('pcm-p2p site floor --fleet {folder}' shows it).")
 
 
 @app.command()

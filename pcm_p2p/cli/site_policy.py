@@ -14,6 +14,7 @@ from pcm_p2p.cli.output import note, out
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pcm_p2p.authority.fleet_floor import FleetFloor
     from pcm_p2p.policy.allowance import Allowances
     from pcm_p2p.policy.document import Policy
 
@@ -25,6 +26,14 @@ FleetPolicies = Annotated[
 DeviceState = Annotated[
     Path | None,
     typer.Option("--state", help="The state folder of a device of the site, whose trusted documents are judged by."),
+]
+
+
+FolderToJudgeBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet", envvar="PCM_P2P_FLEET", help="A fleet folder, for --site; or the folder of a site that acts alone."
+    ),
 ]
 
 
@@ -59,13 +68,20 @@ def judge(
     allowances: Path | None,
     fleet_policies: list[Path] | None,
     state: Path | None,
+    fleet: Path | None,
 ) -> None:
-    """Refuse (``InputError``) the first policy that devices of ``site`` would set aside."""
-    from pcm_p2p.authority.site_policy import refuse_beyond
+    """Refuse (``InputError``) the first policy that devices of ``site`` would set aside. Files and state come before a folder."""
+    from pcm_p2p.authority.site_folder import site_of
+    from pcm_p2p.authority.site_judgement import refuse_beyond
     from pcm_p2p.errors import InputError
     from pcm_p2p.policy.allowance import decode_allowances
     from pcm_p2p.policy.document import decode_policy
 
+    given = allowances is not None or fleet_policies or state is not None
+    alone = site_of(fleet) if fleet is not None and not given else None
+    if fleet is not None and alone is not None and site in ("", alone.site):
+        _by_floor(policies, fleet)
+        return
     if not site:
         if allowances is not None or fleet_policies or state is not None:
             raise InputError(
@@ -75,11 +91,53 @@ def judge(
         return
     if state is not None:
         allowed, floor = _trusted(state)
+    elif fleet is not None and not given:
+        allowed, floor = _in_folder(fleet, site)
     else:
         allowed = decode_allowances(_read(allowances), str(allowances)) if allowances is not None else None
         floor = [decode_policy(_read(path), str(path)) for path in fleet_policies or ()]
     for path, policy in policies:
         refuse_beyond(policy, site, allowed, floor, str(path))
+
+
+def judge_alone(floor: FleetFloor, policy: Policy, file: Path) -> None:
+    """Refuse (``InputError``) a policy of a site that acts alone which its devices would set aside; says what it is judged by
+    where that is out of date."""
+    from pcm_p2p.authority.site_judgement import refuse_beyond
+    from pcm_p2p.authority.staging import system_clock
+
+    if old := floor.overdue(system_clock()):
+        note(f"! {old}")
+    refuse_beyond(
+        policy,
+        floor.site,
+        floor.allowances,
+        floor.stronger,
+        str(file),
+        remedy="Change the policy. What the fleet allows since is known here after 'pcm-p2p site floor'.",
+    )
+
+
+def _by_floor(policies: Iterable[tuple[Path, Policy]], fleet: Path) -> None:
+    from pcm_p2p.authority.held_floor import needed_floor
+    from pcm_p2p.authority.repository import FleetFolder
+
+    floor = needed_floor(FleetFolder.open(fleet))
+    for path, policy in policies:
+        judge_alone(floor, policy, path)
+
+
+def _in_folder(fleet: Path, site: str) -> tuple[Allowances | None, list[Policy]]:
+    """What a fleet folder says, as proposed, else as published. Raises ``InputError``."""
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.authority.site_folder import site_of
+    from pcm_p2p.authority.site_policy import allowances_of, fleet_policies
+    from pcm_p2p.errors import InputError
+
+    if (alone := site_of(fleet)) is not None:
+        raise InputError(f"is the folder of site {alone.site}, not of {site}", path=fleet, remedy="Check --site.")
+    folder = FleetFolder.open(fleet)
+    return allowances_of(folder), list(fleet_policies(folder))
 
 
 def _trusted(state: Path) -> tuple[Allowances | None, list[Policy]]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import floors
 import pytest
 import trio
 from command_line import WORDS, Command
@@ -134,6 +135,7 @@ def test_a_site_acts_alone_from_founding_to_publishing_with_the_ordinary_command
     assert "allows site berlin nothing yet" in ended.err
     assert fleet.read_target("sites/berlin/root.json") == root.read_bytes()
 
+    floors.hold(FleetFolder.open(office))
     policy = 'schema = "pcm.policy/1"\nid = "tools"\nversion = 1\n'
     assert cli("policy", "put", written(tmp_path, "p.toml", policy), "--fleet", office).status == 0
     key = office / "keys" / "targets-olga.key"
@@ -242,6 +244,7 @@ def test_a_sites_folder_may_assign_what_the_fleet_releases_and_not_what_it_lacks
     cli: Command, fleet: FleetFolder, tmp_path: Path
 ) -> None:
     office = founded(tmp_path, fleet.fleet_id)
+    floors.hold(FleetFolder.open(office))
     ended = cli("policy", "put", written(tmp_path, "p.toml", site_policy(release="vlc")), "--fleet", office)
     assert ended.status == 0, ended.err
     assert "vlc 1 is looked for among the fleet's releases" in ended.err

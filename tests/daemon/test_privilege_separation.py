@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import floors
 import pytest
 import trio
 from apply_world import HAS_DPKG, ApplyWorld, Liar, tar_of
@@ -394,6 +395,7 @@ async def test_a_site_that_acts_alone_is_followed_within_what_the_fleet_allows(w
         preset="lab",
         wall_clock=world.clock,
     )
+    floors.hold(site)
     keys = OnlineKeys.open(site, PASSPHRASE)
     world.staged.put("office.bin", b"of the office")
     made = ingest(

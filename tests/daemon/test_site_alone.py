@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import floors
 from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet, state_of
 from origin_with_faults import OriginWithFaults
 
@@ -39,6 +40,7 @@ class Office:
             WORDS,
             preset="lab",
         )
+        floors.hold(self.folder)  # the fleet may say less by then, and its devices go by that
         self.edition = 0
         list_site_root(fleet.authority, "office", signed_root(self.folder))
 

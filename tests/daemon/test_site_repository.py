@@ -13,6 +13,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import floors
 import pytest
 import trio
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
@@ -91,6 +92,7 @@ class World:
             preset="lab",
             wall_clock=lambda: self.now,
         )
+        floors.hold(folder)
         return Authority(folder, self.path / f"site-{self.sites}-tree")
 
     def lists(self, root: bytes | None) -> None:

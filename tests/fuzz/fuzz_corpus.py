@@ -13,7 +13,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "corpus"
 INPUT_BYTES_MAX = 1_500
 INPUTS_MAX = 40
-KEYED = ("tuf-", "proposal", "bundle")
+KEYED = ("tuf-", "proposal", "bundle", "floor")
 """Decoders (by the beginnings of their names) whose inputs mean nothing to another process."""
 
 

@@ -26,6 +26,7 @@ import msgspec
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fuzz_floor import floor_samples, signed_floor, signed_floor_samples
 from fuzz_tuf import (
     carried,
     carried_samples,
@@ -58,6 +59,7 @@ from pcm_p2p.authority.carry.bundle import (
 from pcm_p2p.authority.carry.pin import decode_pin_untrusted
 from pcm_p2p.authority.carry.signature_file import DetachedSignature, SignatureFile, decode_signature_file_untrusted
 from pcm_p2p.authority.fleet_ca import FleetCA
+from pcm_p2p.authority.fleet_floor import decode_floor_untrusted
 from pcm_p2p.authority.keys import keyfile, public_key
 from pcm_p2p.authority.keys.key_test import decode_key_tests_untrusted
 from pcm_p2p.collector.console.events import seen_untrusted
@@ -655,6 +657,8 @@ DECODERS = (
     Decoder("audit-log", audit_log.read_chain, lambda: [audit_line() + b"\n"], "text", ()),
     Decoder("signatures", decode_signature_file_untrusted, lambda: [signature_file()], "json"),
     Decoder("bundle", decode_bundle_untrusted, lambda: [bundle()], "msgpack", input_bytes_max=32_768, cpu_s_max=2.0),
+    Decoder("floor", decode_floor_untrusted, floor_samples, "msgpack", input_bytes_max=32_768, cpu_s_max=2.0),
+    Decoder("floor-signed", signed_floor, signed_floor_samples, "json", (), input_bytes_max=8_192, cpu_s_max=2.0),
     Decoder("pin", decode_pin_untrusted, samples(
         b'{"schema": "pcm.pin/1", "fleets": {"%s": {"name": "x", "root": {"version": 1, "sha256": "%s"}}}}'
         % (FLEET.encode(), b"0" * 64)), "json"),
@@ -699,5 +703,6 @@ EXEMPT = {
     "_answer_untrusted": "segment",
     "parameters_untrusted": "console",
     "decode_site_root_untrusted": "site-root",
+    "first_root_untrusted": "floor-signed",
     "_open_dated_untrusted": "record",
 }

@@ -38,6 +38,8 @@ COST = {
     "stored-form": 8,
     "control": 4,
     "bundle": 8,
+    "floor": 8,
+    "floor-signed": 8,
     "proposal": 8,
     "delta": 4,
 }

@@ -1,7 +1,8 @@
 """A proposal in one file: all that a person needs to judge and sign it on a machine that has nothing else. Pure.
 
 It holds the chain of roots, the published documents to compare with, the proposed ones, and the targets that differ between them;
-for a site's document also what its policies are judged by, and for what lifts halts the published list of them with these halts.
+for a site's document also what its policies are judged by (where the site acts alone: ``fleet_floor``), and for what lifts halts
+the published list of them with these halts.
 The file is a line that names the format, the length of a MessagePack document as 8 bytes, that document, and, where they were
 asked for, the blobs of new releases one after the other as the document lists them.
 
@@ -22,6 +23,7 @@ from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-
 
 from pcm_p2p.authority.delegating import delegated_roles
 from pcm_p2p.authority.document_difference import Contents
+from pcm_p2p.authority.fleet_floor import FleetFloor, decode_floor_untrusted, is_policy
 from pcm_p2p.authority.halt_difference import named_halts
 from pcm_p2p.authority.proposal import is_vouched_anew
 from pcm_p2p.content.manifest import decode_untrusted
@@ -29,6 +31,7 @@ from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.trust.delegation import DELEGATIONS_MAX, HALT, ROLE_PATTERN, TARGETS, kind_of, role_of_path
 from pcm_p2p.trust.index import ALLOWANCES, METADATA_SIZE_BYTES_MAX, check_target_path, target_size_bytes_max
 from pcm_p2p.trust.lint import lint_root, lint_version
+from pcm_p2p.trust.site_root import SITE_FIELD, repository_id
 
 MAGIC: Final = b"pcm.proposal/1\n"
 SIZE_BYTES_MAX = 64 << 20
@@ -57,7 +60,7 @@ class BundledSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BundleDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """As it is in the file."""
+    """As it is in the file. ``floor``: where a site that acts alone proposes policies, what the fleet lets it set."""
 
     fleet: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -66,6 +69,7 @@ class BundleDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proposed: Annotated[tuple[BundledDocument, ...], msgspec.Meta(min_length=1, max_length=DELEGATIONS_MAX)]
     targets: Annotated[tuple[BundledTarget, ...], msgspec.Meta(max_length=TARGETS_MAX)]
     segments: Annotated[tuple[BundledSegment, ...], msgspec.Meta(max_length=1_000_000)] = ()
+    floor: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,20 @@ class Bundle:
     contents: Mapping[str, bytes]
     paths: Mapping[str, tuple[str, ...]]
     segments: tuple[BundledSegment, ...]
+    floor: FleetFloor | None = None
 
     @property
     def root(self) -> Metadata[Root] | None:
         """The newest published root; ``None`` while the fleet's first one is proposed."""
         return self.roots[-1] if self.roots else None
+
+    @property
+    def site(self) -> str | None:
+        """The site that acts alone with this repository, as any of its roots says; ``None`` for a fleet's."""
+        proposed = self.proposed.get("root")
+        roots = (*self.roots, *((proposed,) if proposed is not None else ()))
+        named = (one.signed.unrecognized_fields.get(SITE_FIELD) for one in roots)
+        return next((str(one) for one in named if one is not None), None)
 
     def content(self, path: str, sha256: str) -> bytes | None:  # noqa: ARG002 - a ``difference.Contents``
         return self.contents.get(sha256)
@@ -111,12 +124,16 @@ def differing_targets(
 
 
 def judging_targets(
-    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
+    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], *, alone: bool = False
 ) -> list[tuple[str, str]]:
     """Path and SHA-256 of what tells whether devices would set a site's policy aside, where a site's document is proposed.
 
-    What the fleet lets sites set, the fleet's policies, and all of the site's own. Raises ``KeyError`` as ``differing_targets``.
+    What the fleet lets sites set, the fleet's policies, and all of the site's own; where the site acts ``alone``, its own: the
+    rest stands in the floor. Raises ``KeyError`` as ``differing_targets``.
     """
+    if alone:
+        own = proposed[TARGETS].signed.targets if TARGETS in proposed else {}
+        return [(path, info.hashes["sha256"]) for path, info in sorted(own.items()) if is_policy(path)]
     top = proposed.get(TARGETS, published.get(TARGETS))
     known = delegated_roles(top.signed) if top is not None else ()
     sites = [role for role in known if role in proposed and (kind := kind_of(role)) is not None and kind[0] == "site"]
@@ -147,16 +164,20 @@ def halts_in_words(
 
 
 def carried_targets(
-    published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], contents: Contents
+    published: Mapping[str, Metadata[Any]],
+    proposed: Mapping[str, Metadata[Any]],
+    contents: Contents,
+    *,
+    alone: bool = False,
 ) -> list[tuple[str, str]]:
     """Path and SHA-256 of all that a bundle holds, in its order. Raises ``KeyError`` as ``differing_targets``."""
-    found = (*differing_targets(published, proposed), *judging_targets(published, proposed))
+    found = (*differing_targets(published, proposed), *judging_targets(published, proposed, alone=alone))
     return list(dict.fromkeys((*found, *halts_in_words(published, proposed, contents))))
 
 
 def is_judging(path: str) -> bool:
     """Whether a target is a policy, or what the fleet lets sites set."""
-    return path == ALLOWANCES or (path.startswith("policies/") and path.endswith(".toml"))
+    return path == ALLOWANCES or is_policy(path)
 
 
 def _is_vouched_anew(published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]], role: str) -> bool:
@@ -212,8 +233,19 @@ def decode_bundle_untrusted(body: bytes) -> Bundle:
         raise UntrustedBytes(f"proposal: {complaints[0]}")
     if root is None and first is None:
         raise UntrustedBytes("proposal: there is no root to judge it by")
-    contents, paths = _check_targets(document, published, proposed)
-    return Bundle(document.fleet, document.name, roots, published, proposed, contents, paths, document.segments)
+    floor = _floor(document)
+    contents, paths = _check_targets(document, published, proposed, alone=floor is not None)
+    return Bundle(document.fleet, document.name, roots, published, proposed, contents, paths, document.segments, floor)
+
+
+def _floor(document: BundleDocument) -> FleetFloor | None:
+    """What the fleet lets the site set whose repository this is. Raises ``UntrustedBytes``."""
+    if isinstance(document.floor, msgspec.UnsetType):
+        return None
+    floor = decode_floor_untrusted(document.floor)
+    if repository_id(floor.fleet, floor.site) != document.fleet:
+        raise UntrustedBytes(f"proposal: the floor in it is of site {floor.site} of fleet {floor.fleet[:8]}")
+    return floor
 
 
 def _read(data: bytes, role: str) -> Metadata[Any]:
@@ -291,7 +323,11 @@ def _verify(delegator: Root | Targets, role: str, document: Metadata[Any]) -> No
 
 
 def _check_targets(
-    document: BundleDocument, published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
+    document: BundleDocument,
+    published: Mapping[str, Metadata[Any]],
+    proposed: Mapping[str, Metadata[Any]],
+    *,
+    alone: bool,
 ) -> tuple[dict[str, bytes], dict[str, tuple[str, ...]]]:
     """The contents by their hash, and the paths of each: exactly those that differ, or that others are judged or read by.
 
@@ -300,7 +336,8 @@ def _check_targets(
     hashed = [(target, hashlib.sha256(target.data).hexdigest()) for target in document.targets]
     by_digest = {digest: target.data for target, digest in hashed}
     try:
-        wanted = set(listed := carried_targets(published, proposed, lambda _, digest: by_digest.get(digest)))
+        listed = carried_targets(published, proposed, lambda _, digest: by_digest.get(digest), alone=alone)
+        wanted = set(listed)
     except KeyError:
         raise UntrustedBytes("proposal: a target is not named by SHA-256") from None
     contents: dict[str, bytes] = {}

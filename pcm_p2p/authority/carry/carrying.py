@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 from securesystemslib.signer import Signature  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
 
@@ -44,9 +45,12 @@ from pcm_p2p.authority.carry.signature_file import (
     why_refused,
 )
 from pcm_p2p.authority.delegating import delegated_roles
+from pcm_p2p.authority.fleet_floor import policies_in
+from pcm_p2p.authority.held_floor import held_floor
 from pcm_p2p.authority.proposal import signatures_of
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.site_policy import complaints_of
+from pcm_p2p.authority.site_folder import site_of
+from pcm_p2p.authority.site_judgement import brings_policies, complaints_of
 from pcm_p2p.authority.staging import complaints_about, keyids_of
 from pcm_p2p.authority.target_files import is_intact
 from pcm_p2p.content.manifest import decode_untrusted
@@ -170,7 +174,9 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collecti
     def read(path: str, sha256: str) -> bytes:
         return folder.files.read(path, TargetFile(0, {"sha256": sha256}, path))
 
-    targets = [BundledTarget(path, read(path, digest)) for path, digest in carried_targets(published, proposed, read)]
+    floor = _floor_of(folder, published, proposed)
+    carried = carried_targets(published, proposed, read, alone=floor is not None)
+    targets = [BundledTarget(path, read(path, digest)) for path, digest in carried]
     segments: dict[bytes, int] = {}
     if with_segments:
         new = {(path, info.hashes["sha256"]) for one in proposed.values() for path, info in _targets(one).items()}
@@ -187,7 +193,24 @@ def _bundle_document(folder: FleetFolder, *, with_segments: bool, only: Collecti
         tuple(BundledDocument(role, one.to_bytes()) for role, one in proposed.items()),
         tuple(targets),
         tuple(BundledSegment(name, size) for name, size in segments.items()),
+        msgspec.UNSET if floor is None else floor,
     )
+
+
+def _floor_of(
+    folder: FleetFolder, published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]
+) -> bytes | None:
+    """What signers judge new policies of a site that acts alone by; ``None`` where there are none, or it is not held."""
+    if site_of(folder.path) is None or not _brings_policies(published, proposed):
+        return None
+    floor = held_floor(folder)
+    return floor.document.encoded() if floor is not None else None
+
+
+def _brings_policies(published: Mapping[str, Metadata[Any]], proposed: Mapping[str, Metadata[Any]]) -> bool:
+    """Whether the top-level targets do."""
+    sides = [policies_in(side[TARGETS].signed) if TARGETS in side else {} for side in (published, proposed)]
+    return TARGETS in proposed and brings_policies(*sides)
 
 
 def _lifts(top: Metadata[Targets], proposed: Mapping[str, Metadata[Any]]) -> bool:
@@ -260,6 +283,8 @@ def refuse_what_breaks_rules(bundle: Bundle) -> None:
 
 def _site_complaints(bundle: Bundle, role: str) -> tuple[str, ...]:
     """What devices would set aside of a site's document, by the allowances and policies that came with it."""
+    if role == TARGETS:
+        return _complaints_alone(bundle)
     kind, top = kind_of(role), bundle.proposed.get(TARGETS, bundle.published.get(TARGETS))
     if kind is None or kind[0] != "site" or top is None or role not in delegated_roles(top.signed):
         return ()
@@ -274,6 +299,24 @@ def _site_complaints(bundle: Bundle, role: str) -> tuple[str, ...]:
         with contextlib.suppress(InputError):  # as devices do
             floor.append(decode_policy(data, path))
     return complaints_of(kind[1], policies, allowances, floor)
+
+
+def _complaints_alone(bundle: Bundle) -> tuple[str, ...]:
+    """The same of a site that acts alone, by the floor that came with it. Raises ``TrustError`` where none came."""
+    if (site := bundle.site) is None or not _brings_policies(bundle.published, bundle.proposed):
+        return ()
+    if bundle.floor is None:
+        raise TrustError(
+            f"refused to go on: it brings a policy of site {site}, and nothing of what the fleet lets the site set",
+            remedy="Where it was made, run 'pcm-p2p site floor', and 'pcm-p2p proposal export' again.",
+        )
+    before, after = (
+        {path: bundle.contents[info.hashes["sha256"]] for path, info in policies_in(side[TARGETS].signed).items()}
+        if TARGETS in side
+        else {}
+        for side in (bundle.published, bundle.proposed)
+    )
+    return bundle.floor.complaints(before, after)
 
 
 def _judging(bundle: Bundle, role: str, document: Metadata[Any]) -> dict[str, bytes]:

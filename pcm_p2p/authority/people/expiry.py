@@ -92,6 +92,13 @@ def of_publisher(role: str, expires: datetime, now: datetime, lifetime: timedelt
     return Finding(role, Level.ok, f"{_span(left)} left", expires)
 
 
+def of_floor(overdue: str, expires: datetime, now: datetime) -> Finding:
+    """What a site that acts alone holds of the fleet; ``overdue`` says in words that it is out of date, else it is empty."""
+    if overdue:
+        return Finding("floor", Level.warn, f"{overdue}: 'pcm-p2p site floor'", expires)
+    return Finding("floor", Level.ok, f"{_span(expires - now)} left of what is held of the fleet", expires)
+
+
 def of_thresholds(roles: Iterable[Holders]) -> Iterator[Finding]:
     """Roles that stand still when one person is away, or that one person decides alone."""
     for holders in roles:

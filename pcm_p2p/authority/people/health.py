@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pcm_p2p.authority import ca_folder
 from pcm_p2p.authority.audit.journal import AuditJournal
 from pcm_p2p.authority.audit.log import read_chain
+from pcm_p2p.authority.held_floor import held_floor, set_aside_alone
 from pcm_p2p.authority.keys.key_test_file import untested
 from pcm_p2p.authority.people.changes import OF_ROOT, all_holders
 from pcm_p2p.authority.people.expiry import (
     Finding,
     Level,
     of_double_roles,
+    of_floor,
     of_people,
     of_publisher,
     of_thresholds,
@@ -20,11 +22,13 @@ from pcm_p2p.authority.people.expiry import (
 )
 from pcm_p2p.authority.people.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
 from pcm_p2p.authority.repository import FleetFolder
+from pcm_p2p.authority.site_folder import site_of
+from pcm_p2p.errors import TrustError
 
 
 def check(folder: FleetFolder) -> tuple[Finding, ...]:
     """Everything that is worth a line, documents first. Raises ``StorageError`` for damaged ones."""
-    return (*_expiry(folder), *_proposals(folder), *_people(folder))
+    return (*_expiry(folder), *_floor(folder), *_proposals(folder), *_people(folder))
 
 
 def _expiry(folder: FleetFolder) -> Iterator[Finding]:
@@ -45,6 +49,25 @@ def _expiry(folder: FleetFolder) -> Iterator[Finding]:
     if authority.exists():
         # The desk's own certificate ends with its authority's.
         yield of_people("ca", ca_folder.certifying(folder.path / "ca").not_valid_after_utc, now)
+
+
+def _floor(folder: FleetFolder) -> Iterator[Finding]:
+    """In the folder of a site that acts alone: what is held of the fleet."""
+    if site_of(folder.path) is None:
+        return
+    try:
+        floor = held_floor(folder)
+    except TrustError as error:
+        yield Finding("floor", Level.critical, error.message)
+        return
+    if floor is None:
+        what = "nothing is held of what the fleet lets the site set, and no new policy is signed: 'pcm-p2p site floor'"
+        yield Finding("floor", Level.warn, what)
+        return
+    now = folder.wall_clock()
+    yield of_floor(floor.overdue(now), floor.expires, now)
+    for sentence in set_aside_alone(folder):
+        yield Finding("floor", Level.warn, sentence)
 
 
 def _proposals(folder: FleetFolder) -> Iterator[Finding]:
