@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pcm_p2p.errors import InputError
 from pcm_p2p.policy.allowance import Allowances, why_beyond
 from pcm_p2p.policy.document import Policy, decode_policy
-from pcm_p2p.policy.precedence import Measure, may_meet, why_looser
+from pcm_p2p.policy.precedence import Measure, may_meet, surely_covers, why_looser
 
 ALLOW = "Change the policy, or let the fleet allow it with 'pcm-p2p policy allow'."
 
 
 def why_refused(policy: Policy, site: str, allowances: Allowances | None, floor: Sequence[Policy]) -> tuple[str, ...]:
     """Each sentence says why devices of ``site`` would set the policy aside; ``floor`` are the policies of higher rank."""
-    return (*why_beyond(policy, site, allowances), *why_looser(policy, floor, may_meet(site)))
+    looser = why_looser(policy, floor, may_meet(site), covers=surely_covers(site))
+    return (*why_beyond(policy, site, allowances), *looser)
 
 
 def refuse_beyond(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pcm_p2p.policy.allowance import Allowances, resources_of, why_beyond
-from pcm_p2p.policy.document import Mode, Policy
+from pcm_p2p.policy.document import Assignment, Mode, Policy
 from pcm_p2p.policy.places import Held, words_of
 from pcm_p2p.policy.resource import Resource
 from pcm_p2p.policy.selector import DeviceFacts, Selector, matches
@@ -145,18 +145,37 @@ def may_meet(site: str) -> Callable[[Selector, Selector], bool]:
     return meet
 
 
+def surely_covers(site: str) -> Callable[[Selector, Selector], bool]:
+    """Whether the first of two selectors names each device of ``site`` that the second names, for who has no device at hand."""
+
+    def covers(one: Selector, other: Selector) -> bool:
+        if one.sites and site not in one.sites:
+            return False
+        pairs = ((one.devices, other.devices), (one.labels, other.labels))
+        return all(not wanted or (bool(given) and set(given) <= set(wanted)) for wanted, given in pairs)
+
+    return covers
+
+
+def _on_one_device(one: Selector, other: Selector) -> bool:  # noqa: ARG001 - the shape of ``surely_covers``
+    """Of two selectors that name one and the same device, each covers it."""
+    return True
+
+
 def why_looser(
     policy: Policy,
     floor: Sequence[Policy],
     meet: Callable[[Selector, Selector], bool],
     held: MutableMapping[int, Held] | None = None,
+    covers: Callable[[Selector, Selector], bool] = _on_one_device,
 ) -> tuple[str, ...]:
     """Each sentence says how ``policy`` would loosen one of ``floor``; ``meet`` says whether two selectors name one device.
-    ``held`` remembers the places of ``floor`` from one call to the next, where ``meet`` speaks of one and the same device."""
+    ``held`` remembers the places of ``floor`` from one call to the next, where ``meet`` speaks of one and the same device. Where
+    it speaks of all devices of a site, ``covers`` says whether one selector names each of them that another names."""
     ordered = sorted(floor, key=lambda one: (one.id, one.version))
     known = held if held is not None else {}
     changes = list(resources_of(policy))
-    return tuple(reason for stronger in ordered for reason in _looser(policy, changes, stronger, meet, known))
+    return tuple(reason for stronger in ordered for reason in _looser(policy, changes, stronger, meet, covers, known))
 
 
 def _looser(
@@ -164,6 +183,7 @@ def _looser(
     changes: Sequence[tuple[str, Resource]],
     stronger: Policy,
     meet: Callable[[Selector, Selector], bool],
+    covers: Callable[[Selector, Selector], bool],
     known: MutableMapping[int, Held],
 ) -> Iterator[str]:
     if policy.id == stronger.id:
@@ -184,13 +204,24 @@ def _looser(
                 yield f"it makes something else of {mine.release} {mine.version} than policy {stronger.id}"
             elif STRENGTH[policy.mode] < STRENGTH[stronger.mode]:
                 yield f"its mode is {policy.mode}, and policy {stronger.id} assigns {mine.release} with {stronger.mode}"
-    same = [(theirs.release, theirs.version, theirs.resources) for theirs in fixed]
-    rest = {f"release {mine.release}" for mine in asked if (mine.release, mine.version, mine.resources) not in same}
+    in_the_way: dict[str, list[Assignment]] = {}
+    for mine in asked:
+        same = [one for one in fixed if _says_the_same(mine, one)]
+        if any(covers(one.to, whom) for one in same for whom in (mine.to, policy.applies_to, stronger.applies_to)):
+            continue
+        # Where the stronger policy asks for the same, it counts there; what of that policy stands elsewhere is in the way.
+        others = [one for one in fixed if one not in same and not any(covers(each.to, one.to) for each in same)]
+        in_the_way.setdefault(f"release {mine.release}", []).extend(others if same else fixed)
     if id(stronger) not in known:
         known[id(stronger)] = Held(stronger, fixed)
-    held = known[id(stronger)]
     for asker, resource in changes:
-        if asker.startswith("release ") and asker not in rest:
+        if asker.startswith("release ") and asker not in in_the_way:
             continue
+        assignments = in_the_way.get(asker, fixed)
+        held = known[id(stronger)] if len(assignments) >= len(fixed) else Held(stronger, assignments)
         if holder := held.holder_of(resource, asker):
             yield f"{asker} changes {words_of(resource)}, which {holder} of policy {stronger.id} holds"
+
+
+def _says_the_same(one: Assignment, other: Assignment) -> bool:
+    return (one.release, one.version, one.resources) == (other.release, other.version, other.resources)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from itertools import product
 
 import pytest
+from floors import Fleet, floor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from pcm_p2p.policy.precedence import (
     Speaker,
     Spoken,
     may_meet,
+    surely_covers,
     weigh,
     why_looser,
 )
@@ -48,9 +50,12 @@ ANYTHING = decode_allowances(WIDE)
 GOING_ON = decode_allowances(WIDE.replace(b"remediate = true", b"remediate = true\nwhen_frozen = true"))
 
 
+def document(name: str, text: str = "", *, mode: str = "enforce", version: int = 1) -> bytes:
+    return f'schema = "pcm.policy/1"\nid = "{name}"\nversion = {version}\nmode = "{mode}"\n{text}'.encode()
+
+
 def policy(name: str, text: str = "", *, mode: str = "enforce", version: int = 1) -> Policy:
-    head = f'schema = "pcm.policy/1"\nid = "{name}"\nversion = {version}\nmode = "{mode}"\n'
-    return decode_policy((head + text).encode(), f"{name}.toml")
+    return decode_policy(document(name, text, mode=mode, version=version), f"{name}.toml")
 
 
 def assign(release: str, version: str = "1", resource: str = "", to: str = "") -> str:
@@ -264,6 +269,47 @@ def test_two_selectors_meet_at_the_site_unless_they_plainly_do_not(one: Selector
     assert may_meet("berlin")(one, other) is meet
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "covers"),
+    [
+        (Selector(all=True), Selector(labels=("a",)), True),
+        (Selector(labels=("a",)), Selector(all=True), False),
+        (Selector(labels=("a", "b")), Selector(labels=("b",)), True),
+        (Selector(labels=("a",)), Selector(labels=("a", "b")), False),
+        (Selector(sites=("berlin",)), Selector(all=True), True),
+        (Selector(sites=("paris",)), Selector(sites=("paris",)), False),
+        (Selector(devices=("00" * 16,)), Selector(labels=("a",)), False),
+        (Selector(devices=("00" * 16,)), Selector(labels=("a",), devices=("00" * 16,)), True),
+    ],
+)
+def test_one_selector_covers_another_at_the_site(one: Selector, other: Selector, covers: bool) -> None:
+    assert surely_covers("berlin")(one, other) is covers
+
+
+@pytest.mark.parametrize(
+    ("more", "mine", "refused"),
+    [
+        ("", "", False),
+        (assign("x", "1", file("/opt/a")), "", True),
+        (assign("x", "1", file("/opt/a")), '{ labels = ["canary"] }', False),
+        (assign("x", "1", file("/opt/a"), to='{ labels = ["canary"] }'), "", False),
+        (check("file", 'path = "/opt/a"\nmode = 0o600'), "", True),
+    ],
+    ids=["nothing else there", "a release there", "for the same devices", "a release for these alone", "a check there"],
+)
+def test_what_the_fleet_asks_of_some_devices_a_site_may_ask_of_all_unless_something_of_the_fleet_is_there(
+    more: str, mine: str, refused: bool
+) -> None:
+    fleet = policy("base", assign("z", "1", file("/opt/a"), to='{ labels = ["canary"] }') + more)
+    own = policy("own", assign("z", "1", file("/opt/a"), to=mine))
+    assert bool(why_looser(own, (fleet,), may_meet("berlin"), covers=surely_covers("berlin"))) is refused
+    for labels in ((), ("canary",)):
+        device = DeviceFacts(DEVICE.device, DEVICE.site, labels)
+        problems = weigh([Spoken(fleet), Spoken(own, "site repository")], ANYTHING, device, "fresh").problems
+        assert not problems or refused
+        assert problems or labels or not refused, "the device without the label sets it aside"
+
+
 # Random fleets and sites
 
 RESOURCES = st.sampled_from(
@@ -291,7 +337,7 @@ SELECTORS = st.sampled_from(["", '{ labels = ["canary"] }', '{ labels = ["rest"]
 
 
 @st.composite
-def policies(draw: st.DrawFn, ids: tuple[str, ...]) -> Policy:
+def documents(draw: st.DrawFn, ids: tuple[str, ...]) -> bytes:
     text = ""
     applies = draw(SELECTORS)
     if applies:
@@ -302,7 +348,16 @@ def policies(draw: st.DrawFn, ids: tuple[str, ...]) -> Policy:
         text += assign(release, draw(st.sampled_from("12")), draw(RESOURCES), draw(SELECTORS))
     text += "".join(draw(st.lists(CHECKS, max_size=2, unique=True)))
     mode = draw(st.sampled_from(["observe", "notify", "enforce", "enforce"]))
-    return policy(draw(st.sampled_from(ids)), text, mode=mode, version=draw(st.integers(1, 5)))
+    return document(draw(st.sampled_from(ids)), text, mode=mode, version=draw(st.integers(1, 5)))
+
+
+def policies(ids: tuple[str, ...]) -> st.SearchStrategy[Policy]:
+    return documents(ids).map(lambda data: decode_policy(data, "drawn"))
+
+
+def by_id(ids: tuple[str, ...], most: int) -> st.SearchStrategy[dict[str, bytes]]:
+    drawn = st.lists(documents(ids), max_size=most)
+    return drawn.map(lambda many: {decode_policy(data, "drawn").id: data for data in many})
 
 
 @given(
@@ -345,6 +400,44 @@ def test_whatever_a_site_signs_a_device_is_never_milder_than_the_fleet_alone_mak
     for release in both.releases:
         if release.policy_id not in ids:
             assert not held & {resource.key for resource in release.resources}
+
+
+NARROW = (
+    b'schema = "pcm.allowances/1"\n[[site]]\nname = "berlin"\nmodes = ["enforce"]\nreleases = ["x", "y"]\nresources = ["file"]\n'
+    b'paths = ["/opt/a", "/opt/b"]\nchecks = ["file", "package"]\nremediate = true\n'
+)
+LABELS = ((), ("canary",), ("rest",), ("canary", "rest"))
+
+
+@given(
+    fleet=by_id(("a", "b", "c"), 3),
+    role=st.none() | by_id(("a", "d", "e"), 2),
+    own=by_id(("b", "e", "f", "g"), 2),
+    narrow=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_the_folder_of_a_site_takes_no_device_sets_aside_and_what_it_refuses_some_device_does(
+    fleet: dict[str, bytes], role: dict[str, bytes] | None, own: dict[str, bytes], narrow: bool
+) -> None:
+    """The tool judges by the floor that it holds, in signed bytes; a device weighs the same documents. (Where a device has two
+    labels, each of which one policy names, the tool leaves it to that device.)"""
+    signed = NARROW if narrow else WIDE
+    allowances, said = decode_allowances(signed), Fleet().says(fleet, allowances=signed, of_role=role)
+    refused = floor(said).set_aside({f"policies/{name}.toml": data for name, data in own.items()})
+    refused_ids = {path.removeprefix("policies/").removesuffix(".toml") for path in refused}
+    spoken = [Spoken(decode_policy(data, "x")) for data in fleet.values()]
+    spoken += [Spoken(decode_policy(data, "x"), "site role", site="berlin") for data in (role or {}).values()]
+    of_own = {name: Spoken(decode_policy(data, "x"), "site repository") for name, data in own.items()}
+    set_aside = set[str]()
+    for labels in LABELS:
+        device = DeviceFacts(DEVICE.device, DEVICE.site, labels)
+        weighed = weigh([*spoken, *of_own.values()], allowances, device, "fresh")
+        for name, one in of_own.items():
+            if not any(one.policy is counting for counting in weighed.policies):
+                set_aside.add(name)
+                assert name in refused_ids or len(labels) == 2, (name, weighed.problems)
+    if not role:
+        assert refused_ids <= set_aside, "nothing is refused that every device would take"
 
 
 # How much of a site counts
