@@ -10,10 +10,12 @@ import floors
 from fleet_of_processes import WORDS, Device, Fleet, noise, open_fleet, state_of
 from origin_with_faults import OriginWithFaults
 
+from pcm_p2p.authority.held_floor import keep_floor, site_here
 from pcm_p2p.authority.people.founders import Founders
 from pcm_p2p.authority.publish import OnlineKeys, publish
 from pcm_p2p.authority.site_repository import found_site, list_site_root, signed_root
 from pcm_p2p.content.publishing.ingest import ingest
+from pcm_p2p.daemon.site.floor import StateSource, bring_floor, pinned_by
 
 ALLOWANCES = b"""
 schema = "pcm.allowances/1"
@@ -40,9 +42,14 @@ class Office:
             WORDS,
             preset="lab",
         )
-        floors.hold(self.folder)  # the fleet may say less by then, and its devices go by that
         self.edition = 0
         list_site_root(fleet.authority, "office", signed_root(self.folder))
+
+    async def takes_over(self, device: Device) -> None:
+        """What the fleet lets the site set, as that device knows it, whose daemon is running."""
+        facts, source = site_here(self.folder), StateSource(device.state)
+        root = pinned_by(device.state)
+        keep_floor(self.folder, await bring_floor(facts, None, source, root, wall_clock=self.folder.wall_clock))
 
     def release(self, data: bytes, version: str) -> None:
         source = self.folder.path / "work" / version
@@ -101,6 +108,7 @@ async def test_published_in_the_office_with_the_origin_out_of_reach_all_devices_
             await fleet.until(device, lambda status: status["trust"]["targets"] == 1)
 
         fleet.origin.close()
+        await office.takes_over(devices[0])
         tool = noise(300_000)
         office.release(tool, "1")
         office.publish("1")
@@ -120,6 +128,7 @@ async def test_published_in_the_office_with_the_origin_out_of_reach_all_devices_
         fleet.sign_and_publish()
         for device in devices:
             await fleet.until(device, lambda status: status["trust"]["targets"] == 2)
+        await second.takes_over(devices[1])
         office.release(noise(1_000, 5), "2.1")
         office.publish("2.1")
         # The reason is that of the source asked last: a neighbour that has nothing of the new root yet may come between.
@@ -136,6 +145,7 @@ async def test_published_in_the_office_with_the_origin_out_of_reach_all_devices_
 async def test_from_a_web_server_of_the_office_and_a_policy_that_loosens_is_set_aside_and_said(tmp_path: Path) -> None:
     async with open_fleet(tmp_path) as fleet:
         office = Office(fleet)
+        floors.hold(office.folder)  # of a day when the fleet had no policy; devices go by what it says today
         office.tree.mkdir()
         server = OriginWithFaults(office.tree)
         await fleet.nursery.start(server.serve)
