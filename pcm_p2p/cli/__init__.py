@@ -20,7 +20,7 @@ release           ``release add``, ``release show``
 release_plan      ``release plan``
 release_bases     which releases deltas start from, without ``--base``
 release_progress  the bar while a release is made
-policy            ``policy check``, ``policy put``
+policy            ``policy check``, ``policy put``, ``policy remove``
 site_policy       ``policy allow``
 delegation        ``site delegate``, ``site show``, ``site revoke``, ``team delegate``, ``team show``, ``team revoke``
 workspace         ``fleet workspace``

@@ -1,4 +1,4 @@
-"""``policy check``, ``policy put``: what devices should be."""
+"""``policy check``, ``policy put``, ``policy remove``: what devices should be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcm_p2p.cli.fleet import Fleet
-from pcm_p2p.cli.next_step import print_staged
+from pcm_p2p.cli.next_step import after_staging, print_staged
 from pcm_p2p.cli.output import Json, counted, note, out, print_json
 from pcm_p2p.cli.site_policy import (
     AllowancesFile,
@@ -139,6 +139,35 @@ def put(
     elif alone is not None:
         judge_alone(needed_floor(folder), policy, file)
     print_staged(folder, folder.stage_policy(policy.id, document, role), json=json)
+
+
+@app.command()
+def remove(
+    policy: Annotated[str, typer.Argument(help="The policy's id.")],
+    fleet: Fleet,
+    site: Annotated[str | None, typer.Option(help="The site whose own policy it is.")] = None,
+    json: Json = False,
+) -> None:
+    """Propose that a policy is published no longer. What it made on devices stays as it is; it is looked after no more.
+
+    EXIT STATUS: 0; 2 there is no such policy.
+    """
+    from pcm_p2p.authority.repository import FleetFolder
+    from pcm_p2p.errors import InputError, UntrustedBytes
+    from pcm_p2p.trust.index import policy_path
+
+    folder = FleetFolder.open(fleet)
+    try:
+        path = policy_path(policy, site)
+    except UntrustedBytes as error:
+        raise InputError(error.message) from None
+    folder.unstage(path)
+    if json:
+        proposed = [f"{one.role} {one.version_after}" for one in folder.proposals()]
+        print_json({"schema": "pcm.removed/1", "target": path, "proposed": proposed})
+        return
+    out().print(f"{path} is published no longer, once this is signed and published", markup=False)
+    after_staging(folder)
 
 
 def _read(path: Path) -> tuple[Policy, bytes]:

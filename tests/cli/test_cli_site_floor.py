@@ -281,6 +281,33 @@ def test_a_site_may_set_nothing_where_the_fleet_names_it_nowhere(cli: Command, c
     assert "name neither site berlin nor a default, so it may set nothing" in ended.err
 
 
+def test_a_policy_is_taken_away_with_or_without_a_floor(cli: Command, center: Center, words: Words) -> None:
+    key = ("--key", center.office / "keys" / "targets-olga.key", "--yes", *words)
+    taken(cli, center)
+    for name in ("one", "two"):
+        assert cli("policy", "put", written(center.path, name), "--fleet", center.office).status == 0
+    assert cli("sign", "--fleet", center.office, *key).status == 0
+    assert cli("publish", "--fleet", center.office, "--to", center.path / "own", *words).status == 0
+    (center.office / "fleet.floor").unlink()
+    ended = cli("policy", "remove", "one", "--fleet", center.office)
+    assert ended.status == 0, ended.err
+    assert ended.out == "policies/one.toml is published no longer, once this is signed and published\n"
+    assert ended.err == "Next: 'pcm-p2p sign' and 'pcm-p2p publish'.\n"
+    assert cli("sign", "--fleet", center.office, *key).status == 0
+    assert cli("publish", "--fleet", center.office, "--to", center.path / "own", *words).status == 0
+    assert [path.name for path in (center.path / "own" / "targets" / "policies").iterdir()], (
+        "old files may be asked for"
+    )
+    targets = FleetFolder.open(center.office).targets()
+    assert targets is not None
+    assert "policies/one.toml" not in targets.signed.targets
+    again = cli("policy", "remove", "one", "--fleet", center.office)
+    assert (again.status, "policies/one.toml: is not staged or published" in again.err) == (2, True)
+    assert cli("policy", "remove", "../x", "--fleet", center.office).status == 2
+    removed = cli("policy", "remove", "base", "--fleet", center.folder.path, "--json").facts
+    assert (removed["target"], removed["proposed"]) == ("policies/base.toml", ["targets 2"])
+
+
 def test_judging_by_a_fleets_folder(cli: Command, center: Center) -> None:
     judged = ("--site", "berlin", "--fleet", center.folder.path)
     assert cli("policy", "check", written(center.path, "good"), *judged).status == 0

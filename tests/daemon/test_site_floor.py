@@ -248,6 +248,9 @@ def test_a_device_that_lags_behind_the_newest_of_its_role_is_no_source(said: Rep
 def test_what_is_asked_for_first_is_said(said: RepositorySimulator, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="trusts nothing yet"):
         StateSource(tmp_path)
+    (tmp_path / "trust" / "current").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        StateSource(tmp_path)
     with pytest.raises(InputError, match=r"identity/root\.json: cannot be read"):
         pinned_by(tmp_path)
 

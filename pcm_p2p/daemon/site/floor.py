@@ -45,7 +45,19 @@ class StateSource:
     """
 
     def __init__(self, state: Path) -> None:
-        view = trusted_view(state / "trust")
+        try:
+            (state / "trust" / "current").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            view = None
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}",
+                path=state,
+                key="--state",
+                remedy="Run it as who may read that folder.",
+            ) from None
+        else:
+            view = trusted_view(state / "trust")
         if view is None:
             raise InputError(
                 "trusts nothing yet, or is no state folder of a device",
