@@ -9,9 +9,11 @@ The fleet may say less by now than what is held here, which cannot be known offl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority.fleet_floor import SIZE_BYTES_MAX, FleetFloor, decode_floor_untrusted, policies_in, why_not_after
 from pcm_p2p.authority.site_folder import SiteFacts, site_of
@@ -19,15 +21,27 @@ from pcm_p2p.authority.site_judgement import brings_policies
 from pcm_p2p.authority.staging import StagingArea
 from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, TrustError, UntrustedBytes
+from pcm_p2p.shown_text import cut, shown
 from pcm_p2p.trust.delegation import TARGETS
-from pcm_p2p.trust.site_root import repository_id
+from pcm_p2p.trust.site_root import SITE_FIELD, repository_id
 
 NAME = "fleet.floor"
 
 
+def acts_alone(folder: StagingArea) -> bool:
+    """Whether the folder is of a site that acts alone: by ``site.json``, or where that is gone, by what a root of it says."""
+    return site_of(folder.path) is not None or _site_in_roots(folder) is not None
+
+
 def site_here(folder: StagingArea) -> SiteFacts:
-    """Which site the folder is of. Raises ``InputError`` if it is a fleet's own, ``TrustError`` if ``site.json`` was altered."""
+    """Which site the folder is of. Raises ``InputError`` if it is a fleet's own, ``TrustError`` if ``site.json`` was altered or
+    is gone."""
     facts = site_of(folder.path)
+    if facts is None and (site := _site_in_roots(folder)) is not None:
+        raise TrustError(
+            f"{folder.path / 'site.json'} is gone, and the roots in this folder are of site {cut(shown(site), 64)}",
+            remedy="Restore it from a backup of the folder.",
+        )
     if facts is None:
         raise InputError(
             "is the folder of a fleet, not of a site that acts alone",
@@ -129,7 +143,7 @@ def set_aside_alone(folder: StagingArea) -> tuple[str, ...]:
     about a floor that was altered, which keeps nobody from signing what brings no policy.
     """
     try:
-        if site_of(folder.path) is None or (floor := held_floor(folder)) is None:
+        if not acts_alone(folder) or (floor := held_floor(folder)) is None:
             return ()
     except TrustError as error:
         return (error.message,)
@@ -140,6 +154,16 @@ def set_aside_alone(folder: StagingArea) -> tuple[str, ...]:
         f"{reasons[0]}; devices set it aside ({'published' if known.get(path) == working[path] else 'proposed'})"
         for path, reasons in sorted(floor.set_aside(_read(folder, working)).items())
     )
+
+
+def _site_in_roots(folder: StagingArea) -> str | None:
+    """Any of them: a later root could leave it out."""
+    for file in (*sorted(folder.metadata.glob("*.root.json")), folder.path / "proposal" / "root.json"):
+        with contextlib.suppress(OSError, RepositoryError, TypeError, ValueError):
+            named = Metadata[Root].from_bytes(file.read_bytes()).signed.unrecognized_fields.get(SITE_FIELD)
+            if named is not None:
+                return str(named)
+    return None
 
 
 def _read(folder: StagingArea, listed: Mapping[str, TargetFile]) -> dict[str, bytes]:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from tuf.api.metadata import Targets  # type: ignore[attr-defined]
 
-from pcm_p2p.authority.held_floor import complaints_alone, set_aside_alone
-from pcm_p2p.authority.site_folder import site_of
+from pcm_p2p.authority.held_floor import acts_alone, complaints_alone, set_aside_alone
 from pcm_p2p.authority.site_judgement import complaints_of, why_refused
 from pcm_p2p.authority.staging import StagingArea
 from pcm_p2p.errors import InputError
@@ -46,7 +45,7 @@ def policy_complaints(folder: StagingArea, role: str, targets: Targets) -> tuple
 
     Raises ``InputError`` where a site's own folder brings a policy and holds nothing to judge it by.
     """
-    if role == TARGETS and site_of(folder.path) is not None:
+    if role == TARGETS and acts_alone(folder):
         return complaints_alone(folder, targets)
     kind = kind_of(role)
     if kind is None or kind[0] != "site":
@@ -76,7 +75,7 @@ def set_aside_by_change(folder: StagingArea) -> tuple[str, ...]:
 
     In a site's own folder: those that do not fit the floor that it holds.
     """
-    if site_of(folder.path) is not None:
+    if acts_alone(folder):
         return set_aside_alone(folder)
     allowances, floor = allowances_of(folder), fleet_policies(folder)
     return tuple(

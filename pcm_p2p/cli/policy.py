@@ -87,7 +87,7 @@ def put(
     EXIT STATUS: 0; 2 the policy is wrong, its version is not above the one before, it assigns an unknown release, it is beyond
     what the site may set, or what the fleet lets the site set is not held ('site floor').
     """
-    from pcm_p2p.authority.held_floor import needed_floor
+    from pcm_p2p.authority.held_floor import acts_alone, needed_floor
     from pcm_p2p.authority.repository import FleetFolder
     from pcm_p2p.authority.site_folder import site_of
     from pcm_p2p.authority.site_judgement import refuse_beyond
@@ -136,7 +136,7 @@ def put(
             raise InputError(f"assigns {manifest.title}: {unfit}", path=file, key="assign.resource")
     if site is not None:
         refuse_beyond(policy, site, allowances_of(folder), fleet_policies(folder), str(file))
-    elif alone is not None:
+    elif acts_alone(folder):
         judge_alone(needed_floor(folder), policy, file)
     print_staged(folder, folder.stage_policy(policy.id, document, role), json=json)
 

@@ -10,7 +10,15 @@ import floors
 import msgspec
 import pytest
 from floors import EVERYTHING, Fleet, floor
-from repository_simulator import PASSPHRASE, Clock, full_disk_from, killed_before, put_segment, small_manifest
+from repository_simulator import (
+    PASSPHRASE,
+    Clock,
+    RepositorySimulator,
+    full_disk_from,
+    killed_before,
+    put_segment,
+    small_manifest,
+)
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from pcm_p2p.authority import halting
@@ -286,11 +294,19 @@ def test_the_same_floor_again_is_no_news(office: Office) -> None:
     assert keep_floor(office.folder, floor(later)) is True
 
 
-def test_a_fleets_own_folder_holds_no_floor(office: Office) -> None:
-    (office.folder.path / SITE_FACTS).unlink()
+def test_a_fleets_own_folder_holds_no_floor(fleet: RepositorySimulator) -> None:
     with pytest.raises(InputError, match="is the folder of a fleet, not of a site that acts alone"):
-        keep_floor(office.folder, floor(office.fleet.says()))
-    assert set_aside_alone(office.folder) == ()
+        keep_floor(fleet.fleet, floor(Fleet().says()))
+    assert set_aside_alone(fleet.fleet) == ()
+
+
+def test_a_folder_that_lost_the_mark_of_its_site_signs_no_policy_unjudged(office: Office) -> None:
+    office.takes()
+    (office.folder.path / SITE_FACTS).unlink()
+    office.put("bold", mode="enforce")
+    with pytest.raises(TrustError, match=r"site\.json is gone, and the roots in this folder are of site berlin"):
+        office.sign()
+    assert Level.critical in {one.level for one in check(office.folder) if one.what == "floor"}
 
 
 def test_killed_while_a_floor_is_taken_over_the_old_one_or_the_new_one_is_held(founded: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pcm_p2p.authority import ca_folder
 from pcm_p2p.authority.audit.journal import AuditJournal
 from pcm_p2p.authority.audit.log import read_chain
-from pcm_p2p.authority.held_floor import held_floor, set_aside_alone
+from pcm_p2p.authority.held_floor import acts_alone, held_floor, set_aside_alone
 from pcm_p2p.authority.keys.key_test_file import untested
 from pcm_p2p.authority.people.changes import OF_ROOT, all_holders
 from pcm_p2p.authority.people.expiry import (
@@ -22,7 +22,6 @@ from pcm_p2p.authority.people.expiry import (
 )
 from pcm_p2p.authority.people.founding import SNAPSHOT_LIFETIME, TIMESTAMP_LIFETIME
 from pcm_p2p.authority.repository import FleetFolder
-from pcm_p2p.authority.site_folder import site_of
 from pcm_p2p.errors import TrustError
 
 
@@ -53,7 +52,7 @@ def _expiry(folder: FleetFolder) -> Iterator[Finding]:
 
 def _floor(folder: FleetFolder) -> Iterator[Finding]:
     """In the folder of a site that acts alone: what is held of the fleet."""
-    if site_of(folder.path) is None:
+    if not acts_alone(folder):
         return
     try:
         floor = held_floor(folder)
