@@ -169,6 +169,13 @@ def test_documents_of_two_moments_make_no_floor(fleet: Fleet, role: str) -> None
     assert "not the one that is listed" in refusal(msgspec.structs.replace(now, **{role: getattr(before, role)}))
 
 
+def test_a_root_that_only_its_own_keys_signed_follows_from_nothing(fleet: Fleet) -> None:
+    stranger = Fleet()
+    stranger.rotate("root")
+    taken_over = msgspec.structs.replace(stranger.says(), roots=(fleet.says().roots[0], stranger.roots[1].to_bytes()))
+    assert "root 2 is not signed by who may" in refusal(taken_over)
+
+
 def test_what_the_holders_of_targets_signed_against_the_rules_is_no_floor(fleet: Fleet) -> None:
     document = fleet.says({"base": BASE})
     targets = Metadata[Targets].from_bytes(document.targets)

@@ -1,8 +1,8 @@
 """The fleet's floor for a site that acts alone, taken over from who has it: a published tree, an origin, a device of the office.
 
 All of it is verified as a device verifies it, by a trust client that begins with the root that is held (or pinned) and lives for
-one attempt. Nothing below what is held is taken. Expiry is the one thing that is not judged: while the WAN is down for weeks,
-what the fleet said last is all that there is (``FleetFloor.overdue`` says how old it is).
+one attempt; what is below the held floor is not taken (``why_not_after``). Expiry is the one thing that is not judged: while the
+WAN is down for weeks, what the fleet said last is all that there is (``FleetFloor.overdue`` says how old it is).
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from pcm_p2p.authority.fleet_floor import (
     why_not_after,
 )
 from pcm_p2p.authority.site_folder import SiteFacts
-from pcm_p2p.durable import write_atomic
 from pcm_p2p.errors import InputError, StorageError, TransferError, TrustError, UntrustedBytes
 from pcm_p2p.trust.client import MetadataSource, TrustClient
 from pcm_p2p.trust.delegation import TARGETS, index_of, site_role
-from pcm_p2p.trust.floor import SavedFloor
 from pcm_p2p.trust.index import ALLOWANCES, INDEX, Index, check_tree_path, metadata_version
 from pcm_p2p.trust.root_chain import root_versions
 from pcm_p2p.trust.updater import SourceFailed, SourceMissing
@@ -142,8 +140,6 @@ async def bring_floor(
             standing=(ALLOWANCES,),
             roles=lambda role: role == site_role(facts.site),
         )
-        if held is not None:
-            await trio.to_thread.run_sync(_seed, client.folder, held)
         await trio.to_thread.run_sync(client.open)
         try:
             view = await _attempt(client, source, facts)
@@ -188,12 +184,6 @@ def _older(source: MetadataSource, why: str) -> TrustError:
     return TrustError(
         f"{source.name} is older than what is held here: {why}", remedy="Take it from a newer copy; what is held stays."
     )
-
-
-def _seed(folder: Path, held: FleetFloor) -> None:
-    """Nothing below what is held, as the client keeps it between attempts."""
-    folder.mkdir(mode=0o700, parents=True)
-    write_atomic(folder / "floor.json", msgspec.json.encode(SavedFloor.of(held.as_trust_floor(), held.fleet)))
 
 
 def _document(folder: Path, view: TrustedView, facts: SiteFacts, before: tuple[bytes, ...]) -> FloorDocument:
