@@ -1,6 +1,6 @@
 """What a security update costs an office that has the version before, against the other ways to bring it there.
 
-    .venv/bin/python bench/delta.py [PAIR…] [--cache FOLDER] [--tools NAME,…] [--timeout 900] [--kept] [--json]
+    .venv/bin/python bench/delta.py [PAIR…] [--cache FOLDER] [--tools NAME,…] [--level 19] [--timeout 900] [--kept] [--json]
 
 A PAIR is ``OLD.deb NEW.deb``, two files (packages or archives), or ``NAME=OLDVERSION:NEWVERSION``, which apt is asked for (with
 ``NAME=OLDVERSION:NEWNAME=NEWVERSION`` where the name holds the version). Without one it is a set of Debian packages of different
@@ -10,7 +10,8 @@ The other tools are Debian's (``apt-get install debdelta xdelta3 zsync casync zs
 *ours* is what ``ingest`` makes with the old version as base: for each run of 16 MiB the delta, or the full segment where that is
 smaller, and nothing where no chunk is new; the manifest (which names every chunk and its place) is counted on top, as devices
 fetch it. Publisher time is the whole ingest of the new version: stored form, chunks, full segments and deltas, by two worker
-processes. Endpoint time is everything from blobs to the complete stored form, every chunk verified, by one process.
+processes, at ``--level`` (what a level does: ``pcm_p2p/content/segment.py``). Endpoint time is everything from blobs to the
+complete stored form, every chunk verified, by one process.
 *decoding* is the part of it from blobs to verified chunks; its rate is of what the segments fetched yield.
 
 Ratios are from one run; only debdelta's results are taken from the cache, because it takes up to a quarter of an hour a pair
@@ -84,17 +85,17 @@ def pairs(asked: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, str] | re
             sys.exit(f"{text} is neither NAME=OLDVERSION:NEWVERSION nor followed by a second file")
 
 
-def measure_ours(pair: Pair) -> tuple[Figures, dict[str, Any]]:
+def measure_ours(pair: Pair, level: int) -> tuple[Figures, dict[str, Any]]:
     with scratch(pair) as folder:
-        python("publish-old", pair, pair.old_deb, folder)
-        publisher, made = python("publish-new", pair, pair.new_deb, folder)
+        python("publish-old", pair, pair.old_deb, folder, str(level))
+        publisher, made = python("publish-new", pair, pair.new_deb, folder, str(level))
         endpoint, applied = python("apply-new", pair, pair.old, folder, folder / "out")
         same(folder / "out", pair.new)
     facts = made | applied
     return Figures(facts["size_bytes"] + facts["manifest_bytes"], publisher, endpoint), facts
 
 
-def measure(pair: Pair, tools: Sequence[str], cache: Path, *, kept: bool) -> dict[str, Any]:
+def measure(pair: Pair, tools: Sequence[str], cache: Path, *, level: int, kept: bool) -> dict[str, Any]:
     for deb, which in ((pair.old_deb, pair.old), (pair.new_deb, pair.new)):
         python("stored", pair, deb, which)
     row: dict[str, Any] = {
@@ -109,7 +110,7 @@ def measure(pair: Pair, tools: Sequence[str], cache: Path, *, kept: bool) -> dic
     for tool in tools:
         try:
             if tool == "ours":
-                figures, row["ours"] = measure_ours(pair)
+                figures, row["ours"] = measure_ours(pair, level)
             else:
                 figures = measured(tool, pair, cache, kept=kept or tool == "debdelta")
             row["tools"][tool] = asdict(figures)
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", metavar="PAIR")
     parser.add_argument("--cache", type=Path, default=Path(".cache/delta"))
     parser.add_argument("--tools", default=",".join([*TOOLS, "ours"]), help="some of them, by commas")
+    parser.add_argument("--level", type=int, default=19, help="of ours")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for a tool on a pair")
     parser.add_argument("--kept", action="store_true", help="of the other tools, take what they gave before")
     parser.add_argument("--json", action="store_true")
@@ -248,15 +250,25 @@ def main() -> None:
                 else:
                     old = packages(what["name"], what["old"], cache)
                     new = packages(what["newname"] or what["name"], what["new"], cache)
-                rows.append(
-                    measure(Pair(name, kind, old, new, Path(work), asked.timeout), tools, cache, kept=asked.kept)
-                )
+                pair = Pair(name, kind, old, new, Path(work), asked.timeout)
+                rows.append(measure(pair, tools, cache, level=asked.level, kept=asked.kept))
             except NotMeasured as error:
                 skipped.append(f"{name}: {error}")
     found = verdict(rows)
     if asked.json:
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        print(json.dumps({"schema": "pcm.bench.delta/1", "at": at, "pairs": rows, "skipped": skipped, "aims": found}))
+        print(
+            json.dumps(
+                {
+                    "schema": "pcm.bench.delta/1",
+                    "at": at,
+                    "level": asked.level,
+                    "pairs": rows,
+                    "skipped": skipped,
+                    "aims": found,
+                }
+            )
+        )
     else:
         for line in (*(table(rows, tools) if rows else ()), *skipped, *(aims(found) if found else ())):
             print(line)

@@ -85,14 +85,16 @@ def _named(deb: Path, work: Path) -> Path:
     return link
 
 
-def publish_old(deb: Path, work: Path) -> dict[str, Any]:
+def publish_old(deb: Path, work: Path, level: Path) -> dict[str, Any]:
     files = [_named(deb, work)]
-    made = ingest(files, release="bench", version="old", counter=1, work=work, level=LEVEL, processes=PROCESSES)
+    made = ingest(
+        files, release="bench", version="old", counter=1, work=work, level=int(level.name), processes=PROCESSES
+    )
     (work / "old.manifest").write_bytes(made.manifest.encoded)
     return {}
 
 
-def publish_new(deb: Path, work: Path) -> dict[str, Any]:
+def publish_new(deb: Path, work: Path, level: Path) -> dict[str, Any]:
     base = decode_untrusted((work / "old.manifest").read_bytes())
     made = ingest(
         [_named(deb, work)],
@@ -100,7 +102,7 @@ def publish_new(deb: Path, work: Path) -> dict[str, Any]:
         version="new",
         counter=2,
         work=work,
-        level=LEVEL,
+        level=int(level.name),
         processes=PROCESSES,
         bases=[BaseRelease(base, work / "segments", required=True)],
     )

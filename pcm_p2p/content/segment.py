@@ -19,8 +19,10 @@ preset 5                  100.2 … 101   0.9 … 1.1
 preset 6, nice 48, 12     101 … 102     0.9 … 1.1
 preset 6, nice 32, 8      102 … 104     0.7 … 1    17 and 18
 preset 4                  102 … 106     0.8 … 1
+preset 6, HC4, 32, 8      101 … 108     0.5        15 and 16
+preset 6, HC4, 32, 4      102 … 110     0.4
 preset 3                  107 … 109     0.4 … 0.8
-preset 1                  107 … 116     0.3        13 … 16; 101 … 114 % of packages as delivered
+preset 1                  107 … 116     0.3        13 and 14; 101 … 114 % of packages as delivered
 zstd 19, 16, 12           108 … 124     1, .6, .1  as xz is better from 13 on, zstd serves up to 12
 ========================  ============  =========  =======================================
 """
@@ -42,10 +44,13 @@ LEVEL_STORED = 0
 """The level at which nothing is compressed: for files that do not get smaller, and to measure everything else."""
 LEVEL_XZ = 13
 """From here on blobs are xz streams, below they are zstd frames of that level."""
+LEVEL_THOROUGH = 17
+"""From here on deltas are made as small as they get, below as quickly as possible: ``delta.blob``."""
 _XZ_OPTIONS: tuple[tuple[int, dict[str, int]], ...] = (
     (22, {"preset": 9 | lzma.PRESET_EXTREME}),
     (19, {"preset": 6}),
     (17, {"preset": 6, "nice_len": 32, "depth": 8}),
+    (15, {"preset": 6, "mf": lzma.MF_HC4, "nice_len": 32, "depth": 8}),
     (LEVEL_XZ, {"preset": 1}),
 )
 """What the packer is told from which level on: see the table above."""
@@ -101,9 +106,9 @@ def _xz_stream(data: bytes | memoryview, level: int) -> bytes:
 
 
 def _has_x86_code(data: bytes | memoryview) -> bool:
-    """Whether the filter for x86 code makes ``data`` smaller: tried on a tenth of it or more, at a level that costs little."""
+    """Whether the filter for x86 code makes ``data`` smaller: tried on an eighth of it, at a level that costs little."""
     view, step = memoryview(data), max(_PROBE_BYTES, len(data) // 8)
-    sample = b"".join(view[at : at + _PROBE_BYTES // 4] for at in range(0, len(view), step // 2))
+    sample = b"".join(view[at : at + _PROBE_BYTES // 8] for at in range(0, len(view), step // 2))
     packer: dict[str, Any] = {"id": lzma.FILTER_LZMA2, "preset": 0}
     plain, filtered = (
         len(lzma.compress(sample, format=lzma.FORMAT_RAW, filters=filters))

@@ -40,11 +40,16 @@ def test_a_delta_gives_the_output_and_carries_only_what_is_new() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 3000), st.binary(max_size=40)), max_size=12),
     st.integers(1, 40_000),
+    st.booleans(),
 )
-def test_any_output_comes_back_from_any_base(edits: list[tuple[int, int, bytes]], base_bytes: int) -> None:
+def test_any_output_comes_back_from_any_base(
+    edits: list[tuple[int, int, bytes]], base_bytes: int, thorough: bool
+) -> None:
     base = BASE[:base_bytes]
     output = b"".join(base[at : at + length] + new for at, length, new in edits) or b"\0"
-    assert decode_delta_untrusted(encode_delta(base, output), base, len(output)) == output
+    blob = encode_delta(base, output, thorough=thorough)
+    assert decode_delta_untrusted(blob, base, len(output)) == output
+    assert len(blob) <= len(encode_delta(base, output)), "thorough is never larger"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,28 @@ def test_any_output_comes_back_from_any_base(edits: list[tuple[int, int, bytes]]
 )
 def test_the_ends_of_the_range(base: bytes, output: bytes) -> None:
     assert decode_delta_untrusted(encode_delta(base, output), base, len(output)) == output
+
+
+def recompiled(kinds: int = 60, functions: int = 2500) -> tuple[bytes, bytes]:
+    """Functions, and the same when addresses in them have moved: at places, and by amounts, that each kind of function has."""
+    rng = random.Random(1)
+    moves = []
+    for _ in range(kinds):
+        move = bytearray(rng.randrange(60, 300))
+        for at in rng.sample(range(len(move)), len(move) // 20):
+            move[at] = rng.randrange(1, 256)
+        moves.append(bytes(move))
+    moved = b"".join(rng.choices(moves, k=functions))
+    base = rng.randbytes(len(moved))
+    return base, bytes((old + by) & 0xFF for old, by in zip(base, moved, strict=True))
+
+
+def test_a_thorough_delta_finds_changes_that_repeat_with_their_distances() -> None:
+    base, output = recompiled()
+    blob = encode_delta(base, output, thorough=True)
+    assert decode_delta_untrusted(blob, base, len(output)) == output
+    assert len(blob) < 0.75 * len(encode_delta(base, output))
+    assert encode_delta(base, output, thorough=True) == blob, "the same bytes make the same blob"
 
 
 def test_a_delta_of_bytes_that_share_nothing_is_hardly_more_than_them() -> None:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import hdiffpatch
+import zstandard
 
-from pcm_p2p.content.delta.covers import covers_of, longer, patch_with
+from pcm_p2p.content.delta.covers import Cover, covers_of, longer, patch_with
 from pcm_p2p.content.delta.gzip_members import PLAIN_BYTES_MAX
 from pcm_p2p.content.delta.repacking import (
     HEAD_BYTES_MAX,
@@ -40,25 +43,25 @@ _PATCH_OVERHEAD_BYTES_MAX = 1 << 20
 """A patch that shares nothing with its base is its output and a few bytes; more than that is no patch."""
 
 
-def encode_delta(base: bytes, output: bytes) -> bytes:
+def encode_delta(base: bytes, output: bytes, *, thorough: bool = False) -> bytes:
     """The blob that makes ``output`` of ``base``. The same bytes give the same blob with the same libraries.
 
+    ``thorough``: 1 to 14 % smaller on large programs for some ten times the time of compressing, see ``covers``.
     Memory: about nine times the base. Raises ``hdiffpatch.HDiffPatchError`` if the library's own trial fails.
     """
-    return _encode(b"", base, output)
+    return _finished(_draft(b"", base, output), thorough)
 
 
-def encode_smallest_delta(base: bytes, output: bytes, pack: Pack | None) -> bytes:
+def encode_smallest_delta(base: bytes, output: bytes, pack: Pack | None, *, thorough: bool = False) -> bytes:
     """``encode_delta``, or the same with gzip members unpacked if that is smaller: see ``needs_gzip``.
 
     Raises what that raises, and ``CannotPack`` if ``pack`` does.
     """
-    plain = encode_delta(base, output)
-    unpacking = plan_unpacking(base, output, len(plain), pack) if pack is not None else None
-    if unpacking is None:
-        return plain
-    blob = _encode(encode_head(unpacking.head), unpacking.base, unpacking.output)
-    return blob if len(blob) < len(plain) else plain
+    draft = _draft(b"", base, output)
+    if pack is not None and (unpacking := plan_unpacking(base, output, len(draft.blob), pack)):
+        other = _draft(encode_head(unpacking.head), unpacking.base, unpacking.output)
+        draft = min(draft, other, key=lambda one: len(one.blob))
+    return _finished(draft, thorough)
 
 
 def needs_gzip(blob: bytes) -> bool:
@@ -66,23 +69,47 @@ def needs_gzip(blob: bytes) -> bool:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(blob, len(MAGIC)) == MAGIC
 
 
-def _encode(head: bytes, base: bytes, output: bytes) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A blob, and what its patch was made with; no covers where the library's patch is taken as it is."""
+
+    blob: bytes
+    head: bytes
+    base: bytes
+    output: bytes
+    covers: Sequence[Cover] = ()
+
+
+def _draft(head: bytes, base: bytes, output: bytes) -> _Draft:
     stretches = find_stretches(base, output)
     of_base, of_output = rest_of_base(base, stretches), rest_of_output(output, stretches)
     found: bytes = hdiffpatch.diff(of_base, of_output, "none", validate=False)
-    patches = [] if stretches else [found]
-    with contextlib.suppress(
-        ValueError, IndexError
-    ):  # a patch of another version of the library, perhaps: then as it is
+    covers, patches = list[Cover](), dict[bytes, Sequence[Cover]]()
+    # What does not read is a patch of another version of the library, perhaps: then as it is.
+    with contextlib.suppress(ValueError, IndexError):
         covers = with_stretches(covers_of(found, len(of_base), len(of_output)), stretches, len(base), len(output))
         if stretches:
-            patches.append(patch_with(covers, base, output))
+            patches[patch_with(covers, base, output)] = covers
         if (further := longer(covers, base, output)) != covers:
-            patches.append(patch_with(further, base, output))
+            patches[patch_with(further, base, output)] = further
+    if not stretches:
+        patches = {found: covers, **patches}
     # What the library makes of them counts, not what was meant; and how small they are: gaps that compress well are better left
     # alone.
-    blobs = [_packed(head + patch) for patch in dict.fromkeys(patches) if _makes(patch, base, output)]
-    return min(blobs, key=len) if blobs else _packed(head + hdiffpatch.diff(base, output, "none"))
+    working = [patch for patch in patches if _makes(patch, base, output)]
+    if not working:
+        return _Draft(_packed(head + hdiffpatch.diff(base, output, "none")), head, base, output)
+    patch = min(working, key=_size_about) if len(working) > 1 else working[0]
+    return _Draft(_packed(head + patch), head, base, output, patches[patch])
+
+
+def _finished(draft: _Draft, thorough: bool) -> bytes:
+    if not thorough or not draft.covers:
+        return draft.blob
+    patch = patch_with(draft.covers, draft.base, draft.output, spread=True)
+    if not _makes(patch, draft.base, draft.output):
+        return draft.blob
+    return min(draft.blob, _packed(draft.head + patch), key=len)
 
 
 def _makes(patch: bytes, base: bytes, output: bytes) -> bool:
@@ -90,6 +117,11 @@ def _makes(patch: bytes, base: bytes, output: bytes) -> bool:
         return bool(hdiffpatch.apply(base, patch) == output)
     except hdiffpatch.HDiffPatchError:
         return False
+
+
+def _size_about(patch: bytes) -> int:
+    """To tell which of two is the smaller one. Measured on 27 runs: 0.05 % more bytes than packing both, in half the time."""
+    return len(zstandard.ZstdCompressor(level=3).compress(patch))
 
 
 def _packed(content: bytes) -> bytes:

@@ -8,6 +8,12 @@ anew, in the same format, for the same library to apply.
 
 Measured, parts of 4 … 8 MiB, bytes of the compressed patch: libreoffice 0.55 and 1.003, qemu-system-x86 0.76, 0.78 and 0.96 of
 what they were, for 45 … 80 ms of a core a megabyte.
+
+The differences are mostly zeros, and how these are written decides how well the patch compresses. As runs, which is what the
+library does, the patch is short, and quickly compressed. *Spread*, with zeros between the others as they are, what repeats
+stands in one place with the distances between its parts, and a compressor that searches long enough finds it: runs of 16 MiB
+of qemu 449 to 420 kB, of libreoffice 607 to 565 and 158 to 136, of postgresql 1.17 to 1.15 MB, for eight to ten times the time
+of compressing. Applying it is two to three times as fast. Very small deltas lose by it.
 """
 
 from __future__ import annotations
@@ -27,6 +33,9 @@ _ALIKE_PERCENT = 35
 _STEP_BYTES = 64 << 10
 _ZEROS, _ONES, _LITERAL = 0, 1, 3
 _RUN = re.compile(rb"(\0+)|(\xff+)|[^\0\xff]+")
+SPREAD_ZEROS_MIN = 1024
+"""Measured: from 256 deltas of qemu and libreoffice have 0.5 to 0.7 % more bytes; above, no fewer, and the patch gets longer."""
+_SPREAD_ZEROS = re.compile(rb"\0{%d,}" % SPREAD_ZEROS_MIN)
 _KINDS = {1: _ZEROS, 2: _ONES, None: _LITERAL}
 _SHORT = 32
 _HEAD_NUMBERS = 11
@@ -125,8 +134,11 @@ def _score(output: bytes, base: bytes, begin: int, end: int, shift: int) -> int:
     return 100 * alike - _ALIKE_PERCENT * (end - begin)
 
 
-def patch_with(covers: Sequence[Cover], base: bytes, output: bytes) -> bytes:
-    """The patch with these covers, which lie in order in the output and not over each other."""
+def patch_with(covers: Sequence[Cover], base: bytes, output: bytes, *, spread: bool = False) -> bytes:
+    """The patch with these covers, which lie in order in the output and not over each other.
+
+    ``spread``: with zeros between differences as they are, see above.
+    """
     head, gaps, differences = list[bytes](), list[bytes](), bytearray(len(output))
     end_base = end_output = 0
     for cover in covers:
@@ -145,7 +157,8 @@ def patch_with(covers: Sequence[Cover], base: bytes, output: bytes) -> bytes:
             if ours != its:
                 differences[begin : begin + step] = _difference(ours, its)
     gaps.append(output[end_output:])
-    parts = (b"".join(head), *_runs(bytes(differences)), b"".join(gaps))
+    runs = (_spread_runs if spread else _runs)(bytes(differences))
+    parts = (b"".join(head), *runs, b"".join(gaps))
     # Behind the size of each part stands the one that it would have compressed.
     numbers = [len(output), len(base), len(covers), *(number for part in parts[:-1] for number in (len(part), 0))]
     return MAGIC + b"".join(map(_encoded_number, (*numbers, len(parts[-1]), 0))) + b"".join(parts)
@@ -171,3 +184,17 @@ def _runs(data: bytes) -> tuple[bytes, bytes]:
         if kind == _LITERAL:
             values += match.group()
     return bytes(lengths), bytes(values)
+
+
+def _spread_runs(data: bytes) -> tuple[bytes, bytes]:
+    """``_runs`` in which only long runs of zeros are told from the rest."""
+    lengths, values, end = list[bytes](), list[bytes](), 0
+    for match in (*_SPREAD_ZEROS.finditer(data), None):
+        begin = match.start() if match else len(data)
+        if begin > end:
+            lengths.append(_encoded_number(begin - end - 1, _LITERAL, 2))
+            values.append(data[end:begin])
+        if match:
+            end = match.end()
+            lengths.append(_encoded_number(end - begin - 1, _ZEROS, 2))
+    return b"".join(lengths), b"".join(values)

@@ -31,7 +31,7 @@ from pcm_p2p.content.decoding.gzip_program import Gzip
 from pcm_p2p.content.delta.blob import decode_delta_untrusted, encode_smallest_delta, needs_gzip
 from pcm_p2p.content.delta.repacking import CannotPack
 from pcm_p2p.content.publishing.workplace import blob_path, storage_error
-from pcm_p2p.content.segment import decode_full_untrusted, encode_joined
+from pcm_p2p.content.segment import LEVEL_THOROUGH, decode_full_untrusted, encode_joined
 from pcm_p2p.errors import DiskFull, InputError, PcmError, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, SegmentId
 
@@ -141,8 +141,9 @@ def _make(job: Job, workspace: bytearray) -> Made:
 def _make_delta(job: Job, workspace: bytearray) -> Made:
     base = bytes(_read(job, job.base, workspace))
     output = bytes(_read(job, job.pieces, workspace))
-    blob = _delta_that_works(base, output, Gzip(job.gzip)) if job.gzip else b""
-    blob = blob or _delta_that_works(base, output, None)
+    thorough = job.level >= LEVEL_THOROUGH
+    blob = _delta_that_works(base, output, Gzip(job.gzip), thorough) if job.gzip else b""
+    blob = blob or _delta_that_works(base, output, None, thorough)
     if not blob:
         # The full segment does as well: a run that the library cannot patch costs bytes, not the release.
         return Made(job.number, b"", len(output))
@@ -155,10 +156,10 @@ def _make_delta(job: Job, workspace: bytearray) -> Made:
     return Made(job.number, bytes(segment), len(blob), str(temporary), needs_gzip(blob))
 
 
-def _delta_that_works(base: bytes, output: bytes, gzip: Gzip | None) -> bytes:
+def _delta_that_works(base: bytes, output: bytes, gzip: Gzip | None, thorough: bool) -> bytes:
     """The blob, tried as a device does; empty if there is none."""
     try:
-        blob = encode_smallest_delta(base, output, gzip.packer() if gzip else None)
+        blob = encode_smallest_delta(base, output, gzip.packer() if gzip else None, thorough=thorough)
         good = decode_delta_untrusted(blob, base, len(output), gzip.packer() if gzip else None) == output
     except (hdiffpatch.HDiffPatchError, CannotPack, UntrustedBytes):
         return b""
