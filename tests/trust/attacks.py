@@ -367,6 +367,20 @@ ATTACKS: tuple[Attack, ...] = (
         "authority/test_delegated_publishing.py::test_killed_while_something_is_halted_or_lifted_no_device_sees_a_halt_go_by_itself",
         "authority/test_delegated_publishing.py::test_killed_while_a_site_is_published_the_tree_is_whole",
         "authority/test_publish.py::test_killed_at_any_step_the_tree_verifies_and_publishing_completes_it")),
+    Attack("10.47", "an older, altered or foreign floor for a site that acts alone", "carrier", "refused; what is held stays", (
+        "daemon/test_site_floor.py::test_a_tree_that_was_rolled_back_loosens_nothing",
+        "daemon/test_site_floor.py::test_a_thief_of_the_online_keys_brings_no_older_words_back",
+        "daemon/test_site_floor.py::test_a_fleet_with_the_same_id_and_other_keys_is_not_taken_for_this_one",
+        "authority/test_fleet_floor.py::test_nothing_of_a_floor_can_be_altered_unseen",
+        "authority/test_fleet_floor.py::test_documents_of_two_moments_make_no_floor",
+        "authority/test_held_floor.py::test_killed_while_a_floor_is_taken_over_the_old_one_or_the_new_one_is_held")),
+    Attack("10.48", "a policy slipped into the proposal of a site that acts alone", "one authority",
+        "refused in signing, in publishing and by devices", (
+        "authority/test_held_floor.py::test_a_policy_slipped_into_the_proposal_by_hand_is_refused_by_signing",
+        "authority/test_held_floor.py::test_what_was_signed_before_the_fleet_said_less_is_not_published",
+        "authority/test_carried_floor.py::test_what_a_heedless_tool_signed_elsewhere_is_not_published",
+        "authority/test_carried_floor.py::test_a_floor_that_was_exchanged_on_the_way_is_seen",
+        "daemon/test_site_alone.py::test_from_a_web_server_of_the_office_and_a_policy_that_loosens_is_set_aside_and_said")),
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ FAMILIES = (
     ),
     *("md5", "junk"),
 )
-PRODUCT = tuple(f"10.{number}" for number in range(1, 47))
+PRODUCT = tuple(f"10.{number}" for number in range(1, 49))
 MARKER = "<!-- attacks -->"
 
 
