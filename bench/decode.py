@@ -1,7 +1,7 @@
 """How fast a device decodes deltas, and what share of decoding without a process of its own that is.
 
 For each pair OLD NEW of stored forms, one run of 16 MiB of NEW is made a delta from the same place in OLD with 4 MiB on either
-side, in a store on disk. Then the run is decoded from the store into another one: by the worker process, by the same code in
+side, in a store on disk, as level 19 makes it. Then the run is decoded from the store into another one: by the worker process, by the same code in
 this process, and by the decoder alone (unpack and apply, bytes to bytes), which is the ceiling that the patch itself sets.
 Figures are MB of output a second of wall time (the best of ``--runs``) and of CPU time of both processes (the mean); the ratio
 is that of CPU time, which other work on the machine does not spoil. A full segment of the same run is there to compare.
@@ -71,7 +71,7 @@ def run_of(name: str, old: bytes, new: bytes, folder: Path) -> Run:
         {chunk.id: chunk for chunk in cut(old[max(0, at - MARGIN_BYTES) : at + RUN_BYTES + MARGIN_BYTES])}.values()
     )
     base, chunks = b"".join(chunk.data for chunk in aids), cut(output)
-    blobs = (encode_full([output], 19), encode_delta(base, output))
+    blobs = (encode_full([output], 19), encode_delta(base, output, thorough=True))
     folder.mkdir()
     for index, blob in enumerate(blobs):
         (folder / str(index)).write_bytes(blob)
