@@ -1,8 +1,9 @@
 """How fast a device decodes deltas, and what share of decoding without a process of its own that is.
 
-For each pair OLD NEW of stored forms, one run of 16 MiB of NEW is made a delta from the same place in OLD with 4 MiB on either
-side, in a store on disk, as level 19 makes it. Then the run is decoded from the store into another one: by the worker process, by the same code in
-this process, and by the decoder alone (unpack and apply, bytes to bytes), which is the ceiling that the patch itself sets.
+For each pair OLD NEW of stored forms, one run of 16 MiB of NEW is made a delta, as level 19 makes it, from the same place in OLD
+with 4 MiB on either side, in a store on disk. Then the run is decoded from the store into another one: by the worker process, by
+the same code in this process, and by the decoder alone (unpack and apply, bytes to bytes), which is the ceiling that the patch
+itself sets.
 Figures are MB of output a second of wall time (the best of ``--runs``) and of CPU time of both processes (the mean); the ratio
 is that of CPU time, which other work on the machine does not spoil. A full segment of the same run is there to compare.
 
