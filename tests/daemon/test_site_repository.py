@@ -18,7 +18,7 @@ import pytest
 import trio
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]
 
-from pcm_p2p.authority import halting
+from pcm_p2p.authority import halting, site_policy
 from pcm_p2p.authority.keys import keyfile
 from pcm_p2p.authority.keys.signing_key import open_signing_key
 from pcm_p2p.authority.people.founders import Founders
@@ -460,11 +460,13 @@ async def test_the_freshness_of_the_site_is_its_own(world: World) -> None:
         assert [one.version for one in device.site.policies()] == [2], "what was said stands"
 
 
-async def test_whatever_else_a_site_signs_is_not_heard(world: World) -> None:
+async def test_whatever_else_a_site_signs_is_not_heard(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """research/trust.md 10.15: a site that signs the fleet's paths."""
     site = world.found()
     world.lists(signed_root(site.folder))
-    (site.folder.path / NAME).unlink()  # its folder would refuse to stage this
+    # Its folder would refuse to stage this, and to sign it.
+    (site.folder.path / NAME).unlink()
+    monkeypatch.setattr(site_policy, "acts_alone", lambda _: False)
     site.folder.stage_file("fleet/activation.toml", b'schema = "pcm.activation/1"\nscope = "all"\n')
     site.folder.stage_file("fleet/allowances.toml", b'schema = "pcm.allowances/1"\n[default]\n')
     site.folder.stage_file("identity/deny.json", b"{}")
