@@ -95,6 +95,7 @@ def applied(state: Path) -> bool:
 
 def measure(folder: Path, size_bytes: int, idle_s: float) -> dict[str, object]:
     passphrase = folder / "passphrase"
+    passphrase.touch(0o600)
     passphrase.write_text("bench\n")
     secret = ("--passphrase-file", passphrase)
     fleet, origin = folder / "fleet", folder / "origin"

@@ -112,6 +112,7 @@ class Office:
 
     def prepare(self) -> None:
         """Two published trees, the first with the old version only, and the devices enrolled."""
+        self.secret[1].touch(0o600)
         self.secret[1].write_text("bench\n")
         pcm("fleet", "init", self.fleet, "--name", "bench", "--kdf", "interactive", *self.secret)
         pcm("fleet", "activate", "--fleet", self.fleet, "--all")
