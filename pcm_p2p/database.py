@@ -41,6 +41,9 @@ BUSY_TIMEOUT_MS = 5_000
 CHECKED_SIZE_BYTES_MAX = 64 << 20
 """Choice: about half a second of ``quick_check``; a device's file stays far below, a collector's archive does not."""
 
+_ITERATION_ROWS = 64
+"""The library's own default: so many rows are fetched at once where a cursor is iterated."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -152,9 +155,20 @@ async def _close(sidecar: Sidecar, connection: aiosqlite.Connection) -> None:
 
 
 async def _connect(path: Path, read_only: bool) -> aiosqlite.Connection:
-    address = _address(path, read_only)
-    connection = await aiosqlite.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1_000)
+    address, failed = _address(path, read_only), list[sqlite3.Error]()
+
+    def connector() -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1_000)
+        except sqlite3.Error as error:
+            # A connector that raises leaves its thread to itself, which then answers to a loop that may be closed by then.
+            failed.append(error)
+            return sqlite3.connect(":memory:")
+
+    connection = await aiosqlite.Connection(connector, _ITERATION_ROWS)
     try:
+        if failed:
+            raise failed[0]
         connection.row_factory = sqlite3.Row
         if not read_only:
             await connection.execute("PRAGMA journal_mode=WAL")
