@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from itertools import product
 
 import pytest
-from floors import Fleet, floor
+from floors import EVERYTHING, Fleet, floor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,20 +34,8 @@ from pcm_p2p.policy.selector import DeviceFacts, Selector
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DEVICE = DeviceFacts(DeviceId(bytes(16)), "berlin", ("canary",))
 ACTIVE = decode_activation(b'schema = "pcm.activation/1"\nscope = "all"\nnot_before = 2026-01-01T00:00:00Z\n')
-WIDE = b"""
-schema = "pcm.allowances/1"
-[default]
-modes = ["observe", "notify", "enforce"]
-releases = ["*"]
-resources = ["package", "archive", "file", "service"]
-paths = ["/"]
-services = ["*"]
-checks = ["package", "file", "file_content", "sysctl", "service", "mount"]
-remediate = true
-transfer_min = { wan_in_bytes_per_s = 1000, lan_in_bytes_per_s = 1000, lan_out_bytes_per_s = 1000 }
-"""
-ANYTHING = decode_allowances(WIDE)
-GOING_ON = decode_allowances(WIDE.replace(b"remediate = true", b"remediate = true\nwhen_frozen = true"))
+ANYTHING = decode_allowances(EVERYTHING)
+GOING_ON = decode_allowances(EVERYTHING.replace(b"remediate = true", b"remediate = true\nwhen_frozen = true"))
 
 
 def document(name: str, text: str = "", *, mode: str = "enforce", version: int = 1) -> bytes:
@@ -421,7 +409,7 @@ def test_what_the_folder_of_a_site_takes_no_device_sets_aside_and_what_it_refuse
 ) -> None:
     """The tool judges by the floor that it holds, in signed bytes; a device weighs the same documents. (Where a device has two
     labels, each of which one policy names, the tool leaves it to that device.)"""
-    signed = NARROW if narrow else WIDE
+    signed = NARROW if narrow else EVERYTHING
     allowances, said = decode_allowances(signed), Fleet().says(fleet, allowances=signed, of_role=role)
     refused = floor(said).set_aside({f"policies/{name}.toml": data for name, data in own.items()})
     refused_ids = {path.removeprefix("policies/").removesuffix(".toml") for path in refused}

@@ -12,8 +12,8 @@ what they were, for 45 … 80 ms of a core a megabyte.
 The differences are mostly zeros, and how these are written decides how well the patch compresses. As runs, which is what the
 library does, the patch is short, and quickly compressed. *Spread*, with zeros between the others as they are, what repeats
 stands in one place with the distances between its parts, and a compressor that searches long enough finds it: runs of 16 MiB
-of qemu 449 to 420 kB, of libreoffice 607 to 565 and 158 to 136, of postgresql 1.17 to 1.15 MB, for eight to ten times the time
-of compressing. Applying it is two to three times as fast. Very small deltas lose by it.
+of qemu 449 to 420 kB, of libreoffice 607 to 565 and 158 to 136, of postgresql 1.17 to 1.15 MB, for seven to thirteen
+times the time of compressing. Applying it is two to three times as fast. Very small deltas lose by it.
 """
 
 from __future__ import annotations
