@@ -55,7 +55,7 @@ SHELLS_OF_OTHERS = {
 }
 
 CORES = {
-    *("content.chunk", "content.manifest", "content.pieces", "content.segment"),
+    *("content.chunk", "content.manifest", "content.pieces", "content.segment", "content.xz_packing"),
     *("content.delta.blob", "content.delta.covers", "content.delta.gzip_members", "content.delta.repacking"),
     *("content.delta.stretches", "content.decoding.job", "content.forms.member", "content.keeping.inventory"),
     *("content.publishing.chunker", "content.publishing.deltas", "content.publishing.matching"),

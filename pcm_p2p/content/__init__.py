@@ -35,6 +35,7 @@ module         kind   what it holds
 manifest       noun   the signed description of a release, and every invariant that arithmetic can check
 chunk          noun   a chunk and its sealed form
 segment        core   which chunks go together; segment blobs, both ways
+xz_packing     core   how full segments are packed, by level and by what the data is like
 pieces         core   a stored form as bytes and installed files; the layout that says so, both ways
 =============  =====  ====================================================================================================
 

@@ -4,60 +4,29 @@ A blob holds the chunks of its run, joined, as one zstd frame or one xz stream; 
 against the sum of the chunk sizes in the manifest, which bounds the output before a byte of it is kept.
 
 Why two: xz is slower to unpack (20 … 50 MB/s of output against some hundred) and a weak link does not notice. Over nine Debian
-packages zstd 19 gave 105 … 111 % of the package as delivered, xz 6 96 … 101 %, and with its filter for x86 code 89 … 99 %
-where that helps, at about the speed of zstd 19 (``bench/delta.py``).
-
-What xz is told, by level. Bytes and CPU time in shares of preset 6, over a run of 16 MiB each of libreoffice, mariadb and
-libpython3.11-stdlib with the filter; of zstd a run of libreoffice and one of postgresql:
-
-========================  ============  =========  =======================================
-xz                        bytes         CPU time   level
-========================  ============  =========  =======================================
-preset 9, all effort      99.97 %       1.2        22: a dictionary beyond the run is of no use, nor is effort
-preset 6                  100 %         1          19 … 21, the default
-preset 5                  100.2 … 101   0.9 … 1.1
-preset 6, nice 48, 12     101 … 102     0.9 … 1.1
-preset 6, nice 32, 8      102 … 104     0.7 … 1    17 and 18
-preset 4                  102 … 106     0.8 … 1
-preset 6, HC4, 32, 8      101 … 108     0.5        15 and 16
-preset 6, HC4, 32, 4      102 … 110     0.4
-preset 3                  107 … 109     0.4 … 0.8
-preset 1                  107 … 116     0.3        13 and 14; 101 … 114 % of packages as delivered
-zstd 19, 16, 12           108 … 124     1, .6, .1  as xz is better from 13 on, zstd serves up to 12
-========================  ============  =========  =======================================
+packages zstd 19 gave 105 … 111 % of the package as delivered, xz 89 … 101 % (``xz_packing``).
 """
 
 from __future__ import annotations
 
 import lzma
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import zstandard
 
 from pcm_p2p.content.chunk import Chunk, unpack_frame_untrusted
 from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX
+from pcm_p2p.content.xz_packing import LEVEL_XZ, xz_stream
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
 LEVEL_STORED = 0
 """The level at which nothing is compressed: for files that do not get smaller, and to measure everything else."""
-LEVEL_XZ = 13
-"""From here on blobs are xz streams, below they are zstd frames of that level."""
 LEVEL_THOROUGH = 17
 """From here on deltas are made as small as they get, below as quickly as possible: ``delta.blob``."""
-_XZ_OPTIONS: tuple[tuple[int, dict[str, int]], ...] = (
-    (22, {"preset": 9 | lzma.PRESET_EXTREME}),
-    (19, {"preset": 6}),
-    (17, {"preset": 6, "nice_len": 32, "depth": 8}),
-    (15, {"preset": 6, "mf": lzma.MF_HC4, "nice_len": 32, "depth": 8}),
-    (LEVEL_XZ, {"preset": 1}),
-)
-"""What the packer is told from which level on: see the table above."""
 XZ_MAGIC = b"\xfd7zXZ\0"
 XZ_MEMORY_BYTES_MAX = 96 << 20
 """What unpacking may take: a dictionary of 16 MiB needs 17."""
-_PROBE_BYTES = 1 << 20
 _MAGIC = 0xFD2FB528
 _BLOCK_SIZE_BYTES_MAX = 128 << 10
 """RFC 8878, 3.1.1.2.4."""
@@ -93,28 +62,8 @@ def encode_joined(data: bytes | memoryview, level: int) -> bytes:
     if level == LEVEL_STORED:
         return _stored_frame(data)
     if level >= LEVEL_XZ:
-        return _xz_stream(data, level)
+        return xz_stream(data, level)
     return zstandard.ZstdCompressor(level=level).compress(data)
-
-
-def _xz_stream(data: bytes | memoryview, level: int) -> bytes:
-    options = next(options for least, options in _XZ_OPTIONS if level >= least)
-    packer: dict[str, Any] = {"id": lzma.FILTER_LZMA2, **options, "dict_size": SEGMENT_OUTPUT_BYTES_MAX}
-    filters = [{"id": lzma.FILTER_X86}, packer] if _has_x86_code(data) else [packer]
-    # No check of its own: the blob is named by its hash, and so is every chunk in it.
-    return lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters)
-
-
-def _has_x86_code(data: bytes | memoryview) -> bool:
-    """Whether the filter for x86 code makes ``data`` smaller: tried on an eighth of it, at a level that costs little."""
-    view, step = memoryview(data), max(_PROBE_BYTES, len(data) // 8)
-    sample = b"".join(view[at : at + _PROBE_BYTES // 8] for at in range(0, len(view), step // 2))
-    packer: dict[str, Any] = {"id": lzma.FILTER_LZMA2, "preset": 0}
-    plain, filtered = (
-        len(lzma.compress(sample, format=lzma.FORMAT_RAW, filters=filters))
-        for filters in ([packer], [{"id": lzma.FILTER_X86}, packer])
-    )
-    return filtered < plain
 
 
 def _stored_frame(data: bytes | memoryview) -> bytes:

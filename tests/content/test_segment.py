@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from pcm_p2p.content.chunk import Chunk
 from pcm_p2p.content.manifest import CHUNK_SIZE_BYTES_MAX, SEGMENT_OUTPUT_BYTES_MAX, SEGMENT_OVERHEAD_BYTES_MAX
 from pcm_p2p.content.segment import (
-    LEVEL_XZ,
     XZ_MAGIC,
     decode_full_untrusted,
     encode_full,
     plan_runs,
     unpack_blob_untrusted,
 )
+from pcm_p2p.content.xz_packing import LEVEL_XZ
 from pcm_p2p.errors import UntrustedBytes
 from pcm_p2p.ids import ChunkId
 
@@ -56,33 +56,6 @@ def test_a_segment_gives_back_its_chunks(level: int) -> None:
     assert blob == encode_full((chunk.data for chunk in chunks), level), "the same chunks make the same blob"
     assert blob.startswith(XZ_MAGIC) == (level >= LEVEL_XZ)
     assert _decode(blob, chunks) == chunks
-
-
-def test_a_higher_level_is_never_larger_on_what_compresses() -> None:
-    data = text(600_000)
-    steps = [len(encode_full([data], level)) for level in (3, LEVEL_XZ - 1, LEVEL_XZ, 15, 17, 19)]
-    assert steps == sorted(steps, reverse=True), "and where zstd ends xz begins with less"
-    assert steps[2] < steps[1]
-    assert encode_full([data], 14) == encode_full([data], LEVEL_XZ)
-    assert encode_full([data], 16) == encode_full([data], 15)
-    assert encode_full([data], 21) == encode_full([data], 19)
-
-
-def test_segments_of_code_are_filtered_and_others_not() -> None:
-    """The filter pays where calls reach the same function from many places, and costs where there is no code."""
-    rng = random.Random(7)
-    targets, code = [rng.randrange(1 << 24) for _ in range(200)], bytearray()
-    while len(code) < 400_000:
-        code += rng.randbytes(3) + b"\xe8"
-        code += ((rng.choice(targets) - len(code) - 4) % (1 << 32)).to_bytes(4, "little")
-    for data, filtered in ((bytes(code), True), (text(400_000), False), (noise(400_000), False), (b"\0" * 9, False)):
-        blob = encode_full([data], 19)
-        filters = [{"id": lzma.FILTER_X86}] if filtered else []
-        packer = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": SEGMENT_OUTPUT_BYTES_MAX}
-        assert blob == lzma.compress(data, check=lzma.CHECK_NONE, filters=[*filters, packer])
-        assert unpack_blob_untrusted(blob, len(data)) == data
-    plain = lzma.compress(bytes(code), check=lzma.CHECK_NONE, preset=6)
-    assert len(encode_full([bytes(code)], 19)) < 0.9 * len(plain)
 
 
 @pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 256 << 10])
@@ -197,6 +170,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 from pcm_p2p.content.segment import unpack_blob_untrusted
+from pcm_p2p.content.xz_packing import LEVEL_XZ
 from pcm_p2p.errors import UntrustedBytes
 def peak():
     return next(int(line.split()[1]) >> 10 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)

@@ -50,7 +50,7 @@ def encode_delta(base: bytes, output: bytes, *, thorough: bool = False) -> bytes
     Memory: about nine times the base; thorough, also twelve times the output. Raises ``hdiffpatch.HDiffPatchError`` if the
     library's own trial fails.
     """
-    return _finished(_draft(b"", base, output), thorough)
+    return _finished(_draft(b"", base, output, thorough), thorough)
 
 
 def encode_smallest_delta(base: bytes, output: bytes, pack: Pack | None, *, thorough: bool = False) -> bytes:
@@ -58,9 +58,9 @@ def encode_smallest_delta(base: bytes, output: bytes, pack: Pack | None, *, thor
 
     Raises what that raises, and ``CannotPack`` if ``pack`` does.
     """
-    draft = _draft(b"", base, output)
+    draft = _draft(b"", base, output, thorough)
     if pack is not None and (unpacking := plan_unpacking(base, output, len(draft.blob), pack)):
-        other = _draft(encode_head(unpacking.head), unpacking.base, unpacking.output)
+        other = _draft(encode_head(unpacking.head), unpacking.base, unpacking.output, thorough)
         draft = min(draft, other, key=lambda one: len(one.blob))
     return _finished(draft, thorough)
 
@@ -81,7 +81,7 @@ class _Draft:
     covers: Sequence[Cover] = ()
 
 
-def _draft(head: bytes, base: bytes, output: bytes) -> _Draft:
+def _draft(head: bytes, base: bytes, output: bytes, thorough: bool) -> _Draft:
     stretches = find_stretches(base, output)
     of_base, of_output = rest_of_base(base, stretches), rest_of_output(output, stretches)
     found: bytes = hdiffpatch.diff(of_base, of_output, "none", validate=False)
@@ -89,9 +89,10 @@ def _draft(head: bytes, base: bytes, output: bytes) -> _Draft:
     # What does not read is a patch of another version of the library, perhaps: then as it is.
     with contextlib.suppress(ValueError, IndexError):
         covers = with_stretches(covers_of(found, len(of_base), len(of_output)), stretches, len(base), len(output))
-        if stretches:
+        further = longer(covers, base, output)
+        if stretches and (thorough or further == covers):
             patches[patch_with(covers, base, output)] = covers
-        if (further := longer(covers, base, output)) != covers:
+        if further != covers:
             patches[patch_with(further, base, output)] = further
     if not stretches:
         patches = {found: covers, **patches}

@@ -35,7 +35,7 @@ from pcm_p2p.content.manifest import SEGMENT_OUTPUT_BYTES_MAX, SEGMENT_OVERHEAD_
 from pcm_p2p.errors import DiskFull, StorageError, UntrustedBytes
 from pcm_p2p.ids import ChunkId, SegmentId
 
-_RECIPE = b"pcm segment recipe 7"
+_RECIPE = b"pcm segment recipe 8"
 _LARGE = b"too large"
 
 
