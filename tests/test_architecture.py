@@ -26,6 +26,9 @@ NOUNS = {"errors", "ids", "toml_document", "durable", "lock_file", "private_file
 PLATFORM = {"sidecar", "database"}
 """Shells that every shell may use."""
 
+ENTRY = "__main__"
+"""``python -m pcm_p2p``: starts the application of ``cli`` and knows nothing else."""
+
 KNOWS: dict[str, set[str]] = {
     # A room and the rooms whose cores it may use. Not named: it knows the nouns only.
     "content": set(),
@@ -206,13 +209,16 @@ def refuse(faults: list[str]) -> None:
 def test_every_room_has_its_place() -> None:
     assert {*KNOWS, *ABOVE} == set(ROOMS), "a room is missing in KNOWS (what may it know?), or is listed and gone"
     loose = {each.name for each in MODULES if "." not in each.name and each.path.name != "__init__.py"}
-    assert loose == NOUNS | PLATFORM, (
+    assert loose == NOUNS | PLATFORM | {ENTRY}, (
         "a module beside the rooms is a noun for everyone or part of the platform; say which"
     )
 
 
 @named
 def test_imports_point_downwards(module: Module) -> None:
+    if module.name == ENTRY:
+        assert [name for _, name in module.own_imports()] == ["cli.main"]
+        return
     if module.room in ABOVE:
         allowed_above = {"cli": ABOVE, "daemon": {"daemon"}}[module.room]
         refuse(

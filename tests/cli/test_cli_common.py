@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,10 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(cli: Command, fleet: P
 
 def test_version_and_no_arguments(cli: Command) -> None:
     assert cli("--version").out == f"pcm-p2p {__version__}\n"
+    by_module = subprocess.run(
+        [sys.executable, "-m", "pcm_p2p", "--version"], capture_output=True, text=True, check=True
+    )
+    assert by_module.stdout == cli("--version").out
     assert "Usage: pcm-p2p" in "".join((cli().out, cli().err))
 
 
