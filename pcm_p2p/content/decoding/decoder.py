@@ -3,9 +3,10 @@
 Nothing lies in between: base chunks go through a pipe as they are read from the store, the output comes back through another
 and is verified and handed over chunk by chunk. The daemon holds one chunk; the worker holds everything, and dies alone.
 
-Measured (``bench/decode.py``; store to store, a run of 16 MiB from a base of 24, CPU time of both processes on a busy machine of
-two shared cores): 92 MB of output a second of a core where the patch is small (openjdk), 56 and 44 where unpacking it is most of
-the work (libreoffice, postgresql); full segments 23 … 42. That is 0.7 … 0.95 of the same work without a process. Starting the
+Measured (``bench/decode.py``; store to store, a run of 16 MiB from a base of 24, CPU time of both processes): 89 … 100 MB of
+output a second of a core where the patch is small (openjdk), 70 where unpacking it is more of the work (libreoffice); full
+segments 32 … 47. That is 0.7 … 0.9 of the same work without a process. Of 0.21 s for libreoffice without one, sealing takes
+0.05, unpacking 0.05, opening and joining the base 0.05, the patch 0.015, hashing 0.01, files the rest. Starting the
 process costs 0.2 s, once in a release, of which the daemon waits one or two milliseconds.
 
 Outcomes of ``decode``: chunks; ``BaseMissing``; ``DecodeFailed`` (wrong blob, crash, hang, memory); whatever storing the
@@ -169,6 +170,7 @@ class InlineDecoder:
 
     def __init__(self, *, why_not_gzip: str = "") -> None:
         self._why_not_gzip = why_not_gzip
+        self._gzip: Gzip | None = None
 
     @property
     def why_not_gzip(self) -> str:
@@ -184,7 +186,9 @@ class InlineDecoder:
         except BlobChanged as error:
             raise DecodeFailed(str(error), wrong=False) from None
         try:
-            pack = None if self._why_not_gzip else find_gzip().packer()
+            if not self._why_not_gzip:
+                self._gzip = self._gzip or find_gzip()
+            pack = self._gzip.packer() if self._gzip else None
             output = memoryview(
                 decode_blob_untrusted(segment.kind, blob, given, _output_bytes(segment, manifest), pack)
             )
