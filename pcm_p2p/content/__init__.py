@@ -41,5 +41,5 @@ pieces         core   a stored form as bytes and installed files; the layout tha
 
 Figures (2 shared cores of the development machine; ``bench/ingest.py``, ``assemble.py``, ``decode.py`` and ``delta.py`` measure
 them again): sealing at zstd level 1 runs at 442 MB/s to 42.1 % of a Debian corpus, level 3 at 263 MB/s to 39.5 %, hence level
-1. Over eleven Debian updates deltas took 14.2 % of the packages (manifests included), full segments 89 … 101 %.
+1. Over eleven Debian updates deltas took 13.8 % of the packages (manifests included), full segments 89 … 101 %.
 """
