@@ -10,7 +10,7 @@ The other tools are Debian's (``apt-get install debdelta xdelta3 zsync casync zs
 *ours* is what ``ingest`` makes with the old version as base: for each run of 16 MiB the delta, or the full segment where that is
 smaller, and nothing where no chunk is new; the manifest (which names every chunk and its place) is counted on top, as devices
 fetch it. Publisher time is the whole ingest of the new version: stored form, chunks, full segments and deltas, by two worker
-processes, at ``--level`` (what a level does: ``pcm_p2p/content/segment.py``). Endpoint time is everything from blobs to the
+processes, at ``--level`` (what a level does: ``pcm_p2p/content/xz_packing.py``). Endpoint time is everything from blobs to the
 complete stored form, every chunk verified, by one process. Beside the publisher's rate stands that of xz alone, on 16 MiB of the
 same bytes: a machine that is slow today is slow with both.
 *decoding* is the part of it from blobs to verified chunks; its rate is of what the segments fetched yield.

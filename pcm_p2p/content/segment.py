@@ -52,7 +52,7 @@ def plan_runs(sizes: Sequence[int], output_bytes_max: int = SEGMENT_OUTPUT_BYTES
 def encode_full(chunks: Iterable[bytes], level: int) -> bytes:
     """The blob of these chunks, at ``level`` 1 … 22, or uncompressed at ``LEVEL_STORED``.
 
-    The same chunks at the same level give the same blob with the same libraries (zstd below ``LEVEL_XZ``, liblzma from there).
+    The same chunks at the same level give the same blob with the same libraries (zstd; from ``LEVEL_XZ`` also liblzma).
     """
     return encode_joined(b"".join(chunks), level)
 

@@ -170,7 +170,6 @@ _PEAK = """
 import sys
 from pathlib import Path
 from pcm_p2p.content.segment import unpack_blob_untrusted
-from pcm_p2p.content.xz_packing import LEVEL_XZ
 from pcm_p2p.errors import UntrustedBytes
 def peak():
     return next(int(line.split()[1]) >> 10 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)

@@ -90,6 +90,7 @@ def _draft(head: bytes, base: bytes, output: bytes, thorough: bool) -> _Draft:
     with contextlib.suppress(ValueError, IndexError):
         covers = with_stretches(covers_of(found, len(of_base), len(of_output)), stretches, len(base), len(output))
         further = longer(covers, base, output)
+        # Writing a patch takes half as long as packing it: if it is to be quick, only the one that is most often the smaller.
         if stretches and (thorough or further == covers):
             patches[patch_with(covers, base, output)] = covers
         if further != covers:
